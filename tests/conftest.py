@@ -1,0 +1,142 @@
+"""Fixtures for all tests: seeds, the reference data, fairseq's commands, a tiny parallel corpus."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same random numbers, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """`torch.empty` returns NaN, so that a value which a kernel forgot to write shows."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    mode = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real corpora and reference data that lies beside a developer's clone."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: real corpora and reference data are not part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    """What the original implementation computes; golden/README.md says how it was made."""
+    folder = shared / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: the numbers of the original implementation are not there")
+    return folder
+
+
+FairseqCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def fairseq_cli() -> FairseqCli:
+    """Run a fairseq command as a user does: `fairseq_cli("fairseq-train", *arguments, cwd=folder)`.
+
+    The command's output comes back in `stdout`, with what it wrote to stderr mixed in. A status other than
+    `expect` (None: any) fails the test and shows the output.
+    """
+    return _run_fairseq
+
+
+def _run_fairseq(
+    command: str,
+    *arguments: object,
+    cwd: Path,
+    expect: int | None = 0,
+    stdin: str = "",
+    env: dict[str, str] | None = None,
+    timeout: float = 600,
+) -> subprocess.CompletedProcess[str]:
+    script = Path(sys.executable).parent / command
+    if not script.exists():
+        pytest.fail(f"no {script}; fairseq is not installed beside this Python, run `make install`")
+    done = subprocess.run(
+        [str(script), *map(str, arguments)],
+        cwd=cwd,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **(env or {})},
+        timeout=timeout,
+        check=False,
+    )
+    if expect is not None and done.returncode != expect:
+        pytest.fail(f"{command} ended with status {done.returncode}, not {expect}:\n{done.stdout}")
+    return done
+
+
+def _sentences(count: int, generator: random.Random, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of a sentence and its "translation": every word spelt backwards, in reversed order."""
+    for _ in range(count):
+        source = generator.choices(words, k=generator.randint(3, 9))
+        yield " ".join(source), " ".join(word[::-1] for word in reversed(source))
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with {train,valid,test}.{de,en}: 60, 12 and 12 lines of synthetic words."""
+    folder = tmp_path_factory.mktemp("tiny_corpus")
+    generator = random.Random(1906)
+    words = ["".join(generator.choices("abdeiklmnorstu", k=generator.randint(2, 6))) for _ in range(30)]
+    for split, count in {"train": 60, "valid": 12, "test": 12}.items():
+        pairs = list(_sentences(count, generator, words))
+        for side, language in enumerate(("de", "en")):
+            lines = "".join(pair[side] + "\n" for pair in pairs)
+            (folder / f"{split}.{language}").write_text(lines, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data_bin(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory, fairseq_cli: FairseqCli) -> Path:
+    """`tiny_corpus` as fairseq-preprocess writes it, with one dictionary for both languages."""
+    folder = tmp_path_factory.mktemp("tiny_data_bin")
+    arguments = ["--source-lang=de", "--target-lang=en", "--joined-dictionary", f"--destdir={folder}"]
+    arguments += [f"--{split}pref={split}" for split in ("train", "valid", "test")]
+    fairseq_cli("fairseq-preprocess", *arguments, cwd=tiny_corpus)
+    return folder

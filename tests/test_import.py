@@ -1,0 +1,128 @@
+"""The front door: light, lazy, and registering with fairseq whoever is imported first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import macaron
+
+
+def run_python(code: str, cwd: Path) -> str:
+    """What a fresh interpreter prints, from a folder where only the installed package can be imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_is_light(tmp_path):
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import macaron, macaron.cli\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(new & {'torch', 'numpy', 'fairseq', 'transformers', 'triton', 'sklearn', 'tqdm'}))"
+    )
+    assert run_python(code, tmp_path) == ""
+
+
+def test_import_takes_milliseconds(tmp_path):
+    """Measured 0.3 ms; the bound leaves room for a busy machine and none for torch (2 s)."""
+    code = "import time; t = time.perf_counter(); import macaron; print(time.perf_counter() - t)"
+    assert min(float(run_python(code, tmp_path)) for _ in range(3)) < 0.1
+
+
+@pytest.mark.parametrize("name", macaron.__all__)
+def test_every_public_name_loads(name):
+    assert getattr(macaron, name) is not None
+    assert name in dir(macaron)
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(AttributeError, match=r"no attribute 'Strang'; it has LIE, STRANG, "):
+        _ = macaron.Strang
+
+
+# What a script prints when it asks fairseq for our architecture and then for `--user-dir macaron`.
+LOOK = (
+    "from fairseq.models import MODEL_REGISTRY as m, ARCH_MODEL_REGISTRY as a\n"
+    "print('macaron_tiny' in m or 'macaron_tiny' in a)\n"
+)
+AGAIN = "import argparse, fairseq.utils as u; u.import_user_module(argparse.Namespace(user_dir={user_dir!r}))\n"
+FOLDER = str(Path(macaron.__file__).parent)
+ORDERS = {
+    "macaron first": "import macaron; macaron.register_fairseq()\n",
+    "fairseq between": "import macaron, fairseq; macaron.register_fairseq()\n",
+    "fairseq first": "import fairseq, macaron\n",
+    "fairseq first, a submodule": "import fairseq, macaron.dynamics\n",
+    "fairseq first, the user dir": "import fairseq, macaron.user_dir\n",
+    "the model class": "import macaron; macaron.MacaronModel\n",
+    "twice": "import macaron; macaron.register_fairseq(); macaron.register_fairseq()\n",
+    "through --user-dir": AGAIN.format(user_dir=FOLDER),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_models_are_registered_in_any_order(order, tmp_path):
+    code = ORDERS[order] + LOOK + AGAIN.format(user_dir=FOLDER) + LOOK
+    assert run_python(code, tmp_path).splitlines() == ["True", "True"]
+
+
+def test_folder_and_package_do_not_register_twice(project_root, tmp_path):
+    """`--user-dir user_dir` imports the same files under another name; importing macaron must not clash."""
+    code = AGAIN.format(user_dir=str(project_root / "user_dir")) + LOOK
+    code += "import sys, macaron; macaron.register_fairseq(); print('macaron.user_dir' in sys.modules)"
+    assert run_python(code, tmp_path).splitlines() == ["True", "False"]
+
+
+def test_register_without_fairseq_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['fairseq'] = None\n"
+        "import macaron\n"
+        "try: macaron.register_fairseq()\n"
+        "except ImportError as error: print(error)"
+    )
+    # None in sys.modules is how Python marks a module that must not be found.
+    assert "pip install 'macaron-net[fairseq]'" in run_python(code, tmp_path)
+
+
+def test_register_in_a_clone_that_is_not_installed_says_to_install(project_root, tmp_path):
+    code = (
+        "import sys\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]\n"
+        "sys.path[:] = [p for p in sys.path if 'editable' not in p]\n"
+        f"sys.path.insert(0, {str(project_root)!r})\n"
+        "import macaron\n"
+        "try: macaron.register_fairseq()\n"
+        "except ImportError as error: print(error)"
+    )
+    assert "pip install -e ." in run_python(code, tmp_path)
+
+
+TRAIN = "--arch macaron_tiny --cpu --optimizer adam --lr 1e-3 --max-tokens 200 --max-update 1 --disable-validation"
+
+
+def train_one_update(fairseq_cli, data_bin: Path, user_dir: str, cwd: Path, save_dir: Path) -> None:
+    arguments = [*TRAIN.split(), "--user-dir", user_dir, "--save-dir", save_dir]
+    assert "done training" in fairseq_cli("fairseq-train", data_bin, *arguments, cwd=cwd).stdout
+
+
+@pytest.mark.parametrize("user_dir", ["macaron", "user_dir"])
+def test_fairseq_train_takes_both_folders_from_a_clone(user_dir, project_root, tiny_data_bin, fairseq_cli, tmp_path):
+    train_one_update(fairseq_cli, tiny_data_bin, user_dir, cwd=project_root, save_dir=tmp_path)
+
+
+def test_fairseq_train_takes_the_printed_path_from_anywhere(tiny_data_bin, fairseq_cli, tmp_path):
+    path = run_python("from macaron.cli import main; main(['user-dir'])", tmp_path)
+    train_one_update(fairseq_cli, tiny_data_bin, path, cwd=tmp_path, save_dir=tmp_path)
