@@ -1,0 +1,84 @@
+"""Which implementation of an operation runs: the one place that decides.
+
+`auto` follows the tensor: fused Triton kernels for a CUDA or ROCm tensor where they exist, the plain PyTorch
+reference otherwise. An explicit request, by argument or by the environment variable `MACARON_BACKEND`, is met
+or raises; it is never replaced in silence. The variable speaks of the operations that have a kernel of ours;
+`attention`, which is in front of torch's own, has none.
+"""
+
+import importlib.util
+import os
+from typing import Any
+
+from torch import Tensor
+
+from macaron.ops._triton import DTYPES
+
+BACKENDS = ("auto", "reference", "triton")
+ENVIRONMENT_VARIABLE = "MACARON_BACKEND"
+
+
+def requested_backend(backend: str | None = None) -> str:
+    """The backend asked for: the argument, else the environment variable, else `auto`.
+
+    Raises:
+        ValueError: if the name is not one of `BACKENDS`.
+    """
+    name, source = backend, "backend"
+    if name is None:
+        name, source = os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE
+    if name not in BACKENDS:
+        raise ValueError(f"{source}={name!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+# Looked for once, without importing it: torch.compile traces `triton_installed`.
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def triton_installed() -> bool:
+    return _TRITON_INSTALLED
+
+
+def triton_interpreted() -> bool:
+    """Triton's interpreter runs kernels on the CPU; it must be chosen before the kernels are imported."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def use_triton(
+    op: str, x: Tensor, kernel: Any | None, backend: str | None = None, max_width: int | None = None
+) -> bool:
+    """Whether operation `op` runs its Triton `kernel` on `x`, or the reference.
+
+    Args:
+        op: name of the operation, for messages.
+        x: tensor whose device, dtype and width decide under `auto`.
+        kernel: the fused implementation, or None where the operation has none.
+        backend: `auto`, `reference` or `triton`; None takes the environment variable.
+        max_width: the widest last dimension that the kernel takes; None for any.
+
+    Raises:
+        ValueError: unknown backend name.
+        RuntimeError: `triton` is requested and cannot run, with the reason and the remedy.
+    """
+    name = requested_backend(backend)
+    if name == "reference" or (kernel is None and backend is None):
+        return False
+    fits = x.dtype in DTYPES and (max_width is None or x.size(-1) <= max_width)
+    if name == "auto":
+        return kernel is not None and fits and x.is_cuda and triton_installed()
+    if kernel is None:
+        reason, remedy = "it has no Triton kernel in this version", "use 'auto' or 'reference'"
+    elif not triton_installed():
+        reason, remedy = "triton is not installed", "pip install 'macaron-net[kernels]', or use 'auto'"
+    elif not (x.is_cuda or triton_interpreted()):
+        reason = f"its input is on {x.device}"
+        remedy = "move it to a GPU, use 'auto', or set TRITON_INTERPRET=1 before the import to interpret kernels"
+    elif not fits:
+        reason = f"its input is {x.dtype} of width {x.size(-1)}"
+        remedy = "pass float32, float16 or bfloat16"
+        remedy += "" if max_width is None else f" no wider than {max_width}"
+        remedy += ", or use 'auto'"
+    else:
+        return True
+    raise RuntimeError(f"{op}: backend 'triton' was requested but cannot run: {reason}; {remedy}")

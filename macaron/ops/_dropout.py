@@ -1,0 +1,37 @@
+"""Dropout inside a kernel: the mask is computed from a seed and a position, never stored."""
+
+import torch
+from torch import Tensor
+
+from macaron.ops._triton import jit, tl
+
+
+def draw_seed(x: Tensor) -> Tensor:
+    """() int64 on the device of `x`, from that device's default generator.
+
+    So `torch.manual_seed` reproduces a mask, activation checkpointing replays it, and a CUDA graph draws a new one
+    at every replay.
+    """
+    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=x.device)
+
+
+@jit
+def keep(seed_ptr, row, octet, dropout, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(ROWS, BLOCK) bool, False with probability `dropout`, for columns 8 · octet … 8 · octet + 7 of the rows.
+
+    Philox4x32 with the seed as key and (c // 8, row, 0, 0) as counter yields four words; their halves, low before
+    high, decide on eight neighbouring columns c. No block size enters. Eight, because a thread loads eight entries
+    of half precision at a time: mask and data then lie in the same threads. 7 rounds are the fewest that pass
+    BigCrush (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", table 2).
+
+    Args:
+        seed_ptr: () int64.
+        row: (ROWS, 1) int32.
+        octet: (1, BLOCK / 8) int32.
+        dropout: taken to the nearest multiple of 2⁻¹⁶.
+    """
+    zero = tl.zeros((ROWS, BLOCK // 8), dtype=tl.int32)
+    a, b, c, d = tl.philox(tl.load(seed_ptr), octet + zero, row + zero, zero, zero, 7)
+    words = tl.join(tl.join(a, c), tl.join(b, d))  # a b c d
+    halves = tl.join(words & 0xFFFF, words >> 16).reshape(ROWS, BLOCK)
+    return halves >= tl.full((1, 1), dropout * 65536.0 + 0.5, tl.float32).to(tl.uint32)
