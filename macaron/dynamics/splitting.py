@@ -1,0 +1,131 @@
+"""Operator splittings: how one layer divides its time step among the flows that act on the particles.
+
+A sentence is a system of n particles x_i(t) in R^C, and depth is time:
+
+    dx_i/dt = F(x_i, [x_1 … x_n], t) + G(x_i, t)
+
+F lets particles interact (attention), G carries each one along by itself (FFN). A splitting advances them in turn.
+
+    Lie–Trotter      F for Δt, then G for Δt                    the Transformer layer
+    Strang–Marchuk   G for ½Δt, F for Δt, G for ½Δt             the Macaron layer (arXiv:1906.02762)
+
+`Splitting.order` is the order of the scheme when every flow is solved exactly. With one Euler sub-step per flow,
+as in any residual network, every scheme is of first order.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+FFN = "ffn"
+SELF_ATTENTION = "self_attention"
+CROSS_ATTENTION = "cross_attention"
+FLOWS = (FFN, SELF_ATTENTION, CROSS_ATTENTION)
+
+
+@dataclass(frozen=True)
+class Substep:
+    """One flow, followed for `share` of the layer's time step Δt (dimensionless, in (0, 1])."""
+
+    flow: str
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.flow not in FLOWS:
+            raise ValueError(f"Substep: flow={self.flow!r} is unknown; choose one of {', '.join(FLOWS)}")
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"Substep: share={self.share} of {self.flow!r} must lie in (0, 1], in units of Δt")
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """The substeps of one layer, in the order in which they are taken.
+
+    Every flow that takes part must be followed for the whole Δt in total, or the scheme would integrate another
+    equation.
+
+    Args:
+        name: how `--splitting` and messages call it.
+        substeps: at least one.
+
+    Raises:
+        ValueError: no substep, or shares of a flow that do not add up to 1.
+    """
+
+    name: str
+    substeps: tuple[Substep, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "substeps", tuple(self.substeps))
+        if not self.substeps:
+            raise ValueError(f"Splitting {self.name!r} has no substeps; give at least one Substep(flow, share)")
+        for flow in self.flows:
+            total = sum(s.share for s in self.substeps if s.flow == flow)
+            if abs(total - 1.0) > 1e-9:
+                raise ValueError(
+                    f"Splitting {self.name!r}: the shares of {flow!r} add up to {total:g}, but each flow must be "
+                    f"followed for the whole step (1); rescale its shares"
+                )
+
+    @property
+    def flows(self) -> tuple[str, ...]:
+        """The flows that take part, each once, in order of first use."""
+        return tuple(dict.fromkeys(s.flow for s in self.substeps))
+
+    def count(self, flow: str) -> int:
+        """In how many substeps `flow` is followed; each of them has parameters of its own."""
+        return sum(s.flow == flow for s in self.substeps)
+
+    @property
+    def order(self) -> int:
+        """Order of convergence in Δt with exact flows: 2 if Σ_{i<j} a_i b_j = ½ for each pair of flows, else 1.
+
+        a and b are the shares of the two flows in order of use (expand the product of exponentials to Δt²:
+        Hairer, Lubich, Wanner, Geometric Numerical Integration, II.5). Higher orders would need negative shares
+        (Sheng 1989), which `Substep` excludes.
+        """
+        pairs = ((a, b) for i, a in enumerate(self.flows) for b in self.flows[i + 1 :])
+        return 2 if all(abs(self._precedence(a, b) - _HALF) < 1e-9 for a, b in pairs) else 1
+
+    def _precedence(self, a: str, b: str) -> float:
+        return sum(
+            s.share * t.share
+            for i, s in enumerate(self.substeps)
+            for t in self.substeps[i + 1 :]
+            if s.flow == a and t.flow == b
+        )
+
+    def with_cross_attention(self) -> "Splitting":
+        """The decoder's form: each self-attention is followed by cross-attention for the same share.
+
+        Strang then reads FFN½ – self – cross – FFN½; self- and cross-attention do not commute, so its order with
+        exact flows is 1, unless both count as one flow of interaction.
+        """
+        if CROSS_ATTENTION in self.flows:
+            return self
+        return Splitting(self.name, tuple(_after_each_self_attention(self.substeps)))
+
+
+def _after_each_self_attention(substeps: Iterable[Substep]) -> Iterable[Substep]:
+    for substep in substeps:
+        yield substep
+        if substep.flow == SELF_ATTENTION:
+            yield Substep(CROSS_ATTENTION, substep.share)
+
+
+_HALF = 0.5  # its only home
+
+LIE = Splitting("lie", (Substep(SELF_ATTENTION, 1.0), Substep(FFN, 1.0)))
+STRANG = Splitting("strang", (Substep(FFN, _HALF), Substep(SELF_ATTENTION, 1.0), Substep(FFN, _HALF)))
+
+SPLITTINGS = {s.name: s for s in (STRANG, LIE)}
+
+
+def get_splitting(name: str) -> Splitting:
+    """The splitting of that name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in SPLITTINGS:
+        raise ValueError(f"splitting={name!r} is unknown; choose one of {', '.join(SPLITTINGS)}")
+    return SPLITTINGS[name]
