@@ -1,0 +1,75 @@
+"""Checkpoint files, read with torch's safe loader: fairseq's own and those of the original implementation.
+
+Besides tensors and plain containers only the names of `SAFE_GLOBALS` may occur in a file; anything else is refused
+before it is built.
+"""
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class _Meter:
+    """Stands in for a meter class that a checkpoint of the original names; holds its numbers."""
+
+
+def _numpy_globals() -> list[Any]:
+    """What the n-gram counts of `--eval-bleu` in a checkpoint refer to, under numpy 1's and numpy 2's names.
+
+    They are int64, and float64 where several processes summed them.
+    """
+    reconstruct: Any = np.empty(0).__reduce__()[0]
+    names = [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    return [*names, np.ndarray, np.dtype, *(type(np.dtype(t)) for t in (np.int64, np.float64))]
+
+
+SAFE_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    *((_Meter, f"fairseq.meters.{name}") for name in ("AverageMeter", "TimeMeter", "StopwatchMeter")),
+    *_numpy_globals(),
+]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, with the reason and the remedy."""
+
+
+def describe_load_failure(path: str | Path, error: BaseException) -> str:
+    """What a failed load means: the file, what is wrong with it, and what to do."""
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) and ("Unsupported global" in text or "unsafe" in text.lower()):
+        return (
+            f"{path}: refused, because it refers to code that a checkpoint has no need of. Safe loading builds "
+            f"tensors and plain containers only. If you trust its source, convert it there to plain tensors. "
+            f"({text.splitlines()[0]})"
+        )
+    return (
+        f"{path}: not a readable checkpoint; the file is truncated or corrupt, or no checkpoint at all. Copy or "
+        f"download it again, or resume from an earlier one in the same folder. ({type(error).__name__}: "
+        f"{text.splitlines()[0] if text else 'no detail'})"
+    )
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU with `weights_only=True`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: truncated, corrupt or refused, or without a `model` entry.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist; check the path")
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(describe_load_failure(path, error)) from error
+    if not isinstance(state, dict) or "model" not in state:
+        found = f"entries {', '.join(map(str, state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise CheckpointError(f"{path}: holds {found}, but a fairseq checkpoint has an entry 'model'")
+    return state
