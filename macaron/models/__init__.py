@@ -1,0 +1,1 @@
+"""What fairseq opens for `--user-dir macaron`: it imports every file of this folder."""

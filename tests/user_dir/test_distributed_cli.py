@@ -1,0 +1,41 @@
+"""Two gloo processes on the CPU equal one process that accumulates two batches."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.xdist_group("precision")
+
+
+def test_two_processes_equal_accumulation(
+    train, fairseq_cli, read_training, training_flags, plugin, tiny_data_bin, batches, tmp_path
+):
+    alone = train(tiny_data_bin, *batches, "--update-freq", 2, "--max-epoch", 2, "--disable-validation")
+
+    command = shlex.join(
+        [
+            *["fairseq-train", str(tiny_data_bin), "--user-dir", str(plugin), "--arch", "macaron_tiny"],
+            *["--save-dir", str(tmp_path), "--max-epoch", "2", "--disable-validation", *batches],
+            *[*training_flags, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"],
+            "--distributed-no-spawn",
+        ]
+    )
+    # what torchrun tells each process by its environment
+    command += " --distributed-world-size $WORLD_SIZE --distributed-rank $RANK --distributed-init-method env://"
+    path = f'PATH="{sys.exec_prefix}/bin:$PATH" '
+    done = fairseq_cli(
+        "python",
+        *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--no-python"],
+        *["bash", "-c", path + command],
+        cwd=tmp_path,
+    )
+    together = read_training(tmp_path, done.stdout)
+
+    assert len(alone.losses) == 4
+    assert together.losses == alone.losses
+    for name, tensor in alone.weights.items():
+        torch.testing.assert_close(together.weights[name], tensor, rtol=0, atol=1e-5)

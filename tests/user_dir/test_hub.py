@@ -1,0 +1,70 @@
+"""`from_pretrained(…).translate`: a model in a script, without commands."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from macaron import MacaronModel
+
+pytestmark = pytest.mark.xdist_group("hub")
+
+
+@pytest.fixture(scope="module")
+def hub(trained, dictionary_folder):
+    return MacaronModel.from_pretrained(
+        str(trained.folder),
+        checkpoint_file="checkpoint_last.pt",
+        data_name_or_path=str(dictionary_folder),
+        source_lang="de",
+        target_lang="en",
+    )
+
+
+@pytest.fixture(scope="module")
+def sentences(tiny_corpus) -> list[str]:
+    return (tiny_corpus / "test.de").read_text(encoding="utf-8").splitlines()
+
+
+def test_it_is_the_model_that_was_trained(hub, trained):
+    (model,) = hub.models
+    assert isinstance(model, MacaronModel)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, trained.weights[name], rtol=0, atol=0)
+
+
+def test_translate_takes_one_sentence_or_many(hub, sentences):
+    together = hub.translate(sentences, beam=3, max_len_b=12)
+    assert together == [hub.translate(sentence, beam=3, max_len_b=12) for sentence in sentences]
+    assert len(set(together)) > 1
+
+
+def test_sampling_and_alignment(hub, sentences, capfd):
+    sampled = hub.translate(sentences[:2], beam=1, sampling=True, max_len_b=12)
+    assert len(sampled) == 2
+    tokens = [hub.encode(sentence) for sentence in sentences[:2]]
+    best = [candidates[0] for candidates in hub.generate(tokens, beam=2, max_len_b=12, print_alignment="hard")]
+    assert all(candidate["alignment"] for candidate in best)
+
+
+def test_score_of_the_reference(hub, sentences):
+    scored = hub.score(sentences[:3])
+    assert all(torch.isfinite(entry["positional_scores"]).all() for entry in scored)
+
+
+def test_fairseq_alone_opens_the_plugin(trained, dictionary_folder, plugin, fairseq_cli, hub, sentences, tmp_path):
+    script = tmp_path / "translate.py"
+    script.write_text(
+        f"""
+from fairseq.models.transformer import TransformerModel
+
+model = TransformerModel.from_pretrained(
+    {str(trained.folder)!r}, "checkpoint_last.pt", {str(dictionary_folder)!r},
+    source_lang="de", target_lang="en", user_dir={str(plugin)!r},
+)
+print(type(model.models[0]).__name__, model.translate({sentences[0]!r}, beam=3, max_len_b=12), sep="|")
+""",
+        encoding="utf-8",
+    )
+    printed = fairseq_cli("python", script, cwd=tmp_path).stdout.splitlines()[-1]
+    assert printed == f"MacaronTiny|{hub.translate(sentences[0], beam=3, max_len_b=12)}"

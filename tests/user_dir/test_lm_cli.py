@@ -1,0 +1,95 @@
+"""Language modelling through fairseq's own commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("lm")
+
+BLOCKS = ["--task", "language_modeling", "--sample-break-mode", "none", "--tokens-per-sample", 32]
+
+
+@pytest.fixture(scope="module")
+def lm_data(fairseq_cli, tiny_corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("lm") / "data-bin"
+    texts = [f"--{split}pref={split}.en" for split in ("train", "valid", "test")]
+    fairseq_cli("fairseq-preprocess", "--only-source", *texts, "--destdir", folder, cwd=tiny_corpus)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_lm(train, lm_data):
+    return train(lm_data, *BLOCKS, "--batch-size", 4, arch="macaron_lm_tiny")
+
+
+@pytest.fixture(scope="module")
+def eval_lm(fairseq_cli, plugin, lm_data):
+    """The loss in bits that fairseq-eval-lm finds."""
+
+    def run(checkpoint: Path, *flags: object) -> float:
+        arguments = [lm_data, "--user-dir", plugin, "--path", checkpoint, "--cpu", "--batch-size", 4, *flags]
+        done = fairseq_cli("fairseq-eval-lm", *arguments, cwd=checkpoint.parent)
+        found = re.search(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", done.stdout)
+        assert found, done.stdout
+        assert float(found[2]) == pytest.approx(2 ** float(found[1]), rel=1e-2)
+        return float(found[1])
+
+    return run
+
+
+def test_training_learns(trained_lm):
+    assert float(trained_lm.updates[-1]["loss"]) < float(trained_lm.updates[0]["loss"])
+
+
+def test_eval_lm_finds_the_loss_of_training(trained_lm, eval_lm):
+    found = eval_lm(trained_lm.checkpoint, *BLOCKS[2:], "--gen-subset", "valid")
+    assert found == pytest.approx(float(trained_lm.valid[-1]["valid_loss"]), abs=1e-3)
+
+
+def test_eval_lm_with_more_context_and_whole_sentences(trained_lm, eval_lm):
+    blocks = ["--sample-break-mode", "eos", "--tokens-per-sample", 32]
+    assert 0 < eval_lm(trained_lm.checkpoint, *blocks, "--gen-subset", "valid", "--context-window", 8) < 10
+
+
+def test_generate_continues_a_prefix(trained_lm, fairseq_cli, plugin, lm_data, tmp_path):
+    arguments = [lm_data, "--user-dir", plugin, "--path", trained_lm.checkpoint, "--cpu", "--beam", 2]
+    fairseq_cli(
+        "fairseq-generate",
+        *[*arguments, "--task", "language_modeling", "--sample-break-mode", "eos", "--tokens-per-sample", 32],
+        *["--prefix-size", 2, "--max-len-b", 12, "--results-path", tmp_path],
+        cwd=lm_data,
+    )
+    printed = (tmp_path / "generate-test.txt").read_text(encoding="utf-8")
+    texts = {kind: dict(re.findall(rf"^{kind}-(\d+)\t(.*)$", printed, re.MULTILINE)) for kind in "TH"}
+    assert len(texts["H"]) == 12
+    for sentence, hypothesis in texts["H"].items():
+        words = hypothesis.split("\t")[1].split()
+        assert words[:2] == texts["T"][sentence].split()[:2]
+
+
+@pytest.fixture(scope="module")
+def adaptive(train, lm_data):
+    """A named architecture with adaptive input and softmax, made small."""
+    sizes = ["--decoder-embed-dim", 32, "--decoder-ffn-embed-dim", 32, "--decoder-layers", 2]
+    cutoffs = ["--adaptive-input-cutoff", "10,20", "--adaptive-softmax-cutoff", "10,20"]
+    return train(
+        lm_data,
+        *[*BLOCKS, "--batch-size", 4, "--criterion", "adaptive_loss", *sizes, *cutoffs],
+        *["--decoder-attention-heads", 2, "--adaptive-softmax-dropout", 0, "--ddp-backend", "legacy_ddp"],
+        arch="macaron_lm_wiki103",
+    )
+
+
+def test_adaptive_input_and_softmax(adaptive, eval_lm):
+    assert float(adaptive.updates[-1]["loss"]) < float(adaptive.updates[0]["loss"])
+    found = eval_lm(adaptive.checkpoint, *BLOCKS[2:], "--gen-subset", "valid")
+    assert found == pytest.approx(float(adaptive.valid[-1]["valid_loss"]), abs=1e-3)
+
+
+def test_adaptive_tables_are_tied(adaptive):
+    weights = adaptive.weights
+    for band, name in enumerate(("decoder.adaptive_softmax.head.word_proj.weight",)):
+        assert weights[name].equal(weights[f"decoder.embed_tokens.embeddings.{band}.0.weight"])

@@ -1,0 +1,198 @@
+"""Translation from preprocessing to scoring, through fairseq's own commands."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+
+pytestmark = pytest.mark.xdist_group("translation")
+
+
+@pytest.fixture(scope="module")
+def averaged(trained, fairseq_cli, tmp_path_factory) -> Path:
+    """The mean of the checkpoints after two and after four updates."""
+    output = tmp_path_factory.mktemp("averaged") / "average.pt"
+    inputs = [trained.folder / "checkpoint_1_2.pt", trained.checkpoint]
+    fairseq_cli("macaron", "average", "--inputs", *inputs, "--output", output, cwd=output.parent)
+    return output
+
+
+@pytest.fixture(scope="module")
+def translate(fairseq_cli, plugin, tiny_data_bin):
+    """What fairseq-generate finds for the test set; by default of `tiny_data_bin`."""
+
+    def run(checkpoint: Path, *flags: object, data: Path = tiny_data_bin) -> str:
+        arguments = [data, "--user-dir", plugin, "--path", checkpoint, "--cpu", "--max-len-b", 12, *flags]
+        results = tempfile.mkdtemp(dir=checkpoint.parent)
+        fairseq_cli("fairseq-generate", *arguments, "--results-path", results, cwd=checkpoint.parent)
+        return Path(results, "generate-test.txt").read_text(encoding="utf-8")
+
+    return run
+
+
+def lines(output: str, kind: str) -> dict[int, list[list[str]]]:
+    """What generate printed as `kind`-<sentence>: the tab-separated fields of each line, by sentence."""
+    found: dict[int, list[list[str]]] = {}
+    for number, rest in re.findall(rf"^{kind}-(\d+)\t(.*)$", output, re.MULTILINE):
+        found.setdefault(int(number), []).append(rest.split("\t"))
+    return found
+
+
+BEAM = ["--beam", 3, "--nbest", 2, "--lenpen", 0.6, "--print-alignment", "--prefix-size", 1]
+
+
+@pytest.fixture(scope="module")
+def generated(averaged, translate) -> str:
+    return translate(averaged, *BEAM)
+
+
+def test_training_learns_and_validates(trained):
+    assert [entry["num_updates"] for entry in trained.updates] == ["1", "2", "3", "4"]
+    assert float(trained.updates[-1]["loss"]) < float(trained.updates[0]["loss"])
+    assert "valid_bleu" in trained.valid[-1]
+
+
+def test_resuming_equals_training_without_a_break(trained, train, tiny_data_bin, batches):
+    resumed = train(tiny_data_bin, *batches, "--restore-file", trained.folder / "checkpoint_1_2.pt")
+    assert resumed.losses == trained.losses[2:]
+    for name, tensor in trained.weights.items():
+        torch.testing.assert_close(resumed.weights[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_checkpoint_activations_changes_no_loss(trained, train, tiny_data_bin, batches):
+    checkpointed = train(tiny_data_bin, *batches, "--checkpoint-activations", "--disable-validation")
+    assert checkpointed.losses == trained.losses
+
+
+def test_the_average_is_the_mean_of_its_checkpoints(trained, averaged):
+    first, last, mean = (
+        torch.load(path, weights_only=True)["model"]
+        for path in (trained.folder / "checkpoint_1_2.pt", trained.checkpoint, averaged)
+    )
+    name = "encoder.layers.0.flows.0.fc1.weight"
+    assert not torch.equal(first[name], last[name])
+    torch.testing.assert_close(mean[name], (first[name] + last[name]) / 2)
+
+
+def test_generate_prints_the_n_best(generated):
+    hypotheses = lines(generated, "H")
+    assert sorted(hypotheses) == list(range(12))
+    for candidates in hypotheses.values():
+        scores = [float(score) for score, _ in candidates]
+        assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+
+
+def test_generate_divides_scores_by_the_length_penalty(generated):
+    hypotheses, positional = lines(generated, "H"), lines(generated, "P")
+    for sentence, candidates in hypotheses.items():
+        for (score, _), (per_token,) in zip(candidates, positional[sentence], strict=True):
+            per_token = [float(value) for value in per_token.split()]
+            assert float(score) == pytest.approx(sum(per_token) / len(per_token) ** 0.6, abs=2e-3)
+
+
+def test_generate_keeps_the_prefix(generated):
+    references, hypotheses = lines(generated, "T"), lines(generated, "H")
+    for sentence, candidates in hypotheses.items():
+        first = references[sentence][0][0].split()[0]
+        assert all(text.split()[0] == first for _, text in candidates)
+
+
+def test_generate_prints_an_alignment_of_real_tokens(generated):
+    sources, hypotheses = lines(generated, "S"), lines(generated, "H")
+    for sentence, candidates in lines(generated, "A").items():
+        source_length = len(sources[sentence][0][0].split())
+        for (pairs,), (_, text) in zip(candidates, hypotheses[sentence], strict=True):
+            aligned = [tuple(map(int, pair.split("-"))) for pair in pairs.split()]
+            assert len(aligned) == len(text.split())
+            assert all(0 <= source < source_length for source, _ in aligned)
+
+
+def test_interactive_translates_like_generate(averaged, translate, fairseq_cli, plugin, tiny_corpus, dictionary_folder):
+    plain = lines(translate(averaged, "--beam", 3), "D")
+    arguments = [dictionary_folder, "--user-dir", plugin, "--path", averaged, "--cpu", "--max-len-b", 12]
+    done = fairseq_cli(
+        "fairseq-interactive",
+        *arguments,
+        *["--source-lang", "de", "--target-lang", "en", "--beam", 3, "--buffer-size", 12, "--batch-size", 6],
+        cwd=averaged.parent,
+        stdin=(tiny_corpus / "test.de").read_text(encoding="utf-8"),
+        env={"PYTHONUNBUFFERED": "1"},  # logs and results come in one stream: no line is to be cut by another
+    )
+    spoken = lines(done.stdout, "D")
+    assert {n: found[0][1] for n, found in spoken.items()} == {n: found[0][1] for n, found in plain.items()}
+
+
+def test_validate_finds_the_loss_of_training(trained, fairseq_cli, plugin, tiny_data_bin):
+    arguments = [tiny_data_bin, "--user-dir", plugin, "--path", trained.checkpoint, "--cpu"]
+    arguments += ["--task", "translation", "--batch-size", 15, "--log-format", "json"]
+    done = fairseq_cli("fairseq-validate", *arguments, cwd=trained.folder)
+    assert f'"valid_loss": "{trained.valid[-1]["valid_loss"]}"' in done.stdout
+
+
+def test_score_finds_the_bleu_of_generate(generated, fairseq_cli, tmp_path):
+    best = {sentence: candidates[0][1] for sentence, candidates in lines(generated, "D").items()}
+    references = {sentence: candidates[0][0] for sentence, candidates in lines(generated, "T").items()}
+    (tmp_path / "hypotheses").write_text("".join(f"{best[i]}\n" for i in sorted(best)), encoding="utf-8")
+    (tmp_path / "references").write_text("".join(f"{references[i]}\n" for i in sorted(best)), encoding="utf-8")
+    scored = fairseq_cli("fairseq-score", "--sys", "hypotheses", "--ref", "references", cwd=tmp_path).stdout
+    bleu = re.search(r"BLEU4 = .*", generated)
+    assert bleu and bleu[0] in scored
+
+
+def test_a_model_trained_with_layerdrop_is_pruned_on_loading(train, translate, tiny_data_bin, batches):
+    trained = train(
+        tiny_data_bin,
+        *[*batches, "--disable-validation", "--encoder-layers", 3, "--decoder-layers", 3],
+        *["--encoder-layerdrop", 0.4, "--decoder-layerdrop", 0.4],
+    )
+    overrides = {"encoder_layers_to_keep": "0,2", "decoder_layers_to_keep": "1"}
+    output = translate(trained.checkpoint, "--beam", 2, "--model-overrides", str(overrides))
+    assert len(lines(output, "H")) == 12
+
+    (pruned,), _, _ = checkpoint_utils.load_model_ensemble_and_task(
+        [str(trained.checkpoint)], arg_overrides={**overrides, "data": str(tiny_data_bin)}
+    )
+    assert (len(pruned.encoder.layers), len(pruned.decoder.layers)) == (2, 1)
+    for here, there in (("encoder.layers.1", "encoder.layers.2"), ("decoder.layers.0", "decoder.layers.1")):
+        weight = pruned.get_parameter(f"{here}.flows.0.fc1.weight")
+        torch.testing.assert_close(weight.data, trained.weights[f"{there}.flows.0.fc1.weight"])
+
+
+def test_shared_embeddings_and_learned_positions(train, translate, tiny_data_bin, batches):
+    trained = train(
+        tiny_data_bin,
+        *[*batches, "--disable-validation", "--share-all-embeddings"],
+        *["--encoder-learned-pos", "--decoder-learned-pos"],
+    )
+    weights = trained.weights
+    for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight"):
+        torch.testing.assert_close(weights[name], weights["encoder.embed_tokens.weight"], rtol=0, atol=0)
+    assert weights["decoder.embed_positions.weight"].size(1) == 64
+    assert len(lines(translate(trained.checkpoint, "--beam", 2), "H")) == 12
+
+
+def test_adaptive_softmax(train, translate, tiny_data_bin, batches):
+    trained = train(
+        tiny_data_bin,
+        *[*batches, "--disable-validation", "--criterion", "adaptive_loss", "--ddp-backend", "legacy_ddp"],
+        *["--adaptive-softmax-cutoff", "10,20", "--adaptive-softmax-dropout", 0],
+    )
+    assert float(trained.updates[-1]["loss"]) < float(trained.updates[0]["loss"])
+    assert not any("output_projection" in name for name in trained.weights)
+    assert len(lines(translate(trained.checkpoint, "--beam", 2), "H")) == 12
+
+
+def test_separate_dictionaries(fairseq_cli, train, translate, tiny_corpus, tmp_path, batches):
+    data = tmp_path / "separate"
+    arguments = ["--source-lang", "de", "--target-lang", "en", "--destdir", data]
+    prefixes = [f"--{split}pref={split}" for split in ("train", "valid", "test")]
+    fairseq_cli("fairseq-preprocess", *arguments, *prefixes, "--nwordstgt", 25, cwd=tiny_corpus)
+    trained = train(data, *batches, "--disable-validation", "--share-decoder-input-output-embed")
+    source, target = (trained.weights[f"{side}.embed_tokens.weight"] for side in ("encoder", "decoder"))
+    assert source.size(0) != target.size(0)
+    assert len(lines(translate(trained.checkpoint, "--beam", 2, data=data), "H")) == 12

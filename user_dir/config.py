@@ -1,0 +1,210 @@
+"""Options of the models: flat dataclasses, so that command-line flags and hydra keys are the same names."""
+
+import argparse
+from argparse import Namespace
+from dataclasses import MISSING, field, fields, make_dataclass
+from typing import Any, Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models.transformer import TransformerConfig
+from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig, QuantNoiseConfig
+from fairseq.models.transformer_lm import TransformerLanguageModelConfig
+from omegaconf import DictConfig, OmegaConf
+
+from macaron.dynamics.splitting import FFN, SPLITTINGS, get_splitting
+
+from .architectures import Architecture
+
+SplittingChoice = ChoiceEnum(list(SPLITTINGS))
+
+_GROUPS = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
+
+Fields = dict[str, tuple[Any, Any]]  # name → (type, dataclasses.field)
+
+
+# What fairseq leaves without a help text.
+_MISSING_HELP = {
+    "adaptive_input": "use adaptive input embeddings",
+    "relu_dropout": "former name of --activation-dropout, used where that is 0",
+}
+
+
+def _option(type_: Any, default: Any, help_: str | None = None) -> tuple[Any, Any]:
+    return type_, field(default=default, metadata={"help": help_})
+
+
+def _copied(dataclass: type[FairseqDataclass], prefix: str = "") -> Fields:
+    """The fields of one of fairseq's dataclasses, with their help texts."""
+    copied = {}
+    for f in fields(dataclass):
+        if f.name.startswith("_") or f.type in _GROUPS.values():
+            continue
+        default = f.default if f.default is not MISSING else None
+        metadata = {"help": _MISSING_HELP.get(f.name), **f.metadata}
+        copied[prefix + f.name] = (f.type, field(default=default, metadata=metadata))
+    return copied
+
+
+def _ffn_options(side: str) -> Fields:
+    return {
+        f"{side}_ffn_embed_dim": _option(
+            Optional[int],
+            None,
+            f"width of the {side}'s FFN; default: the architecture's width for each half step of strang, and its "
+            "double for the one FFN of lie, so that both have equal parameters",
+        ),
+        f"{side}_first_ffn_embed_dim": _option(
+            Optional[int],
+            None,
+            f"width of the FFN before attention in the {side}, for splittings with two (default: "
+            f"--{side}-ffn-embed-dim)",
+        ),
+    }
+
+
+_SPLITTING: Fields = {
+    "splitting": _option(
+        SplittingChoice,
+        "strang",
+        "operator splitting of a layer: strang = FFN half step, attention, FFN half step (Macaron Net); "
+        "lie = attention, FFN (the Transformer)",
+    )
+}
+
+
+def _translation_fields() -> Fields:
+    result: Fields = {}
+    for name, option in _copied(TransformerConfig).items():
+        result[name] = option
+    for group, dataclass in _GROUPS.items():
+        result.update(_copied(dataclass, prefix=f"{group}_"))
+    for side in ("encoder", "decoder"):
+        # fairseq prunes by a string such as "0,2"
+        help_ = "which layers to *keep* when pruning, as a comma-separated list"
+        result[f"{side}_layers_to_keep"] = _option(Optional[str], None, help_)
+        result.update(_ffn_options(side))
+        del result[f"{side}_xformers_att_config"]
+    same = " (default: --encoder-embed-dim)"
+    result["decoder_embed_dim"] = _option(Optional[int], None, "decoder embedding dimension" + same)
+    same = " (default: --decoder-embed-dim)"
+    result["decoder_input_dim"] = _option(Optional[int], None, "decoder input dimension" + same)
+    result["decoder_output_dim"] = _option(
+        Optional[int], None, "decoder output dimension, reached by an extra linear layer if it differs" + same
+    )
+    result.update(_SPLITTING)
+    return result
+
+
+def _lm_fields() -> Fields:
+    result = _copied(TransformerLanguageModelConfig)
+    for name in ("scale_fc", "scale_attn", "scale_heads", "scale_resids", "decoder_xformers_att_config"):
+        del result[name]  # NormFormer and xFormers change fairseq's own layer
+    result.update(_ffn_options("decoder"))
+    for name in ("decoder_input_dim", "decoder_output_dim"):
+        words = name.replace("_", " ").replace("dim", "dimension")
+        result[name] = _option(Optional[int], None, f"{words} (default: --decoder-embed-dim)")
+    result.update(_SPLITTING)
+    return result
+
+
+def _make(class_name: str, options: Fields, base: type, doc: str) -> type[FairseqDataclass]:
+    made = make_dataclass(
+        class_name, [(name, type_, default) for name, (type_, default) in options.items()], bases=(base,)
+    )
+    made.__doc__ = doc
+    made.__module__ = __name__
+    return made
+
+
+MacaronConfig = _make("MacaronConfig", _translation_fields(), FairseqDataclass, "Options of the encoder–decoder model.")
+MacaronLMConfig = _make("MacaronLMConfig", _lm_fields(), FairseqDataclass, "Options of the language model.")
+
+
+def config_for(name: str, architecture: Architecture, base: type[FairseqDataclass]) -> type[FairseqDataclass]:
+    """The sub-class of `base` whose defaults are those of one named architecture."""
+    known = {f.name: f for f in fields(base)}
+    options = {}
+    for option, value in architecture.defaults.items():
+        old = known[option]
+        options[option] = (old.type, field(default=value, metadata=dict(old.metadata)))
+    words = "".join(word.capitalize() for word in name.split("_"))
+    return _make(f"{words}Config", options, base, f"Options of --arch {name}.")
+
+
+def add_args(parser: argparse.ArgumentParser, config: FairseqDataclass) -> None:
+    """Declare the options of a model on a command line, without defaults, which its configuration holds.
+
+    An option that is on by default gets `--no-…`; fairseq alone would let the flag itself switch it off.
+    """
+    for f in fields(config):
+        if f.type is bool and getattr(config, f.name) is True:
+            parser.add_argument(
+                "--" + f.name.replace("_", "-"),
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=f.metadata.get("help"),
+            )
+    gen_parser_from_dataclass(parser, config, delete_default=True)
+
+
+def complete(args: Any, config: FairseqDataclass, architecture: Architecture) -> Namespace:
+    """All options as a namespace, whatever they came in: missing ones from `config`, dependent ones filled in.
+
+    Raises:
+        ValueError: an unknown splitting, or sizes that do not fit each other.
+    """
+    if isinstance(args, DictConfig):
+        given = OmegaConf.to_container(args, resolve=True)
+    elif isinstance(args, Namespace):
+        given = vars(args)
+    else:
+        given = {f.name: getattr(args, f.name) for f in fields(args)}
+    names = {f.name for f in fields(config)}
+    ns = Namespace(**{name: getattr(config, name) for name in names})
+    for name, value in given.items():
+        # None stands for "not given" in namespaces; interpolations are resolved by hydra alone
+        if value is not None or name not in names:
+            setattr(ns, name, value)
+    for name, value in vars(ns).items():
+        if isinstance(value, str) and value.startswith("${"):
+            setattr(ns, name, None)
+    ns.splitting = str(ns.splitting)
+    _fill_widths(ns, architecture)
+    return ns
+
+
+def _fill_widths(ns: Namespace, architecture: Architecture) -> None:
+    splitting = get_splitting(ns.splitting)
+    n_ffn = splitting.count(FFN)
+    width = 2 * architecture.ffn // n_ffn
+    sides: list[str] = [side for side in ("encoder", "decoder") if hasattr(ns, f"{side}_ffn_embed_dim")]
+    if ns.decoder_embed_dim is None:
+        ns.decoder_embed_dim = ns.encoder_embed_dim
+    for side in sides:
+        if getattr(ns, f"{side}_ffn_embed_dim") is None:
+            setattr(ns, f"{side}_ffn_embed_dim", width)
+            if side == "decoder" and "encoder" in sides:
+                ns.decoder_ffn_embed_dim = ns.encoder_ffn_embed_dim
+        first = f"{side}_first_ffn_embed_dim"
+        if getattr(ns, first) is None:
+            by_original = "encoder" if architecture.original else side
+            setattr(ns, first, getattr(ns, f"{by_original}_ffn_embed_dim"))
+        for option in (f"{side}_ffn_embed_dim", first):
+            _positive(option, getattr(ns, option))
+        dim, heads = getattr(ns, f"{side}_embed_dim"), getattr(ns, f"{side}_attention_heads")
+        _positive(f"{side}_embed_dim", dim)
+        _positive(f"{side}_attention_heads", heads)
+        if dim % heads:
+            raise ValueError(
+                f"--{side}-embed-dim {dim} does not divide into --{side}-attention-heads {heads}; choose a width "
+                f"that is a multiple of the number of heads"
+            )
+    for name in ("decoder_input_dim", "decoder_output_dim"):
+        if getattr(ns, name) is None:
+            setattr(ns, name, ns.decoder_embed_dim)
+
+
+def _positive(option: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"--{option.replace('_', '-')} {value} must be a positive number")

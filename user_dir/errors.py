@@ -1,0 +1,36 @@
+"""What is wrong with weights that do not fit a model."""
+
+from torch import Tensor, nn
+
+
+def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], error: Exception) -> None:
+    """Explain why `state_dict` did not load into `model`.
+
+    Raises:
+        ValueError: vocabularies that differ in size, or another architecture.
+    """
+    own = model.state_dict()
+    for side, which in (("encoder", "source"), ("decoder", "target")):
+        name = f"{side}.embed_tokens.weight"
+        if name in own and name in state_dict and own[name].size(0) != state_dict[name].size(0):
+            raise ValueError(
+                f"the checkpoint was trained with a {which} vocabulary of {state_dict[name].size(0)} symbols, but the "
+                f"dictionary in the data folder has {own[name].size(0)}; use the dict.*.txt files that it was trained "
+                f"with (fairseq-preprocess --srcdict/--tgtdict binarises new text with them)"
+            ) from error
+    missing = [name for name in own if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in own]
+    shapes = [
+        f"{name} {tuple(state_dict[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state_dict and own[name].shape != state_dict[name].shape
+    ]
+    found = "; ".join(
+        f"{what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("not expected", unexpected), ("other shape", shapes))
+        if names
+    )
+    raise ValueError(
+        f"the checkpoint holds another architecture than the model ({found}); build the model with the --arch, "
+        f"--splitting and sizes that the checkpoint was trained with"
+    ) from error

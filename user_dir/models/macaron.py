@@ -1,0 +1,186 @@
+"""Macaron Net for translation: fairseq's Transformer with particle layers in place of its own."""
+
+from argparse import ArgumentParser, Namespace
+from typing import Any, ClassVar
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.distributed import fsdp_wrap
+from fairseq.models import ARCH_CONFIG_REGISTRY, FairseqEncoderDecoderModel, register_model
+from fairseq.models.transformer import (
+    TransformerConfig,
+    TransformerDecoderBase,
+    TransformerEncoderBase,
+    TransformerModelBase,
+)
+from fairseq.models.transformer.transformer_legacy import base_architecture
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from torch import Tensor, nn
+
+from macaron.legacy.names import is_foreign, to_particle_names
+
+from ..architectures import TRANSLATION, Architecture
+from ..config import MacaronConfig, add_args, complete, config_for
+from ..errors import check_state_dict
+from ..layers import MacaronDecoderLayer, MacaronEncoderLayer
+from ..training import check_task_data, prepare_training
+
+
+def wrap_layer(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
+    """Activation checkpointing and FSDP, as fairseq does for its own layers."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+
+def _drop_final_norm(module: nn.Module, state_dict: dict[str, Tensor], name: str) -> None:
+    """Checkpoints below version 2 come from pre-norm models without a norm after the last layer."""
+    version = state_dict.get(f"{name}.version")
+    has_norm = f"{name}.layer_norm.weight" in state_dict
+    if (version is None or version.item() < 2) and not has_norm:
+        module.layer_norm = None
+    if version is None:
+        state_dict[f"{name}.version"] = module.version.clone()
+
+
+class MacaronEncoder(TransformerEncoderBase):
+    """fairseq's Transformer encoder on `MacaronEncoderLayer`s."""
+
+    def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
+        return wrap_layer(MacaronEncoderLayer(cfg), cfg)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+        _drop_final_norm(self, state_dict, name)
+        return state_dict
+
+
+class MacaronDecoder(TransformerDecoderBase):
+    """fairseq's Transformer decoder on `MacaronDecoderLayer`s."""
+
+    def __init__(self, cfg: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(cfg, *args, **kwargs)
+        self.need_attn = True
+
+    def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
+        return wrap_layer(MacaronDecoderLayer(cfg, no_encoder_attn), cfg)
+
+    def buffered_future_mask(self, tensor: Tensor) -> Tensor:
+        # the layers read an empty mask as "causal", which torch's kernels know without a matrix
+        return torch.empty(0, device=tensor.device)
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict[str, list[Tensor]] | None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        full_context_alignment: bool = False,
+        alignment_layer: int | None = None,
+        alignment_heads: int | None = None,
+    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+        """As fairseq's, but attention weights only on request: when `alignment_layer` is named, or outside
+        training unless `--print-alignment` was left out of a generation command."""
+        if alignment_layer is None and (self.training or not self.need_attn):
+            alignment_layer = -1  # no layer
+        return self.extract_features_scriptable(
+            prev_output_tokens,
+            encoder_out,
+            incremental_state,
+            full_context_alignment,
+            alignment_layer,
+            alignment_heads,
+        )
+
+    def make_generation_fast_(self, need_attn: Any = False, **kwargs: Any) -> None:
+        self.need_attn = bool(need_attn)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+        projection = f"{name}.output_projection.weight"
+        if projection not in state_dict and self.share_input_output_embed and self.adaptive_softmax is None:
+            state_dict[projection] = state_dict[f"{name}.embed_tokens.weight"]
+        _drop_final_norm(self, state_dict, name)
+        return state_dict
+
+
+class MacaronModel(TransformerModelBase):
+    """Macaron Net (Lu et al. 2019, arXiv:1906.02762) for sequence-to-sequence tasks.
+
+    Each layer is one step of an operator splitting (`--splitting`): with `strang` FFN½ – attention – FFN½, with
+    `lie` the Transformer itself. Whatever fairseq does with `transformer` works here: the embeddings, the loops over
+    layers and the decoding are its own. Checkpoints of the original implementation, and weights of fairseq's
+    Transformer into `lie`, load by name.
+    """
+
+    architecture: ClassVar[Architecture] = TRANSLATION["macaron"]
+    config: ClassVar[type] = MacaronConfig
+
+    @classmethod
+    def hub_models(cls) -> dict[str, str]:
+        return {}
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        """Add the model's options to a command line."""
+        add_args(parser, cls.config())
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "MacaronModel":
+        """Build a model from a dataclass, a hydra config or a (partial) namespace.
+
+        Raises:
+            ValueError: an unknown splitting, or sizes or vocabularies that do not fit each other.
+        """
+        check_task_data(task)
+        args = complete(cfg, cls.config(), cls.architecture)
+        base_architecture(args)
+        model = super().build_model(TransformerConfig.from_namespace(args), task)
+        model.args = args
+        return model
+
+    @classmethod
+    def build_encoder(cls, cfg: TransformerConfig, src_dict: Any, embed_tokens: nn.Module) -> MacaronEncoder:
+        return MacaronEncoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg: TransformerConfig, tgt_dict: Any, embed_tokens: nn.Module) -> MacaronDecoder:
+        return MacaronDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        if is_foreign(state_dict):
+            converted = to_particle_names(state_dict)
+            state_dict.clear()
+            state_dict.update(converted)
+        super().upgrade_state_dict_named(state_dict, name)
+
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        strict: bool = True,
+        model_cfg: FairseqDataclass | None = None,
+        args: Namespace | None = None,
+    ) -> Any:
+        """As fairseq's, with an error that says what differs.
+
+        Raises:
+            ValueError: vocabularies or an architecture that do not match.
+        """
+        try:
+            return FairseqEncoderDecoderModel.load_state_dict(self, state_dict, strict, model_cfg, args)
+        except RuntimeError as error:
+            check_state_dict(self, state_dict, error)
+            raise
+
+
+def register(models: dict[str, Architecture], model: type, config: type) -> dict[str, type]:
+    """Register each architecture as a model of its own, so that `--arch` and hydra's `_name` mean the same."""
+    registered = {}
+    for name, architecture in models.items():
+        dataclass = config_for(name, architecture, config)
+        words = "".join(word.capitalize() for word in name.split("_"))
+        attributes = {"architecture": architecture, "config": dataclass, "__module__": __name__}
+        registered[name] = register_model(name, dataclass=dataclass)(type(words, (model,), attributes))
+        # fairseq calls this at the end of parsing, for every command that builds a model anew
+        ARCH_CONFIG_REGISTRY[name] = prepare_training
+    return registered
+
+
+MODELS = register(TRANSLATION, MacaronModel, MacaronConfig)
