@@ -1,0 +1,1 @@
+"""Whole jobs: prepare, train, evaluate, report. Each folder has one entry point."""

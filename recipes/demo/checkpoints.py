@@ -1,0 +1,72 @@
+"""Checkpoints of an interrupted training: find one that can be read, and average the last few."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from macaron.legacy.checkpoint import CheckpointError, load
+from recipes.demo import commands
+from recipes.demo.settings import DemoError
+
+__all__ = ["average", "load", "mend_last"]
+
+
+def mend_last(folder: Path) -> None:
+    """Make sure that checkpoint_last.pt, if there is one, can be read.
+
+    fairseq copies the newest checkpoint to this name, so a kill can leave half a file. It is set aside as
+    checkpoint_last.pt.corrupt and the newest readable checkpoint takes its place.
+    """
+    last = folder / "checkpoint_last.pt"
+    if not last.exists():
+        others = newest_first(folder)
+        if others:
+            replace_last(last, others, f"{last}: missing although {len(others)} other checkpoints are there")
+        return
+    try:
+        load(last)
+    except CheckpointError as error:
+        aside = last.with_name("checkpoint_last.pt.corrupt")
+        os.replace(last, aside)
+        replace_last(last, newest_first(folder), f"{error}\nIt is set aside as {aside}")
+
+
+def replace_last(last: Path, candidates: list[Path], why: str) -> None:
+    print(f"train     {why}", file=sys.stderr)
+    for candidate in candidates:
+        try:
+            load(candidate)
+        except CheckpointError:
+            continue
+        print(f"train     going on from {candidate} instead", file=sys.stderr)
+        partial = last.with_name("checkpoint_last.pt.part")
+        shutil.copyfile(candidate, partial)
+        os.replace(partial, last)
+        return
+    raise DemoError(
+        f"{why}\nNone of the {len(candidates)} other checkpoints in {last.parent} can be read either; "
+        f"put back a copy of checkpoint_last.pt, or run with --restart to train anew"
+    )
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """checkpoint<epoch>.pt by epoch, then checkpoint_best.pt."""
+    epochs = [(int(m[1]), path) for path in folder.glob("checkpoint*.pt") if (m := _EPOCH.fullmatch(path.name))]
+    best = [path for path in (folder / "checkpoint_best.pt",) if path.exists()]
+    return [path for _, path in sorted(epochs, reverse=True)] + best
+
+
+_EPOCH = re.compile(r"checkpoint(\d+)\.pt")
+
+
+def average(folder: Path, count: int, target: Path, log: Path, lock: IO[Any]) -> None:
+    """The mean of the `count` newest epoch checkpoints (of all, when there are fewer)."""
+    inputs = [path for path in newest_first(folder) if _EPOCH.fullmatch(path.name)][:count]
+    inputs = inputs or [folder / "checkpoint_last.pt"]
+    command = [sys.executable, "-m", "macaron", "average", "--force", "--output", str(target), "--inputs"]
+    commands.run([*command, *map(str, inputs)], log, lock, "macaron average")

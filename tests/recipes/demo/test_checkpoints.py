@@ -1,0 +1,74 @@
+"""An interrupted training leaves half a file: what is taken instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.demo.checkpoints import load, mend_last, newest_first
+from recipes.demo.settings import DemoError
+
+
+def save(path: Path, value: float) -> None:
+    torch.save({"model": {"weight": torch.full((1000,), value)}}, path)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, value in (("9", 9), ("10", 10), ("_best", 7), ("_last", 11)):
+        save(tmp_path / f"checkpoint{name}.pt", value)
+    return tmp_path
+
+
+def value(folder: Path) -> float:
+    return load(folder / "checkpoint_last.pt")["model"]["weight"][0].item()
+
+
+def test_a_good_last_checkpoint_is_left_alone(folder: Path) -> None:
+    mend_last(folder)
+    assert value(folder) == 11
+
+
+def test_epochs_are_ordered_as_numbers(folder: Path) -> None:
+    names = [path.name for path in newest_first(folder)]
+    assert names == ["checkpoint10.pt", "checkpoint9.pt", "checkpoint_best.pt"]
+
+
+def test_a_truncated_last_checkpoint_gives_way_to_the_newest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truncate(folder / "checkpoint_last.pt")
+    mend_last(folder)
+    assert value(folder) == 10
+    assert (folder / "checkpoint_last.pt.corrupt").exists()
+    told = capsys.readouterr().err
+    assert "truncated or corrupt" in told and f"going on from {folder / 'checkpoint10.pt'}" in told
+
+
+def test_truncated_ones_are_passed_over(folder: Path) -> None:
+    for name in ("_last", "10"):
+        truncate(folder / f"checkpoint{name}.pt")
+    mend_last(folder)
+    assert value(folder) == 9
+
+
+def test_a_lost_last_checkpoint_is_replaced(folder: Path) -> None:
+    (folder / "checkpoint_last.pt").unlink()
+    mend_last(folder)
+    assert value(folder) == 10
+
+
+def test_none_readable(folder: Path) -> None:
+    for path in folder.iterdir():
+        truncate(path)
+    with pytest.raises(DemoError, match=r"None of the 3 other checkpoints .* can be read either; put back a copy"):
+        mend_last(folder)
+
+
+def test_nothing_there_yet(tmp_path: Path) -> None:
+    mend_last(tmp_path / "checkpoints")
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,23 @@
+"""The report is safe to open, whatever the sentences are."""
+
+from __future__ import annotations
+
+from recipes.demo.report import attention_sample, curve_figure, png, table
+
+
+def test_sentences_cannot_become_markup() -> None:
+    page = table([["<script>alert(1)</script>", "a & b"]], ["<b>"], [True])
+    assert "<script>" not in page and "<th>&lt;b&gt;</th>" in page and "a &amp; b" in page
+
+
+def test_attention_is_shown_for_the_longest_correct_sentence_that_fits() -> None:
+    def sample(words: int, right: bool) -> dict[str, str]:
+        return {"source": " ".join(["wort"] * words), "reference": "x", "hypothesis": "x" if right else "y"}
+
+    assert attention_sample([sample(3, True), sample(9, True), sample(12, False), sample(30, True)]) == sample(9, True)
+    assert attention_sample([sample(3, False), sample(9, False)]) == sample(9, False)
+    assert attention_sample([sample(40, True), sample(30, False)]) == sample(30, False)
+
+
+def test_a_curve_without_points_is_drawn() -> None:
+    assert png(curve_figure({"train": [], "valid": [(10, 2.0), (20, 1.0)]})).startswith("iVBOR")
