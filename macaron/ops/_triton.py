@@ -7,6 +7,7 @@ annotations, and Triton's own language replaces it when the first kernel of the 
 import functools
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,18 @@ if TYPE_CHECKING:
 else:
     tl = SimpleNamespace(constexpr="constexpr")
 
-__all__ = ["DTYPES", "OPTIONS", "Kernel", "as_rows", "ceil_div", "jit", "next_power_of_2", "resident_programs", "tl"]
+__all__ = [
+    "DTYPES",
+    "OPTIONS",
+    "Kernel",
+    "as_rows",
+    "ceil_div",
+    "device_of",
+    "jit",
+    "next_power_of_2",
+    "resident_programs",
+    "tl",
+]
 
 # What kernels compute with: they load these, work in float32 and round once.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -87,6 +99,11 @@ def resident_programs(device: torch.device, num_warps: int) -> int:
     if device.type != "cuda":
         return 2  # interpreted: enough to have partial sums and loops
     return _multiprocessors(device.index) * max(1, 12 // num_warps)
+
+
+def device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the one of `x`."""
+    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
 
 
 def as_rows(x: Tensor) -> tuple[Tensor, int, int, int]:

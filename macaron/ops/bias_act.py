@@ -11,7 +11,7 @@ from torch import Tensor
 
 from macaron.ops._backend import use_triton
 from macaron.ops._dropout import draw_seed, keep
-from macaron.ops._triton import OPTIONS, as_rows, ceil_div, jit, next_power_of_2, resident_programs, tl
+from macaron.ops._triton import OPTIONS, as_rows, ceil_div, device_of, jit, next_power_of_2, resident_programs, tl
 
 # Shapes: F channels; "..." is (T, B) under fairseq and (B, T) under Hugging Face; N = T · B rows.
 
@@ -181,7 +181,8 @@ def _bias_act(u: Tensor, bias: Tensor | None, seed: Tensor | None, activation: s
         n, tile = u.numel() // u.size(-1), _tile(u.size(-1))
         grid = (ceil_div(n, tile["ROWS"]), ceil_div(u.size(-1), tile["BLOCK"]))
         rate = (1 / (1 - dropout), dropout)
-        _bias_act_fwd_kernel[grid](u, bias, seed, out, n, inner, *strides, *rate, ACTIVATION=activation, **tile)
+        with device_of(u):
+            _bias_act_fwd_kernel[grid](u, bias, seed, out, n, inner, *strides, *rate, ACTIVATION=activation, **tile)
     return out
 
 
@@ -208,7 +209,8 @@ def _bias_act_backward(
         partial = torch.empty(programs, u.size(-1), dtype=torch.float32, device=u.device)
     tensors = (dout.contiguous(), u, bias, seed, du, partial)
     rate = (1 / (1 - dropout), dropout)
-    _bias_act_bwd_kernel[(programs, columns)](*tensors, n, inner, *strides, *rate, ACTIVATION=activation, **tile)
+    with device_of(u):
+        _bias_act_bwd_kernel[(programs, columns)](*tensors, n, inner, *strides, *rate, ACTIVATION=activation, **tile)
     return du, du.new_empty(0, du.size(-1), dtype=torch.float32) if partial is None else partial.sum(0, keepdim=True)
 
 
@@ -259,11 +261,15 @@ def bias_act(
         (..., F) in the dtype of `u`.
 
     Raises:
-        ValueError: unknown activation or backend, a dropout outside [0, 1).
+        ValueError: unknown activation or backend, a bias of another width, a dropout outside [0, 1).
         RuntimeError: a requested backend that cannot run.
     """
     if not torch.jit.is_scripting():
         check_activation(activation)
+        if bias is not None and bias.shape != u.shape[-1:]:
+            raise ValueError(
+                f"bias_act: bias has shape {tuple(bias.shape)}; expected {tuple(u.shape[-1:])}, the width of u"
+            )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"bias_act: dropout={dropout} is not a probability in [0, 1); 0 switches it off")
         if use_triton("bias_act", u, _bias_act, backend):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from macaron.ops._backend import use_triton
-from macaron.ops._triton import OPTIONS, jit, next_power_of_2, tl
+from macaron.ops._triton import OPTIONS, device_of, jit, next_power_of_2, tl
 
 # Shapes: N tokens, C channels, V entries of the vocabulary; "..." is any shape with N elements.
 
@@ -31,9 +31,10 @@ def linear_cross_entropy_reference(
     lprobs = F.log_softmax(logits, dim=-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
     ignored = target.eq(ignore_index)
     nll = -lprobs.gather(-1, target.masked_fill(ignored, 0).unsqueeze(-1)).squeeze(-1).masked_fill(ignored, 0.0)
-    smooth = -lprobs.sum(-1).masked_fill(ignored, 0.0)
     eps_i = label_smoothing / max(1, weight.size(0) - 1)
-    loss = (1.0 - label_smoothing - eps_i) * nll + eps_i * smooth
+    loss = (1.0 - label_smoothing - eps_i) * nll
+    if label_smoothing > 0.0:  # else 0 · ∞ for labels that a bias of −∞ takes out
+        loss = loss - eps_i * lprobs.sum(-1).masked_fill(ignored, 0.0)
     if reduction == "none":
         return loss, nll
     tokens = (~ignored).sum() if reduction == "mean" else 1
@@ -110,7 +111,8 @@ def _cross_entropy_triton(
     block = min(4096, next_power_of_2(V))
     launch = {"V": V, "GRAD": grad, "BLOCK": block, "num_warps": max(1, min(8, block // 512)), **OPTIONS}
     rates = (label_smoothing, label_smoothing / max(1, V - 1), ignore_index)
-    _cross_entropy_kernel[(n,)](logits, target, row_grad, loss, nll, *rates, **launch)
+    with device_of(logits):
+        _cross_entropy_kernel[(n,)](logits, target, row_grad, loss, nll, *rates, **launch)
     return logits
 
 
@@ -227,11 +229,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     x, weight, target, bias, _, *ctx.options, ctx.rows, ctx.grads = inputs
     _, nll, dx, dweight, dbias = output
     ctx.mark_non_differentiable(nll, dx, dweight, dbias)
+    ctx.set_materialize_grads(False)  # zeros of the size of dweight, say
     # the sum of the losses has one factor in its backward, and `none` one for each row, unknown until then
     ctx.save_for_backward(*((x, weight, target, bias) if ctx.rows else (dx, dweight, dbias)))
 
 
-def _gradient(ctx: Any, dloss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dloss is None:
+        return (None,) * 12
     if ctx.rows:
         x, weight, target, bias = ctx.saved_tensors
         wanted = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[3]]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from macaron.ops._backend import use_triton
 from macaron.ops._dropout import draw_seed, keep
-from macaron.ops._triton import OPTIONS, as_rows, ceil_div, jit, next_power_of_2, resident_programs, tl
+from macaron.ops._triton import OPTIONS, as_rows, ceil_div, device_of, jit, next_power_of_2, resident_programs, tl
 
 # Shapes: C channels; "..." is (T, B) under fairseq and (B, T) under Hugging Face; N = T · B rows.
 
@@ -73,13 +73,14 @@ def _step_norm_fwd_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
     col = tl.arange(0, BLOCK)[None, :]  # (1, BLOCK)
     real = (row < n_rows) & (col < C)
+    tile = tl.zeros((ROWS, 1), tl.int32) + col  # (ROWS, BLOCK); loaded whole, a parameter gets the layout of the data
     outer = (row // inner).to(tl.int64)
     inside = (row % inner).to(tl.int64)
 
     v = tl.load(v_ptr + outer * v_outer_stride + inside * v_inner_stride + col, mask=real, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + outer * x_outer_stride + inside * x_inner_stride + col, mask=real, other=0.0).to(tl.float32)
     if v_bias_ptr is not None:
-        v += tl.load(v_bias_ptr + col, mask=col < C, other=0.0).to(tl.float32)
+        v += tl.load(v_bias_ptr + tile, mask=real, other=0.0).to(tl.float32)
     if seed_ptr is not None:
         kept = keep(seed_ptr, row, tl.arange(0, BLOCK // 8)[None, :], dropout, ROWS, BLOCK)
         v = tl.where(kept, v, 0.0)
@@ -95,9 +96,9 @@ def _step_norm_fwd_kernel(
         rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1)[:, None] / C + eps)
         z = centred * rstd
         if weight_ptr is not None:
-            z *= tl.load(weight_ptr + col, mask=col < C, other=0.0).to(tl.float32)
+            z *= tl.load(weight_ptr + tile, mask=real, other=0.0).to(tl.float32)
         if bias_ptr is not None:
-            z += tl.load(bias_ptr + col, mask=col < C, other=0.0).to(tl.float32)
+            z += tl.load(bias_ptr + tile, mask=real, other=0.0).to(tl.float32)
         tl.store(z_ptr + here, z, mask=real)
         tl.store(mean_ptr + row, mean, mask=row < n_rows)
         tl.store(rstd_ptr + row, rstd, mask=row < n_rows)
@@ -130,6 +131,7 @@ def _step_norm_bwd_kernel(
     dweight = Σ dz · ẑ        dbias = Σ dz        dv_bias = Σ dv        over all rows
     """
     col = tl.arange(0, BLOCK)[None, :]
+    tile = tl.zeros((ROWS, 1), tl.int32) + col  # (ROWS, BLOCK); loaded whole, the weight gets the layout of the data
     if dweight_ptr is not None:
         dweight = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
     if dbias_ptr is not None:
@@ -152,8 +154,8 @@ def _step_norm_bwd_kernel(
             if dbias_ptr is not None:
                 dbias += g
             if weight_ptr is not None:
-                # as a whole tile, so that it has the layout of the others; L1 has room for it and registers have not
-                g *= tl.load(weight_ptr + tl.zeros((ROWS, 1), tl.int32) + col, mask=real, other=0.0).to(tl.float32)
+                # again for each row, since the cache has room for it and registers have not
+                g *= tl.load(weight_ptr + tile, mask=real, other=0.0).to(tl.float32)
         if dy_ptr is not None:
             # here, when the tile of the weight is used up and its registers are free
             dx = tl.load(dy_ptr + here, mask=real, other=0.0).to(tl.float32)
@@ -218,9 +220,9 @@ def _forward(
         tile = _tile(x.size(-1), min_warps=1)
         tensors = (x, v, weight, bias, v_bias, seed, y, z, *statistics)
         strides = (x_outer, x_inner, v_outer, v_inner)
-        _step_norm_fwd_kernel[(ceil_div(n, tile["ROWS"]),)](
-            *tensors, n, inner, *strides, step / (1 - dropout), dropout, eps, **tile
-        )
+        rates = (step / (1 - dropout), dropout, eps)
+        with device_of(x):
+            _step_norm_fwd_kernel[(ceil_div(n, tile["ROWS"]),)](*tensors, n, inner, *strides, *rates, **tile)
     return y, statistics
 
 
@@ -242,6 +244,9 @@ def _backward(
     if not dv.numel():
         return torch.zeros(sum(sums), C, dtype=torch.float32, device=dv.device)
     n = dv.numel() // C
+    # three rows of sums this wide do not fit into a program's registers, so torch takes the third
+    apart = sums[2] and C > 4096
+    sums = [*sums[:2], sums[2] and not apart]
     tile = _tile(C, min_warps=4)
     programs = min(ceil_div(n, tile["ROWS"]), resident_programs(dv.device, tile["num_warps"]))
     partial = torch.empty(sum(sums), programs, C, dtype=torch.float32, device=dv.device)
@@ -250,8 +255,10 @@ def _backward(
     dy, dz, weight = (None if t is None else t.contiguous() for t in (dy, dz, weight))
     mean, rstd = (None, None) if statistics is None else statistics
     tensors = (dy, dz, y, mean, rstd, weight, seed, dx, dv, dweight, dbias, dv_bias)
-    _step_norm_bwd_kernel[(programs,)](*tensors, n, step / (1 - dropout), dropout, **tile)
-    return partial.sum(1)
+    with device_of(dv):
+        _step_norm_bwd_kernel[(programs,)](*tensors, n, step / (1 - dropout), dropout, **tile)
+    reduced = partial.sum(1)
+    return torch.cat([reduced, dv.view(-1, C).sum(0, True, dtype=torch.float32)]) if apart else reduced
 
 
 # Custom operators. Their outputs are contiguous; `seed` is None without dropout.
@@ -397,12 +404,15 @@ def _step_norm_gradient(ctx: Any, dy: Tensor | None, dz: Tensor | None, *_: Tens
 _step_norm.register_autograd(_step_norm_gradient, setup_context=_step_norm_setup)
 
 
-def _check(op: str, x: Tensor, v: Tensor, dropout: float) -> None:
+def _check(op: str, x: Tensor, v: Tensor, dropout: float, small: dict[str, Tensor | None]) -> None:
     if x.shape != v.shape:
         raise ValueError(
             f"{op}: x has shape {tuple(x.shape)} but v has {tuple(v.shape)}; a flow returns one velocity per "
             f"particle, so check that it kept the shape of its input"
         )
+    for name, t in small.items():
+        if t is not None and t.shape != x.shape[-1:]:
+            raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}; expected {tuple(x.shape[-1:])}, the width of x")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"{op}: dropout={dropout} is not a probability in [0, 1); 0 switches it off")
 
@@ -437,7 +447,7 @@ def euler_step(
         RuntimeError: a requested backend that cannot run.
     """
     if not torch.jit.is_scripting():
-        _check("euler_step", x, v, dropout)
+        _check("euler_step", x, v, dropout, {"v_bias": v_bias})
         if use_triton("euler_step", x, _euler_step, backend, MAX_WIDTH):
             return _euler_step(x, v, v_bias, draw_seed(x) if dropout > 0.0 else None, step, dropout)
     return euler_step_reference(x, v, v_bias, step, dropout)
@@ -481,7 +491,7 @@ def step_norm(
         RuntimeError: a requested backend that cannot run.
     """
     if not torch.jit.is_scripting():
-        _check("step_norm", x, v, dropout)
+        _check("step_norm", x, v, dropout, {"weight": weight, "bias": bias, "v_bias": v_bias})
         if use_triton("step_norm", x, _step_norm, backend, MAX_WIDTH):
             seed = draw_seed(x) if dropout > 0.0 else None
             # as torch: layer_norm is on CUDA's autocast list of float32 functions, and not on the CPU's

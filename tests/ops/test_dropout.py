@@ -1,0 +1,91 @@
+"""The mask inside the kernels: Philox of (seed, row, column), whatever the launch."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from macaron.ops._triton import OPTIONS
+
+step_norm_file = importlib.import_module("macaron.ops.step_norm")
+bias_act_file = importlib.import_module("macaron.ops.bias_act")
+
+
+def philox(key: int, counter: np.ndarray, rounds: int) -> np.ndarray:
+    """Philox4x32 of Salmon et al. 2011 on (..., 4) uint32 counters."""
+    c = [counter[..., i].astype(np.uint64) for i in range(4)]
+    k = [key & 0xFFFFFFFF, key >> 32]
+    for _ in range(rounds):
+        a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [(b >> 32) ^ c[1] ^ k[0], b & 0xFFFFFFFF, (a >> 32) ^ c[3] ^ k[1], a & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return np.stack(c, -1)
+
+
+def expected_mask(seed: int, rows: int, columns: int, dropout: float) -> torch.Tensor:
+    counter = np.zeros((rows, -(-columns // 8), 4), np.uint64)
+    counter[..., 0] = np.arange(counter.shape[1])
+    counter[..., 1] = np.arange(rows)[:, None]
+    words = philox(seed, counter, 7)
+    halves = np.stack([words & 0xFFFF, words >> 16], -1).reshape(rows, -1)[:, :columns]
+    return torch.from_numpy(halves >= int(dropout * 65536 + 0.5))
+
+
+def test_philox_gives_the_published_numbers():
+    """Known answers of the authors' Random123 library, kat_vectors, philox 4x32 10."""
+    ones = np.full(4, 0xFFFFFFFF, np.uint64)
+    assert [hex(w) for w in philox(0, 0 * ones, 10)] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
+    assert [hex(w) for w in philox(2**64 - 1, ones, 10)] == ["0x408f276d", "0x41c83b0e", "0xa20bc7c6", "0x6d5451fd"]
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**62 + 12345])
+@pytest.mark.parametrize("shape", [(3, 64), (9, 37), (2, 1100)], ids=str)
+def test_mask_is_philox_of_seed_row_and_column(shape, seed, device):
+    one, key = torch.ones(shape, device=device), torch.tensor(seed, device=device)
+    mask = expected_mask(seed, *shape, 0.3).to(device)
+    torch.testing.assert_close(bias_act_file._bias_act(one, None, key, "linear", 0.3), mask / 0.7)
+    torch.testing.assert_close(step_norm_file._euler_step(0 * one, one, None, key, 1.0, 0.3), mask / 0.7)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("block", [64, 256])
+def test_block_sizes_do_not_enter(rows, block, device, monkeypatch):
+    x, w, key = torch.randn(11, 50, device=device), torch.randn(50, device=device), torch.tensor(9, device=device)
+
+    def results():
+        v, u = (x.clone().requires_grad_() for _ in range(2))
+        y, z, _ = step_norm_file._step_norm(x, v, w, w, w, key, 0.5, 0.4, 1e-5, x.dtype)
+        out = bias_act_file._bias_act(u, w, key, "gelu", 0.4)
+        return y, out, *torch.autograd.grad((y * z).sum(), v), *torch.autograd.grad(out.sum(), u)
+
+    expected = results()
+    tile = {"ROWS": rows, "num_warps": 4, **OPTIONS}
+    monkeypatch.setattr(step_norm_file, "_tile", lambda width, min_warps: {"C": width, "BLOCK": block, **tile})
+    # so few columns at a time that a row needs several programs
+    monkeypatch.setattr(bias_act_file, "_tile", lambda width: {"F": width, "BLOCK": block // 4, **tile})
+    for e, got in zip(expected, results(), strict=True):
+        assert torch.equal(e == 0, got == 0)
+        torch.testing.assert_close(got, e)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
+def test_rate_is_kept_in_rows_columns_and_neighbours(dropout, device):
+    """Within five standard deviations of a fair draw: all entries, each column, each row, equal neighbours."""
+    n, m = 200, 320
+    ones = torch.ones(n, m, device=device)
+    kept = (bias_act_file._bias_act(ones, None, torch.tensor(3, device=device), "linear", dropout) != 0).float()
+
+    def near(mean, p, count):
+        return bool(((mean - p).abs() < 5 * (p * (1 - p) / count) ** 0.5 + 1e-5).all())
+
+    assert near(kept.mean(), 1 - dropout, n * m)
+    assert near(kept.mean(0), 1 - dropout, n)
+    assert near(kept.mean(1), 1 - dropout, m)
+    both = (1 - dropout) ** 2
+    for shift, dim in ((1, 0), (1, 1), (2, 1), (4, 1), (8, 1)):
+        assert near(
+            (kept * kept.roll(shift, dim)).mean(), both, n * m / 3
+        )  # products overlap, so fewer are independent
