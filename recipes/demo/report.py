@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import logging
 import os
 import platform
 import random
@@ -31,6 +32,8 @@ SAMPLES = 20
 
 def write_report(demo: Demo) -> list[Path]:
     """Write result.json and report.html; returns both paths."""
+    for library in ("fairseq", "matplotlib"):  # hydra, which fairseq starts, lets everything through to the terminal
+        logging.getLogger(library).setLevel(logging.WARNING)
     result = collect(demo)
     curves = commands.learning_curve(demo.train_log)
     figures = [("Learning curve", curve_figure(curves)), ("Cross-attention", attention_figure(demo, result))]
