@@ -1,9 +1,9 @@
 """Which implementation of an operation runs: the one place that decides.
 
 `auto` follows the tensor: fused Triton kernels for a CUDA or ROCm tensor where they exist (once `AUTO_TAKES_TRITON`
-says so), the plain PyTorch reference otherwise. An explicit request, by argument or by the environment variable `MACARON_BACKEND`, is met
-or raises; it is never replaced in silence. The variable speaks of the operations that have a kernel of ours;
-`attention`, which is in front of torch's own, has none.
+says so), the plain PyTorch reference otherwise. An explicit request, by argument or by the environment variable
+`MACARON_BACKEND`, is met or raises; it is never replaced in silence. The variable speaks of the operations that have
+a kernel of ours; `attention`, which is in front of torch's own, has none.
 """
 
 import importlib.util
