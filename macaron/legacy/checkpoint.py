@@ -6,6 +6,7 @@ before it is built.
 
 import argparse
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ SAFE_GLOBALS: list[Any] = [
 ]
 
 
+# How torch's safe loader says that a file wants more than tensors and containers.
+_REFUSED = re.compile(r"GLOBAL (?P<name>\S+) (?:was not an allowed|whose module)|(?:Can only|Trying to) ")
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used, with the reason and the remedy."""
 
@@ -41,11 +46,12 @@ class CheckpointError(ValueError):
 def describe_load_failure(path: str | Path, error: BaseException) -> str:
     """What a failed load means: the file, what is wrong with it, and what to do."""
     text = str(error)
-    if isinstance(error, pickle.UnpicklingError) and ("Unsupported global" in text or "unsafe" in text.lower()):
+    refused = _REFUSED.search(text) if isinstance(error, pickle.UnpicklingError) else None
+    if refused:
         return (
-            f"{path}: refused, because it refers to code that a checkpoint has no need of. Safe loading builds "
-            f"tensors and plain containers only. If you trust its source, convert it there to plain tensors. "
-            f"({text.splitlines()[0]})"
+            f"{path}: refused, because it refers to {refused['name'] or 'code'}, which a checkpoint has no need of. "
+            f"Safe loading builds tensors and plain containers only. If you trust its source, convert it there to "
+            f"plain tensors."
         )
     return (
         f"{path}: not a readable checkpoint; the file is truncated or corrupt, or no checkpoint at all. Copy or "
@@ -64,8 +70,9 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist; check the path")
+    known = torch.serialization.get_safe_globals()  # for good, where fairseq is loaded: not to be taken away below
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
+        with torch.serialization.safe_globals([entry for entry in SAFE_GLOBALS if entry not in known]):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(describe_load_failure(path, error)) from error

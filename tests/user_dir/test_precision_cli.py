@@ -9,12 +9,12 @@ pytestmark = pytest.mark.xdist_group("precision")
 
 
 @pytest.fixture(scope="module")
-def generate(fairseq_cli, plugin, tiny_data_bin):
+def generate(fairseq_cli, plugin, tiny_data_bin, whole):
     """The number of hypotheses for the 12 test sentences."""
 
     def run(checkpoint) -> int:
         arguments = [tiny_data_bin, "--user-dir", plugin, "--path", checkpoint, "--cpu", "--beam", 2]
-        arguments += ["--max-len-b", 12, "--results-path", checkpoint.parent]
+        arguments += ["--max-len-b", 12, *whole, "--results-path", checkpoint.parent]
         fairseq_cli("fairseq-generate", *arguments, cwd=checkpoint.parent)
         return (checkpoint.parent / "generate-test.txt").read_text(encoding="utf-8").count("\nH-")
 
@@ -23,7 +23,7 @@ def generate(fairseq_cli, plugin, tiny_data_bin):
 
 def test_automatic_mixed_precision(train, trained, generate, tiny_data_bin, batches):
     mixed = train(tiny_data_bin, *batches, "--amp", "--disable-validation")
-    assert mixed.losses != trained.losses
+    # fairseq casts on a GPU only; on the CPU the option has to do no harm
     for entry, full in zip(mixed.updates, trained.updates, strict=True):
         assert float(entry["loss"]) == pytest.approx(float(full["loss"]), rel=0.02)
     assert {tensor.dtype for name, tensor in mixed.weights.items() if "weight" in name} == {torch.float32}
@@ -36,14 +36,19 @@ def bf16(train, tiny_data_bin, batches):
 
 
 def test_bf16_trains_in_bfloat16(bf16, trained):
-    assert {tensor.dtype for name, tensor in bf16.weights.items() if "weight" in name} == {torch.bfloat16}
+    # fairseq widens the weights when it saves them
+    assert all(tensor.bfloat16().float().equal(tensor.float()) for tensor in bf16.weights.values())
+    assert not all(tensor.bfloat16().float().equal(tensor.float()) for tensor in trained.weights.values())
     for entry, full in zip(bf16.updates, trained.updates, strict=True):
         assert float(entry["loss"]) == pytest.approx(float(full["loss"]), rel=0.05)
 
 
-def test_bf16_resumes_exactly(bf16, train, tiny_data_bin, batches):
+def test_bf16_resumes(bf16, train, tiny_data_bin, batches):
     resumed = train(tiny_data_bin, *batches, "--bf16", "--restore-file", bf16.folder / "checkpoint_1_2.pt")
-    assert resumed.losses == bf16.losses[2:]
+    # its weights in float32, which training keeps beside those in bfloat16, are not saved
+    for entry, unbroken in zip(resumed.updates, bf16.updates[2:], strict=True):
+        assert entry["num_updates"] == unbroken["num_updates"]
+        assert float(entry["loss"]) == pytest.approx(float(unbroken["loss"]), rel=0.01)
 
 
 def test_a_bf16_checkpoint_generates(bf16, generate):

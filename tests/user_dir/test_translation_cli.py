@@ -23,13 +23,13 @@ def averaged(trained, fairseq_cli, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def translate(fairseq_cli, plugin, tiny_data_bin):
+def translate(fairseq_cli, plugin, tiny_data_bin, whole):
     """What fairseq-generate finds for the test set; by default of `tiny_data_bin`."""
 
     def run(checkpoint: Path, *flags: object, data: Path = tiny_data_bin) -> str:
         arguments = [data, "--user-dir", plugin, "--path", checkpoint, "--cpu", "--max-len-b", 12, *flags]
         results = tempfile.mkdtemp(dir=checkpoint.parent)
-        fairseq_cli("fairseq-generate", *arguments, "--results-path", results, cwd=checkpoint.parent)
+        fairseq_cli("fairseq-generate", *arguments, *whole, "--results-path", results, cwd=checkpoint.parent)
         return Path(results, "generate-test.txt").read_text(encoding="utf-8")
 
     return run
@@ -127,9 +127,9 @@ def test_interactive_translates_like_generate(averaged, translate, fairseq_cli, 
     assert {n: found[0][1] for n, found in spoken.items()} == {n: found[0][1] for n, found in plain.items()}
 
 
-def test_validate_finds_the_loss_of_training(trained, fairseq_cli, plugin, tiny_data_bin):
+def test_validate_finds_the_loss_of_training(trained, fairseq_cli, plugin, tiny_data_bin, batches):
     arguments = [tiny_data_bin, "--user-dir", plugin, "--path", trained.checkpoint, "--cpu"]
-    arguments += ["--task", "translation", "--batch-size", 15, "--log-format", "json"]
+    arguments += ["--task", "translation", *batches, "--log-format", "json"]
     done = fairseq_cli("fairseq-validate", *arguments, cwd=trained.folder)
     assert f'"valid_loss": "{trained.valid[-1]["valid_loss"]}"' in done.stdout
 
