@@ -36,7 +36,9 @@ SAFE_GLOBALS: list[Any] = [
 
 
 # How torch's safe loader says that a file wants more than tensors and containers.
-_REFUSED = re.compile(r"GLOBAL (?P<name>\S+) (?:was not an allowed|whose module)|(?:Can only|Trying to) ")
+_REFUSED = re.compile(
+    r"(?:Trying to load unsupported )?GLOBAL (?P<name>\S+) (?:was not an allowed|whose module)|(?:Can only|Trying to) "
+)
 
 
 class CheckpointError(ValueError):

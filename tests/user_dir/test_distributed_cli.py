@@ -5,10 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-import pytest
 import torch
-
-pytestmark = pytest.mark.xdist_group("precision")
 
 
 def test_two_processes_equal_accumulation(

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("lm")
-
 BLOCKS = ["--task", "language_modeling", "--sample-break-mode", "none", "--tokens-per-sample", 32]
 
 

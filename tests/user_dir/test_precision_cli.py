@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytestmark = pytest.mark.xdist_group("precision")
-
 
 @pytest.fixture(scope="module")
 def generate(fairseq_cli, plugin, tiny_data_bin, whole):

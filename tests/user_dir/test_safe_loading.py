@@ -13,8 +13,6 @@ import torch
 
 from macaron.legacy.checkpoint import SAFE_GLOBALS, CheckpointError, load
 
-pytestmark = pytest.mark.xdist_group("hub")
-
 
 class Attack:
     def __init__(self, witness: Path) -> None:

@@ -10,8 +10,6 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 
-pytestmark = pytest.mark.xdist_group("translation")
-
 
 @pytest.fixture(scope="module")
 def averaged(trained, fairseq_cli, tmp_path_factory) -> Path:

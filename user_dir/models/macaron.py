@@ -57,10 +57,6 @@ class MacaronEncoder(TransformerEncoderBase):
 class MacaronDecoder(TransformerDecoderBase):
     """fairseq's Transformer decoder on `MacaronDecoderLayer`s."""
 
-    def __init__(self, cfg: TransformerConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(cfg, *args, **kwargs)
-        self.need_attn = True
-
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
         return wrap_layer(MacaronDecoderLayer(cfg, no_encoder_attn), cfg)
 
@@ -77,9 +73,8 @@ class MacaronDecoder(TransformerDecoderBase):
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
     ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
-        """As fairseq's, but attention weights only on request: when `alignment_layer` is named, or outside
-        training unless `--print-alignment` was left out of a generation command."""
-        if alignment_layer is None and (self.training or not self.need_attn):
+        """As fairseq's, but in training no layer computes its attention weights unless `alignment_layer` names it."""
+        if alignment_layer is None and self.training:
             alignment_layer = -1  # no layer
         return self.extract_features_scriptable(
             prev_output_tokens,
@@ -89,9 +84,6 @@ class MacaronDecoder(TransformerDecoderBase):
             alignment_layer,
             alignment_heads,
         )
-
-    def make_generation_fast_(self, need_attn: Any = False, **kwargs: Any) -> None:
-        self.need_attn = bool(need_attn)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         projection = f"{name}.output_projection.weight"
