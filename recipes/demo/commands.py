@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -16,6 +17,10 @@ from tqdm import tqdm
 from recipes.demo.settings import DemoError
 
 Event = dict[str, Any]
+
+# OpenMP threads that wait by spinning steal the core from the thread they wait for as soon as anything else
+# runs on the machine: on two busy cores training was three times as fast with sleeping ones.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def shown(command: list[str]) -> str:
@@ -34,7 +39,9 @@ def fairseq(tool: str, *arguments: object) -> list[str]:
 def run(command: list[str], log: Path, lock: IO[Any], what: str) -> None:
     """Run with all output appended to `log`; the lock of the folder is inherited, so an orphan keeps it."""
     with log.open("a", encoding="utf-8") as file:
-        process = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], check=False)
+        process = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], env=ENVIRONMENT, check=False
+        )
     check(process.returncode, what, log)
 
 
@@ -47,7 +54,9 @@ def run_with_progress(command: list[str], log: Path, lock: IO[Any], total: int) 
         tqdm(total=total, desc="train", unit="update") as bar,
     ):
         reader.seek(seen)
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], env=ENVIRONMENT
+        )
         try:
             figures: dict[str, str] = {}
             running = True
