@@ -1,6 +1,6 @@
 # Everything a fresh machine needs, given Python >= 3.10 with venv, gcc and make:
 #
-#   make demo     install into .venv, then train and compare two small models
+#   make demo     install into .venv, then learn to translate and write a report
 #   make test     install into .venv, then run the tests
 #
 # The first run installs (5-10 minutes on two cores, most of it fairseq's C++); later runs start at once.
@@ -30,12 +30,12 @@ help:  ## print this list
 
 install: $(STAMP)/installed  ## make .venv with everything
 
-demo: $(STAMP)/installed  ## train and compare two small models (CORPUS=grammar or multi30k)
+demo: $(STAMP)/installed  ## learn to translate, write a report (CORPUS=grammar or multi30k)
 	@$(PY) -m recipes.demo --corpus $(CORPUS)
 
 # One thread per worker: the models are tiny, and two workers with two threads each are slower than one.
 test: $(STAMP)/installed  ## run the default tests (ARGS="-m slow" for the long ones)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(STAMP)/installed  ## ruff (check and format) and mypy; changes nothing
 	@$(PY) -m ruff check .

@@ -23,9 +23,6 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip("tomli")
 
-# The fixtures below take a while: one worker builds and installs, once.
-pytestmark = pytest.mark.xdist_group("packaging")
-
 SITE = Path(sysconfig.get_paths()["platlib"])
 
 
