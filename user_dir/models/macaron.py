@@ -1,12 +1,11 @@
 """Macaron Net for translation: fairseq's Transformer with particle layers in place of its own."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from typing import Any, ClassVar
 
 import torch
-from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import fsdp_wrap
-from fairseq.models import ARCH_CONFIG_REGISTRY, FairseqEncoderDecoderModel, register_model
+from fairseq.models import ARCH_CONFIG_REGISTRY, register_model
 from fairseq.models.transformer import (
     TransformerConfig,
     TransformerDecoderBase,
@@ -17,13 +16,11 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
-from macaron.legacy.names import is_foreign, to_particle_names
-
 from ..architectures import TRANSLATION, Architecture
 from ..config import MacaronConfig, add_args, complete, config_for
-from ..errors import check_state_dict
 from ..layers import MacaronDecoderLayer, MacaronEncoderLayer
 from ..training import check_task_data, prepare_training
+from ..weights import ParticleWeights
 
 
 def wrap_layer(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
@@ -93,7 +90,7 @@ class MacaronDecoder(TransformerDecoderBase):
         return state_dict
 
 
-class MacaronModel(TransformerModelBase):
+class MacaronModel(ParticleWeights, TransformerModelBase):
     """Macaron Net (Lu et al. 2019, arXiv:1906.02762) for sequence-to-sequence tasks.
 
     Each layer is one step of an operator splitting (`--splitting`): with `strang` FFN½ – attention – FFN½, with
@@ -135,31 +132,6 @@ class MacaronModel(TransformerModelBase):
     @classmethod
     def build_decoder(cls, cfg: TransformerConfig, tgt_dict: Any, embed_tokens: nn.Module) -> MacaronDecoder:
         return MacaronDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
-
-    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        if is_foreign(state_dict):
-            converted = to_particle_names(state_dict)
-            state_dict.clear()
-            state_dict.update(converted)
-        super().upgrade_state_dict_named(state_dict, name)
-
-    def load_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        strict: bool = True,
-        model_cfg: FairseqDataclass | None = None,
-        args: Namespace | None = None,
-    ) -> Any:
-        """As fairseq's, with an error that says what differs.
-
-        Raises:
-            ValueError: vocabularies or an architecture that do not match.
-        """
-        try:
-            return FairseqEncoderDecoderModel.load_state_dict(self, state_dict, strict, model_cfg, args)
-        except RuntimeError as error:
-            check_state_dict(self, state_dict, error)
-            raise
 
 
 def register(models: dict[str, Architecture], model: type, config: type) -> dict[str, type]:

@@ -5,19 +5,16 @@ from argparse import ArgumentParser, Namespace
 from typing import Any, ClassVar
 
 from fairseq import options
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqLanguageModel
 from fairseq.models.transformer import Embedding, TransformerConfig
 from fairseq.models.transformer_lm import DEFAULT_MAX_TARGET_POSITIONS, base_lm_architecture
 from fairseq.modules import AdaptiveInput, CharacterTokenEmbedder
-from torch import Tensor, nn
-
-from macaron.legacy.names import is_foreign, to_particle_names
+from torch import nn
 
 from ..architectures import LANGUAGE_MODELS, Architecture
 from ..config import MacaronLMConfig, add_args, complete
-from ..errors import check_state_dict
 from ..training import check_task_data
+from ..weights import ParticleWeights
 from .macaron import MacaronDecoder, register
 
 
@@ -61,7 +58,7 @@ def _check_tied(args: Namespace) -> None:
             )
 
 
-class MacaronLanguageModel(FairseqLanguageModel):
+class MacaronLanguageModel(ParticleWeights, FairseqLanguageModel):
     """A causal language model on particle layers, with the options of fairseq's `transformer_lm`."""
 
     architecture: ClassVar[Architecture] = LANGUAGE_MODELS["macaron_lm"]
@@ -99,31 +96,6 @@ class MacaronLanguageModel(FairseqLanguageModel):
         model = cls(decoder)
         model.args = args
         return model
-
-    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        if is_foreign(state_dict):
-            converted = to_particle_names(state_dict)
-            state_dict.clear()
-            state_dict.update(converted)
-        super().upgrade_state_dict_named(state_dict, name)
-
-    def load_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        strict: bool = True,
-        model_cfg: FairseqDataclass | None = None,
-        args: Namespace | None = None,
-    ) -> Any:
-        """As fairseq's, with an error that says what differs.
-
-        Raises:
-            ValueError: vocabularies or an architecture that do not match.
-        """
-        try:
-            return super().load_state_dict(state_dict, strict, model_cfg, args)
-        except RuntimeError as error:
-            check_state_dict(self, state_dict, error)
-            raise
 
 
 MODELS = register(LANGUAGE_MODELS, MacaronLanguageModel, MacaronLMConfig)

@@ -1,6 +1,41 @@
-"""What is wrong with weights that do not fit a model."""
+"""Loading weights: names of the original and of fairseq, and what is wrong with weights that do not fit."""
 
+from argparse import Namespace
+from typing import Any
+
+from fairseq.dataclass import FairseqDataclass
 from torch import Tensor, nn
+
+from macaron.legacy.names import is_foreign, to_particle_names
+
+
+class ParticleWeights:
+    """Goes in front of one of fairseq's model classes: `load_state_dict` takes foreign names and explains failures."""
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        if is_foreign(state_dict):
+            converted = to_particle_names(state_dict)
+            state_dict.clear()
+            state_dict.update(converted)
+        super().upgrade_state_dict_named(state_dict, name)
+
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        strict: bool = True,
+        model_cfg: FairseqDataclass | None = None,
+        args: Namespace | None = None,
+    ) -> Any:
+        """As fairseq's, with an error that says what differs.
+
+        Raises:
+            ValueError: vocabularies or an architecture that do not match.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, model_cfg, args)
+        except RuntimeError as error:
+            check_state_dict(self, state_dict, error)
+            raise
 
 
 def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], error: Exception) -> None:
