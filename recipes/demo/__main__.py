@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.demo.settings import PRESETS, DemoError, settings_for
-from recipes.demo.workspace import Workspace
+from recipes.common.errors import RecipeError
+from recipes.demo.settings import PRESETS, settings_for
+from recipes.common.workspace import Workspace
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from recipes.demo.pipeline import Demo
 
         show(Demo(settings, space, args.data_dir).run(), out)
-    except DemoError as error:
+    except RecipeError as error:
         print(f"recipes.demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

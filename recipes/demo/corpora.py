@@ -11,9 +11,8 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from recipes.demo.settings import DemoError
-
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
+from recipes.common.errors import RecipeError
+from recipes.common.provenance import PROJECT_ROOT
 SPLITS = ("train", "valid", "test")
 LANGUAGES = ("de", "en")
 
@@ -64,7 +63,7 @@ def multi30k_folder(data_dir: Path | None, download: Path, base_url: str = MULTI
     """The folder asked for, or the local copy, or a fresh download."""
     if data_dir is not None:
         if not data_dir.is_dir():
-            raise DemoError(
+            raise RecipeError(
                 f"--data-dir {data_dir}: no such folder; it must hold {', '.join(MULTI30K_SHA256)} "
                 f"(plain, .xz or .gz). Correct the path, or leave the option out to download them"
             )
@@ -81,7 +80,7 @@ def read_verified(folder: Path, name: str) -> list[str]:
     """The lines of `name`, unpacked when compressed, after its sha256 has been checked."""
     path = next((folder / (name + suffix) for suffix in SUFFIXES if (folder / (name + suffix)).is_file()), None)
     if path is None:
-        raise DemoError(
+        raise RecipeError(
             f"{folder}: {name} is missing (looked for {', '.join(name + suffix for suffix in SUFFIXES)}); "
             f"put the file there, or give another folder with --data-dir"
         )
@@ -90,7 +89,7 @@ def read_verified(folder: Path, name: str) -> list[str]:
         with opener(path, "rb") as file:
             content = file.read()
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise DemoError(
+        raise RecipeError(
             f"{path}: cannot be unpacked ({error}); the file is truncated or corrupt. Fetch it again"
         ) from error
     verify(content, name, path)
@@ -100,7 +99,7 @@ def read_verified(folder: Path, name: str) -> list[str]:
 def verify(content: bytes, name: str, where: Path | str) -> None:
     digest = hashlib.sha256(content).hexdigest()
     if digest != MULTI30K_SHA256[name]:
-        raise DemoError(
+        raise RecipeError(
             f"{where}: sha256 of the uncompressed {name} is {digest} but must be {MULTI30K_SHA256[name]}; "
             f"the file is corrupt or another version. Fetch it again"
         )
@@ -118,12 +117,12 @@ def fetch(name: str, folder: Path, base_url: str) -> Path:
             packed = response.read(MAX_DOWNLOAD_BYTES)
         content = gzip.decompress(packed)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise DemoError(
+        raise RecipeError(
             f"{url}: download failed ({error}); check the network and run the same command again "
             f"(files already here are kept), or put the files into a folder and name it with --data-dir"
         ) from error
     except (EOFError, OSError, zlib.error) as error:
-        raise DemoError(
+        raise RecipeError(
             f"{url}: the download cannot be unpacked ({error}); it is truncated or not a .gz file. "
             f"Run the same command again, or give a folder with --data-dir"
         ) from error

@@ -8,16 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import macaron
-from recipes.demo import commands, corpora
-from recipes.demo.settings import DemoError, Settings
-from recipes.demo.workspace import Workspace, read_json, write_json
-
-USER_DIR = Path(macaron.__file__).parent
-
-
-# fairseq drops a last batch whose size is no multiple of this (default 8), sentences of the test set too.
-KEEP_LAST_BATCH = ("--required-batch-size-multiple", 1)
+from recipes.common import commands
+from recipes.common.checkpoints import average, distinct, load, mend_last
+from recipes.common.commands import KEEP_LAST_BATCH, USER_DIR
+from recipes.common.errors import RecipeError
+from recipes.common.workspace import Workspace, read_json, read_lines, write_json
+from recipes.demo import corpora
+from recipes.demo.settings import Settings
 
 
 class Demo:
@@ -71,7 +68,7 @@ class Demo:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise DemoError(
+            raise RecipeError(
                 f"vocab_size {s.vocab_size} does not suit the corpus of {s.train_size or 'all'} pairs: "
                 f"sentencepiece says {str(error).splitlines()[0]!r}; choose another --vocab-size"
             ) from error
@@ -118,8 +115,6 @@ class Demo:
 
     def train(self, started: float) -> dict[str, Any]:
         """fairseq-train; goes on from checkpoint_last.pt, which fairseq writes after every epoch."""
-        from recipes.demo.checkpoints import average, load, mend_last
-
         mend_last(self.checkpoints)
         command = self.train_command()
         (self.folder / "train.sh").write_text(commands.shown(command) + "\n", encoding="utf-8")
@@ -164,7 +159,7 @@ class Demo:
                 best[int(name[2:])] = pieces.split(" ")
         references = read_lines(self.text / "test.en")
         if sorted(best) != list(range(len(references))):
-            raise DemoError(
+            raise RecipeError(
                 f"{self.folder / 'generate'}: {len(best)} translations for {len(references)} test sentences; "
                 f"see generate.log there, then run the same command again"
             )
@@ -193,14 +188,3 @@ class Demo:
         from recipes.demo.report import write_report
 
         return self.space.finish("report", write_report(self), started)
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines end at LF only: `splitlines` would also break at characters inside a sentence."""
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-
-
-def distinct(model: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The parameters of a state dict, tied ones once."""
-    seen = {tensor.data_ptr(): (name, tensor) for name, tensor in model.items() if not name.endswith(".version")}
-    return list(seen.values())

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import logging
 import os
-import platform
 import random
-import subprocess
+import shlex
 import sys
-import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import macaron
-from recipes.demo import commands
-from recipes.demo.corpora import PROJECT_ROOT
-from recipes.demo.workspace import read_json, write_json
+from recipes.common import commands
+from recipes.common.page import STYLE, png, table
+from recipes.common.provenance import environment
+from recipes.common.workspace import read_json, read_lines, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,8 +45,6 @@ def write_report(demo: Demo) -> list[Path]:
 
 def collect(demo: Demo) -> dict[str, Any]:
     """Everything a row of results needs: scores, settings, commands, times, versions, hardware."""
-    from recipes.demo.pipeline import read_lines
-
     scores = read_json(demo.folder / "scores.json")
     exact = scores.pop("exact_match_percent")
     stamps = {stage: demo.space.stamp(stage) or {} for stage in ("prepare", "train", "translate", "score")}
@@ -70,51 +64,9 @@ def collect(demo: Demo) -> dict[str, Any]:
         },
         "settings": read_json(demo.folder / "settings.json"),
         "commands": {stage: stamps[stage]["command"] for stage in ("train", "translate")},
-        "environment": environment(),
+        "environment": environment(shlex.join(["python", "-m", "recipes.demo", *sys.argv[1:]]), PACKAGES),
         "samples": [dict(zip(("source", "reference", "hypothesis"), row, strict=True)) for row in chosen],
     }
-
-
-def environment() -> dict[str, Any]:
-    import torch
-
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "command": " ".join(["python", "-m", "recipes.demo", *sys.argv[1:]]),
-        "commit": commit(),
-        "python": platform.python_version(),
-        **versions,
-        "machine": platform.platform(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "GPU": gpu or "none",
-    }
-
-
-def commit() -> str:
-    """The commit of the clone, marked when files differ from it."""
-    try:
-        run = [["git", "-C", str(PROJECT_ROOT), *rest] for rest in (["rev-parse", "HEAD"], ["status", "--porcelain"])]
-        head, status = (subprocess.run(c, capture_output=True, text=True, check=True).stdout.strip() for c in run)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git clone)"
-    return f"{head} with local changes" if status else head
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def curve_figure(curves: dict[str, list[tuple[int, float]]]) -> Figure:
@@ -177,31 +129,6 @@ def cross_attention(demo: Demo, source: str, target: str) -> tuple[list[str], li
     weights = extra["attn"][0][0].float().numpy()  # (B, T, S) → (T, S)
     names = [[task.source_dictionary[index] for index in side.tolist()] for side in sides]
     return names[0], names[1], weights
-
-
-def png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% } td, th { border-bottom: 1px solid #ddd; padding: .3rem .6rem;
-text-align: left; vertical-align: top } img { max-width: 100% } .wrong { background: #fff4e5 }
-code, pre { font-size: .85em; white-space: pre-wrap; overflow-wrap: anywhere } .big { font-size: 2rem }
-"""
-
-
-def table(rows: list[list[str]], head: list[str] | None = None, marks: list[bool] | None = None) -> str:
-    """Cells are escaped here, so that no sentence can become markup."""
-    lines = ["<table>"]
-    if head:
-        lines.append("<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>")
-    for index, row in enumerate(rows):
-        style = ' class="wrong"' if marks and marks[index] else ""
-        lines.append(f"<tr{style}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
-    return "\n".join([*lines, "</table>"])
 
 
 def render(result: dict[str, Any], figures: list[tuple[str, Figure]]) -> str:

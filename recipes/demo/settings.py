@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-
-class DemoError(Exception):
-    """Something the user can mend; the message names the value, the rule and the remedy."""
-
+from recipes.common.errors import RecipeError
 
 @dataclass(frozen=True)
 class Settings:
@@ -38,14 +35,14 @@ class Settings:
     def check(self) -> None:
         for name in ("vocab_size", "max_update", "max_tokens", "average", "beam", "dim", "ffn"):
             if getattr(self, name) < 1:
-                raise DemoError(f"{name} is {getattr(self, name)} but must be at least 1; choose a positive number")
+                raise RecipeError(f"{name} is {getattr(self, name)} but must be at least 1; choose a positive number")
         if self.train_size < 0 or self.seed < 0:
-            raise DemoError(
+            raise RecipeError(
                 f"train_size is {self.train_size} and seed is {self.seed} but neither may be negative; "
                 f"choose zero or more (train size 0 means all pairs)"
             )
         if self.dim % self.heads:
-            raise DemoError(f"dim is {self.dim} but must be a multiple of heads = {self.heads}; change either")
+            raise RecipeError(f"dim is {self.dim} but must be a multiple of heads = {self.heads}; change either")
 
 
 PRESETS = {

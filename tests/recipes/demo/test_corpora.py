@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from recipes.demo import corpora
-from recipes.demo.settings import DemoError
+from recipes.common.errors import RecipeError
 
 CONTENT = {name: f"Zeile 1 {name}\nZeile 2\u2028noch Zeile 2\n".encode() for name in corpora.MULTI30K_SHA256}
 
@@ -77,13 +77,13 @@ def test_train_size_shortens_the_training_set_alone(folder: Path, tmp_path: Path
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DemoError, match=r"--data-dir .*nowhere: no such folder; it must hold train\.de.*Correct"):
+    with pytest.raises(RecipeError, match=r"--data-dir .*nowhere: no such folder; it must hold train\.de.*Correct"):
         write(tmp_path, tmp_path / "nowhere")
 
 
 def test_missing_file(folder: Path, tmp_path: Path) -> None:
     (folder / "train.en.xz").unlink()
-    with pytest.raises(DemoError, match=r"train\.en is missing .*put the file there, or give another folder"):
+    with pytest.raises(RecipeError, match=r"train\.en is missing .*put the file there, or give another folder"):
         write(tmp_path, folder)
 
 
@@ -91,13 +91,13 @@ def test_missing_file(folder: Path, tmp_path: Path) -> None:
 def test_truncated_file(folder: Path, tmp_path: Path, name: str) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(DemoError, match=rf"{name}: cannot be unpacked .*truncated or corrupt\. Fetch it again"):
+    with pytest.raises(RecipeError, match=rf"{name}: cannot be unpacked .*truncated or corrupt\. Fetch it again"):
         write(tmp_path, folder)
 
 
 def test_changed_file(folder: Path, tmp_path: Path) -> None:
     (folder / "train.de").write_bytes(CONTENT["train.de"] + b"x\n")
-    with pytest.raises(DemoError, match=r"train\.de: sha256 of .* is [0-9a-f]{64} but must be [0-9a-f]{64}"):
+    with pytest.raises(RecipeError, match=r"train\.de: sha256 of .* is [0-9a-f]{64} but must be [0-9a-f]{64}"):
         write(tmp_path, folder)
     assert not (tmp_path / "text").exists()
 
@@ -115,19 +115,19 @@ def test_download(server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.
 def test_download_of_a_missing_file(server: tuple[str, Path], tmp_path: Path) -> None:
     address, root = server
     (root / "train.de.gz").unlink()
-    with pytest.raises(DemoError, match=r"train\.de\.gz: download failed \(HTTP Error 404.*run the same command"):
+    with pytest.raises(RecipeError, match=r"train\.de\.gz: download failed \(HTTP Error 404.*run the same command"):
         corpora.fetch("train.de", tmp_path, address)
 
 
 def test_download_without_a_server(tmp_path: Path, small: None) -> None:
-    with pytest.raises(DemoError, match=r"download failed .*refused.*name it with --data-dir"):
+    with pytest.raises(RecipeError, match=r"download failed .*refused.*name it with --data-dir"):
         corpora.fetch("train.de", tmp_path, "http://127.0.0.1:9")
 
 
 def test_download_with_a_wrong_checksum(server: tuple[str, Path], tmp_path: Path) -> None:
     address, root = server
     (root / "train.de.gz").write_bytes(gzip.compress(b"something else"))
-    with pytest.raises(DemoError, match=r"train\.de\.gz: sha256 of .* but must be"):
+    with pytest.raises(RecipeError, match=r"train\.de\.gz: sha256 of .* but must be"):
         corpora.fetch("train.de", tmp_path, address)
     assert not list(tmp_path.glob("train.de*"))
 
@@ -135,7 +135,7 @@ def test_download_with_a_wrong_checksum(server: tuple[str, Path], tmp_path: Path
 def test_truncated_download(server: tuple[str, Path], tmp_path: Path) -> None:
     address, root = server
     (root / "train.de.gz").write_bytes(gzip.compress(CONTENT["train.de"])[:-9])
-    with pytest.raises(DemoError, match=r"cannot be unpacked .*truncated or not a \.gz file"):
+    with pytest.raises(RecipeError, match=r"cannot be unpacked .*truncated or not a \.gz file"):
         corpora.fetch("train.de", tmp_path, address)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from recipes.demo.report import attention_sample, curve_figure, png, table
+from recipes.common.page import png, table
+from recipes.demo.report import attention_sample, curve_figure
 
 
 def test_sentences_cannot_become_markup() -> None:

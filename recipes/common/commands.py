@@ -14,9 +14,15 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from recipes.demo.settings import DemoError
+import macaron
+from recipes.common.errors import RecipeError
 
 Event = dict[str, Any]
+
+USER_DIR = Path(macaron.__file__).parent
+
+# fairseq drops a last batch whose size is no multiple of this (default 8), sentences of the test set too.
+KEEP_LAST_BATCH = ("--required-batch-size-multiple", 1)
 
 # OpenMP threads that wait by spinning steal the core from the thread they wait for as soon as anything else
 # runs on the machine: on two busy cores training was three times as fast with sleeping ones.
@@ -80,7 +86,7 @@ def run_with_progress(command: list[str], log: Path, lock: IO[Any], total: int) 
 def check(status: int, what: str, log: Path) -> None:
     if status:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise DemoError(
+        raise RecipeError(
             f"{what} ended with status {status}; the end of {log} says\n{tail}\n"
             f"When the cause is gone, the same command goes on where it stopped"
         )

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from macaron.legacy.checkpoint import CheckpointError, load
-from recipes.demo import commands
-from recipes.demo.settings import DemoError
+from recipes.common import commands
+from recipes.common.errors import RecipeError
 
-__all__ = ["average", "load", "mend_last"]
+__all__ = ["average", "distinct", "load", "mend_last", "newest_first"]
 
 
 def mend_last(folder: Path) -> None:
@@ -48,7 +48,7 @@ def replace_last(last: Path, candidates: list[Path], why: str) -> None:
         shutil.copyfile(candidate, partial)
         os.replace(partial, last)
         return
-    raise DemoError(
+    raise RecipeError(
         f"{why}\nNone of the {len(candidates)} other checkpoints in {last.parent} can be read either; "
         f"put back a copy of checkpoint_last.pt, or run with --restart to train anew"
     )
@@ -70,3 +70,9 @@ def average(folder: Path, count: int, target: Path, log: Path, lock: IO[Any]) ->
     inputs = inputs or [folder / "checkpoint_last.pt"]
     command = [sys.executable, "-m", "macaron", "average", "--force", "--output", str(target), "--inputs"]
     commands.run([*command, *map(str, inputs)], log, lock, "macaron average")
+
+
+def distinct(model: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The parameters of a state dict, tied ones once."""
+    seen = {tensor.data_ptr(): (name, tensor) for name, tensor in model.items() if not name.endswith(".version")}
+    return list(seen.values())

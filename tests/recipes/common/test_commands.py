@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.demo import commands
-from recipes.demo.settings import DemoError
+from recipes.common import commands
+from recipes.common.errors import RecipeError
 
 LOG = """\
 2026-01-01 10:00:00 | INFO | train_inner | {"epoch": 1, "update": 0.5, "loss": "9", "ppl": "300", "num_updates": "5"}
@@ -44,5 +44,5 @@ def test_commands_are_shown_as_typed() -> None:
 
 def test_a_failing_command_shows_the_end_of_its_log(tmp_path: Path) -> None:
     log, lock = tmp_path / "log", (tmp_path / "lock").open("w")
-    with lock, pytest.raises(DemoError, match=r"(?s)cooking ended with status 3; .*no salt.*the same command"):
+    with lock, pytest.raises(RecipeError, match=r"(?s)cooking ended with status 3; .*no salt.*the same command"):
         commands.run([sys.executable, "-c", "print('no salt'); raise SystemExit(3)"], log, lock, "cooking")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.demo.checkpoints import load, mend_last, newest_first
-from recipes.demo.settings import DemoError
+from recipes.common.checkpoints import load, mend_last, newest_first
+from recipes.common.errors import RecipeError
 
 
 def save(path: Path, value: float) -> None:
@@ -65,7 +65,7 @@ def test_a_lost_last_checkpoint_is_replaced(folder: Path) -> None:
 def test_none_readable(folder: Path) -> None:
     for path in folder.iterdir():
         truncate(path)
-    with pytest.raises(DemoError, match=r"None of the 3 other checkpoints .* can be read either; put back a copy"):
+    with pytest.raises(RecipeError, match=r"None of the 3 other checkpoints .* can be read either; put back a copy"):
         mend_last(folder)
 
 

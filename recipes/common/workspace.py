@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from recipes.demo.settings import DemoError
+from recipes.common.errors import RecipeError
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -25,10 +25,15 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DemoError(
+        raise RecipeError(
             f"{path}: not valid JSON ({error}); the file is truncated or was edited. "
             f"Choose another folder with --out, or --restart to set this one aside and begin anew"
         ) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines end at LF only: `splitlines` would also break at characters inside a sentence."""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
 def digest(path: Path) -> str:
@@ -54,11 +59,11 @@ class Workspace:
             folder.rename(aside)
             print(f"restart   {folder} is now {aside}")
         if folder.exists() and not folder.is_dir():
-            raise DemoError(f"--out {folder}: is a file; give a folder")
+            raise RecipeError(f"--out {folder}: is a file; give a folder")
         record = folder / "settings.json"
         if folder.is_dir() and any(folder.iterdir()) and not record.exists():
-            raise DemoError(
-                f"--out {folder}: the folder holds files that are not from a demo; "
+            raise RecipeError(
+                f"--out {folder}: the folder holds files that no recipe made; "
                 f"give a new or empty folder with --out"
             )
         (folder / "stamps").mkdir(parents=True, exist_ok=True)
@@ -75,8 +80,8 @@ class Workspace:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DemoError(
-                f"--out {self.folder}: another demo, or a training it left behind, is at work there; "
+            raise RecipeError(
+                f"--out {self.folder}: another run, or a training it left behind, is at work there; "
                 f"wait for it, stop it, or give another folder with --out"
             ) from error
 
@@ -88,7 +93,7 @@ class Workspace:
             if made_with.get(name) != settings.get(name)
         ]
         if differing:
-            raise DemoError(
+            raise RecipeError(
                 f"--out {self.folder}: made with other settings ({'; '.join(differing)}); results are not "
                 f"mixed. Give another folder with --out, or --restart to set this one aside and begin anew"
             )
@@ -103,7 +108,7 @@ class Workspace:
             made = self.folder / name
             if not made.is_file() or digest(made) != expected:
                 state = "has changed since" if made.is_file() else "is gone since"
-                raise DemoError(
+                raise RecipeError(
                     f"{made}: {state} stage '{stage}' made it; put it back, or delete {path} to have "
                     f"the stage done again, or use --restart"
                 )

@@ -1,0 +1,1 @@
+"""What recipes share: the folder that remembers, fairseq's commands, provenance, and pieces of a report."""
