@@ -63,8 +63,7 @@ class Workspace:
         record = folder / "settings.json"
         if folder.is_dir() and any(folder.iterdir()) and not record.exists():
             raise RecipeError(
-                f"--out {folder}: the folder holds files that no recipe made; "
-                f"give a new or empty folder with --out"
+                f"--out {folder}: the folder holds files that no recipe made; give a new or empty folder with --out"
             )
         (folder / "stamps").mkdir(parents=True, exist_ok=True)
         self._lock()

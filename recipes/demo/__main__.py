@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
-from recipes.demo.settings import PRESETS, settings_for
 from recipes.common.workspace import Workspace
+from recipes.demo.settings import PRESETS, settings_for
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from recipes.common.errors import RecipeError
 from recipes.common.provenance import PROJECT_ROOT
+
 SPLITS = ("train", "valid", "test")
 LANGUAGES = ("de", "en")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from recipes.common.errors import RecipeError
 
+
 @dataclass(frozen=True)
 class Settings:
     """The settings that a result depends on. Changing one of them needs a fresh output folder."""

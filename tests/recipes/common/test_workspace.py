@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from recipes.common.errors import RecipeError
-from recipes.demo.settings import PRESETS, settings_for
 from recipes.common.workspace import Workspace, read_json
 
 SETTINGS = {"corpus": "grammar", "seed": 1}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.demo import corpora
 from recipes.common.errors import RecipeError
+from recipes.demo import corpora
 
 CONTENT = {name: f"Zeile 1 {name}\nZeile 2\u2028noch Zeile 2\n".encode() for name in corpora.MULTI30K_SHA256}
 
