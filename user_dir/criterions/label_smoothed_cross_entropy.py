@@ -1,15 +1,24 @@
-"""fairseq's label-smoothed cross-entropy, with the original's way to spread the smoothing as a choice."""
+"""fairseq's label-smoothed cross-entropy without its logits; R-Drop and the original's smoothing as options."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from fairseq import utils
 from fairseq.criterions import CRITERION_REGISTRY, register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion as FairseqCriterion,
 )
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum
-from torch import Tensor
+from fairseq.distributed import FullyShardedDataParallel
+from fairseq.logging import metrics
+from torch import Tensor, nn
+
+from macaron.ops.linear_cross_entropy import linear_cross_entropy
+
+from .rdrop import duplicate, linear_symmetric_kl
 
 NAME = "macaron_label_smoothed_cross_entropy"
 
@@ -23,6 +32,13 @@ class MacaronLabelSmoothedCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionC
             "'all' = the whole vocabulary, as in the original Macaron Net and in torch"
         },
     )
+    rdrop_alpha: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the divergence between two passes under two dropout masks (R-Drop); "
+            "0 = one pass; 5 is usual for translation"
+        },
+    )
 
 
 class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
@@ -30,15 +46,24 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
 
         others   (1 − ε) nll + ε/(V−1) Σ_{j ≠ target} (−log p_j)
         all      (1 − ε) nll + ε/V Σ_j (−log p_j)
+        R-Drop   both passes' losses + α (KL(p‖q) + KL(q‖p)) / 2          in training (arXiv:2106.14448)
 
-    Both agree at ε·(V−1)/V. The class keeps fairseq's name, which its checkpoints record, so that training goes on
-    from a checkpoint under either criterion.
+    The first two agree at ε·(V−1)/V. The model is asked for its features, and the output projection and the loss are
+    computed a chunk of tokens at a time, so that the (tokens × V) logits never exist; an adaptive softmax,
+    `--report-accuracy` and sharded parameters need fairseq's own way, which is then taken. The class keeps fairseq's
+    name, which its checkpoints record, so that training goes on from a checkpoint under either criterion.
+
+    Raises:
+        ValueError: a negative α, or R-Drop where the logits are needed.
     """
 
-    def __init__(self, *args: Any, smoothing_over: str = "others", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, smoothing_over: str = "others", rdrop_alpha: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if rdrop_alpha < 0:
+            raise ValueError(f"--rdrop-alpha {rdrop_alpha} must not be negative; 0 switches R-Drop off")
         self.label_smoothing = self.eps
         self.smoothing_over = str(smoothing_over)
+        self.rdrop_alpha = rdrop_alpha
 
     @classmethod
     def build_criterion(cls, cfg: MacaronLabelSmoothedCrossEntropyConfig, task: Any) -> "FairseqCriterion":
@@ -49,13 +74,72 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
             cfg.ignore_prefix_size,
             cfg.report_accuracy,
             smoothing_over=cfg.smoothing_over,
+            rdrop_alpha=cfg.rdrop_alpha,
         )
 
+    def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, dict[str, Any]]:
+        """The loss, its sample size, and what to log; without `reduce` one loss a target token, (B · T,).
+
+        Under R-Drop the loss, as in fairseq, is that of both passes, and the logged nll that of one.
+        """
+        projection = None if self.report_accuracy else output_projection(model)
+        twice = self.rdrop_alpha > 0 and model.training
+        if projection is None:
+            if twice:
+                raise ValueError(
+                    f"--rdrop-alpha {self.rdrop_alpha} needs a plain output projection; leave out "
+                    f"--report-accuracy, the adaptive softmax and fully sharded training, or R-Drop"
+                )
+            return super().forward(model, sample, reduce=reduce)
+        weight, bias = projection
+        net_input = duplicate(sample["net_input"]) if twice else sample["net_input"]
+        output = model(**net_input, features_only=True)
+        target = model.get_targets(sample, output)[:, self.ignore_prefix_size :]  # (B, T)
+        x = output[0][:, self.ignore_prefix_size :].flatten(0, 1)  # (B · T, C), or (2 · B · T, C)
+        loss, nll = linear_cross_entropy(
+            x,
+            weight,
+            torch.cat([target, target]).flatten() if twice else target.flatten(),
+            bias,
+            label_smoothing=self._smoothing(weight.size(0)),
+            ignore_index=self.padding_idx,
+            reduction="sum" if reduce else "none",
+        )
+        logged: dict[str, Any] = {}
+        if twice:
+            divergence = linear_symmetric_kl(x, weight, bias, target.flatten().eq(self.padding_idx))
+            loss, nll = loss + self.rdrop_alpha * divergence, nll / 2
+            logged["rdrop_kl_loss"] = divergence.detach()
+        sentences = target.size(0)
+        sample_size = sentences if self.sentence_avg else sample["ntokens"]
+        logged |= {"loss": loss.detach(), "nll_loss": nll, "ntokens": sample["ntokens"]}
+        return loss, sample_size, {**logged, "nsentences": sentences, "sample_size": sample_size}
+
+    def _smoothing(self, size: int) -> float:
+        """ε as fairseq counts it, over a vocabulary of that size."""
+        return self.label_smoothing * (size - 1) / size if self.smoothing_over == "all" else self.label_smoothing
+
     def compute_loss(self, model: Any, net_output: Any, sample: Any, reduce: bool = True) -> tuple[Tensor, Tensor]:
-        if self.smoothing_over == "all":
-            size = net_output[0].size(-1)
-            self.eps = self.label_smoothing * (size - 1) / size
+        self.eps = self._smoothing(net_output[0].size(-1))
         return super().compute_loss(model, net_output, sample, reduce=reduce)
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: Sequence[dict[str, Any]]) -> None:
+        super().reduce_metrics(logging_outputs)
+        divergence = sum(log.get("rdrop_kl_loss", 0) for log in logging_outputs)
+        if divergence:
+            size = sum(log["sample_size"] for log in logging_outputs)
+            metrics.log_scalar("rdrop_kl_loss", utils.item(divergence) / size, size, round=3)
+
+
+def output_projection(model: Any) -> tuple[Tensor, Tensor | None] | None:
+    """Weight (V, C) and bias of a model's last layer, or None where the logits are more than one product."""
+    decoder = getattr(model, "decoder", None)
+    projection = getattr(decoder, "output_projection", None)
+    adaptive = getattr(decoder, "adaptive_softmax", None) is not None
+    if type(projection) is not nn.Linear or adaptive or isinstance(model, FullyShardedDataParallel):
+        return None
+    return projection.weight, projection.bias
 
 
 if NAME not in CRITERION_REGISTRY:  # the plugin may be imported under two names

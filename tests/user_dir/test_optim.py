@@ -1,0 +1,90 @@
+"""`--optimizer macaron_adam`: fairseq's Adam, number by number, and its checkpoints."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.optim import OPTIMIZER_REGISTRY
+from fairseq.optim.adam import FairseqAdamConfig
+
+SHAPES = [(7, 5), (5,), (3, 2, 4), ()]
+
+
+def build(name: str, params: list[torch.nn.Parameter], **overrides):
+    cfg = FairseqAdamConfig(adam_betas="(0.9, 0.98)", adam_eps=1e-3, weight_decay=0.1)
+    cfg.lr, cfg.tpu = [0.05], False
+    for key, value in overrides.items():
+        setattr(cfg, key, value)
+    return OPTIMIZER_REGISTRY[name](cfg, params)
+
+
+def parameters(dtype=torch.float32) -> list[torch.nn.Parameter]:
+    torch.manual_seed(1)
+    return [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in SHAPES]
+
+
+def advance(optimizer, params, steps, first=0, skip=()) -> None:
+    """`steps` updates with gradients that depend on the number of the step alone; `skip`: (step, parameter)."""
+    for step in range(first, first + steps):
+        torch.manual_seed(100 + step)
+        for i, p in enumerate(params):
+            grad = torch.randn(p.shape, dtype=torch.float64).to(p.dtype) * 10 ** -(i % 4)
+            p.grad = None if (step, i) in skip else grad
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_updates_are_those_of_fairseq(dtype):
+    ours, theirs = parameters(dtype), parameters(dtype)
+    # parameter 1 joins at the third step, so that the counts differ
+    skip = {(0, 1), (1, 1)}
+    a, b = build("macaron_adam", ours), build("adam", theirs)
+    advance(a, ours, 6, skip=skip)
+    advance(b, theirs, 6, skip=skip)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+    assert a.state_dict()["state"].keys() == b.state_dict()["state"].keys()
+    assert all(a.state_dict()["state"][i]["step"] == b.state_dict()["state"][i]["step"] for i in range(4))
+
+
+@pytest.mark.parametrize("order", [("adam", "macaron_adam"), ("macaron_adam", "adam")], ids="-".join)
+def test_either_goes_on_from_the_state_of_the_other(order):
+    first, second = order
+    whole = parameters(torch.float64)
+    advance(build("adam", whole), whole, 5)
+    params = parameters(torch.float64)
+    before = build(first, params)
+    advance(before, params, 3)
+    after = build(second, params)
+    after.load_state_dict(before.state_dict())
+    advance(after, params, 2, first=3)
+    for p, q in zip(params, whole, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_parameters_take_the_loop_of_fairseq():
+    ours, theirs = parameters(torch.bfloat16), parameters(torch.bfloat16)
+    advance(build("macaron_adam", ours), ours, 3)
+    advance(build("adam", theirs), theirs, 3)
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
+def test_the_name_in_checkpoints_is_that_of_fairseq():
+    assert OPTIMIZER_REGISTRY["macaron_adam"].__name__ == OPTIMIZER_REGISTRY["adam"].__name__
+
+
+def test_use_old_adam_is_fairseqs_own():
+    optimizer = build("macaron_adam", parameters(), use_old_adam=True)
+    assert type(optimizer.optimizer).__module__ == "fairseq.optim.adam"
+
+
+def test_training_changes_neither_loss_nor_resuming(trained, train, tiny_data_bin, batches):
+    """The same losses as with `--optimizer adam`, going on from its checkpoint."""
+    flags = [*batches, "--restore-file", trained.folder / "checkpoint_1_2.pt", "--optimizer", "macaron_adam"]
+    resumed = train(tiny_data_bin, *flags)
+    assert resumed.losses == trained.losses[2:]
+    names = SimpleNamespace(**torch.load(resumed.checkpoint, weights_only=True)["optimizer_history"][-1])
+    assert names.optimizer_name == "FairseqAdam"
