@@ -1,0 +1,167 @@
+"""Configuration of Macaron BERT: checked once, derived values filled in."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+from macaron.dynamics.splitting import FFN, SELF_ATTENTION, Splitting, get_splitting
+from macaron.ops.bias_act import check_activation
+
+# transformers' names of activations that ours computes under another one.
+_SAME_ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
+
+@strict
+class MacaronBertConfig(PreTrainedConfig):
+    """Everything that defines a Macaron BERT. The defaults are `base` size, for new training.
+
+    The layer is one step of `splitting`: with "strang" half an FFN, attention, half an FFN (Lu et al. 2019,
+    arXiv:1906.02762), with "lie" attention and FFN, which is an ordinary pre-norm BERT. A configuration that leaves the widths open has the
+    same number of weights in both.
+
+    After construction `intermediate_size`, `first_intermediate_size`, `first_hidden_act` and `embedding_norm` hold what
+    is used.
+
+    Fields:
+        splitting: name of a `macaron.dynamics.splitting.SPLITTINGS`.
+        intermediate_size: width of the FFNs after attention; None is 4 · hidden_size / number of FFNs in a layer.
+        first_intermediate_size: width of the FFN before attention; None is `intermediate_size`.
+        hidden_act: activation of the FFNs after attention and of the masked-language-model head.
+        first_hidden_act: activation of the FFN before attention; None is `hidden_act`.
+        normalize_before: pre-norm with a final norm (True), or post-norm.
+        norm_affine: whether the norms of layers and embeddings and the final one have gain and offset.
+        layer_norm_eps: of every norm.
+        position_embedding_type: "learned", or "sinusoidal" as in fairseq (halves, not interleaved).
+        position_offset: number of the first position in the sinusoidal table.
+        max_position_embeddings: the longest sentence.
+        scale_embeddings: multiply word embeddings (and `inputs_embeds`) by √hidden_size.
+        embedding_norm: normalise the sum of embeddings; None is True for post-norm only.
+        type_vocab_size: number of segments; 0 takes no segment table, and `token_type_ids` are ignored.
+        segment_padding_idx: the segment whose vector is always zero, if there is one.
+        hidden_dropout_prob: on embeddings and on every velocity; attention_probs_dropout_prob: on attention weights;
+            activation_dropout: after the activation; classifier_dropout: before a classifier, None is
+            `hidden_dropout_prob`.
+        mlm_bias: whether the output projection over the vocabulary has a bias.
+        sparse_prediction: the masked-language-model heads, when given labels, compute logits at labelled positions
+            only: (labels, V) in evaluation, none at all in training, where the loss is fused with the projection.
+        use_pooler: a linear layer and tanh on the first particle, before sentence-level heads, as in BERT.
+        padding_free: run padded batches without their padding where nothing prevents it.
+
+    Raises:
+        ValueError: a value outside its range, or values that do not fit each other.
+    """
+
+    model_type = "macaron_bert"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    splitting: str = "strang"
+    intermediate_size: int | None = None
+    first_intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    first_hidden_act: str | None = None
+    normalize_before: bool = True
+    norm_affine: bool = True
+    layer_norm_eps: float = 1e-5
+    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    position_offset: int = 0
+    max_position_embeddings: int = 512
+    scale_embeddings: bool = False
+    embedding_norm: bool | None = None
+    type_vocab_size: int = 2
+    segment_padding_idx: int | None = None
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    activation_dropout: float | int = 0.0
+    classifier_dropout: float | int | None = None
+    mlm_bias: bool = True
+    sparse_prediction: bool = False
+    use_pooler: bool = False
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    padding_free: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    cls_token_id: int | None = None
+    sep_token_id: int | None = None
+    mask_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        splitting = get_splitting(self.splitting)
+        self._check_ranges()
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size // max(1, splitting.count(FFN))
+        if self.first_intermediate_size is None:
+            self.first_intermediate_size = self.intermediate_size
+        self.hidden_act = _activation(self.hidden_act)
+        self.first_hidden_act = _activation(self.first_hidden_act or self.hidden_act)
+        if self.embedding_norm is None:
+            self.embedding_norm = not self.normalize_before
+        self._check_positive("intermediate_size", "first_intermediate_size")
+        super().__post_init__(**kwargs)
+
+    def _check_positive(self, *names):
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def _check_ranges(self):
+        self._check_positive(
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"
+        )
+        if self.hidden_size % self.num_attention_heads != 0:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} does not divide into num_attention_heads={self.num_attention_heads}; "
+                f"choose a width that is a multiple of the number of heads"
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}={value} is not a probability in [0, 1); 0 switches it off")
+        if self.position_embedding_type not in ("learned", "sinusoidal"):
+            raise ValueError(
+                f"position_embedding_type={self.position_embedding_type!r} is unknown; choose learned or sinusoidal"
+            )
+        if self.position_offset < 0 or (self.position_offset > 0 and self.position_embedding_type == "learned"):
+            raise ValueError(
+                f"position_offset={self.position_offset} goes with position_embedding_type='sinusoidal' and is not "
+                f"negative; a learned table starts at 0"
+            )
+        if self.position_embedding_type == "sinusoidal" and self.hidden_size < 4:
+            raise ValueError(f"hidden_size={self.hidden_size} is too small for sinusoidal positions; take at least 4")
+        if self.type_vocab_size < 0:
+            raise ValueError(f"type_vocab_size={self.type_vocab_size} is negative; 0 takes no segment table")
+        if self.segment_padding_idx is not None and not 0 <= self.segment_padding_idx < self.type_vocab_size:
+            raise ValueError(
+                f"segment_padding_idx={self.segment_padding_idx} is not one of the type_vocab_size="
+                f"{self.type_vocab_size} segments; None has no segment that is always zero"
+            )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id={self.pad_token_id} is not in the vocabulary of vocab_size={self.vocab_size}; "
+                f"None has no padding token"
+            )
+
+    def layer_ffns(self) -> list[tuple[int, str] | None]:
+        """For each substep of a layer, the width and activation of its FFN, or None where it is attention."""
+        substeps = self.get_splitting().substeps
+        attention = [s.flow for s in substeps].index(SELF_ATTENTION)
+        first = (self.first_intermediate_size, self.first_hidden_act)
+        later = (self.intermediate_size, self.hidden_act)
+        return [(first if i < attention else later) if s.flow == FFN else None for i, s in enumerate(substeps)]
+
+    def get_splitting(self) -> Splitting:
+        return get_splitting(self.splitting)
+
+
+def _activation(name: str) -> str:
+    name = _SAME_ACTIVATION.get(name, name)
+    check_activation(name)
+    return name
+
+
+__all__ = ["MacaronBertConfig"]

@@ -1,0 +1,678 @@
+"""Macaron BERT: an encoder of particle layers, and the heads that BERT users expect.
+
+Shapes: B sentences, T particles, C channels, H heads, D = C / H, V words, N real (not padding) particles of a batch.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from macaron.bert.configuration_macaron_bert import MacaronBertConfig
+from macaron.dynamics.flows import FeedForward, SelfAttention, Surroundings
+from macaron.dynamics.layer import ParticleLayer
+from macaron.ops.bias_act import bias_act
+from macaron.ops.linear_cross_entropy import linear_cross_entropy
+
+IGNORED = -100  # label of what takes no part in a loss
+
+
+def sinusoids(first: int, count: int, dim: int) -> Tensor:
+    """(count, dim): [sin(p f_0) … sin(p f_{h−1}), cos(p f_0) … cos(p f_{h−1})], f_i = 10000^(−i / (h − 1)), h = dim // 2.
+
+    For the positions p = first … first + count − 1; a zero column is appended when `dim` is odd. As in fairseq.
+    """
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float) * -(math.log(10000) / (half - 1)))  # (h,)
+    phases = torch.arange(first, first + count, dtype=torch.float).unsqueeze(1) * frequencies  # (count, h)
+    return F.pad(torch.cat([phases.sin(), phases.cos()], dim=1), (0, dim % 2))
+
+
+class MacaronBertEmbeddings(nn.Module):
+    """dropout([LN](s · E[word] + P[position] + S[segment])),  s = √C or 1."""
+
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.position_offset = config.position_offset
+        self.scale = math.sqrt(dim) if config.scale_embeddings else 1.0
+        self.word_embeddings = nn.Embedding(config.vocab_size, dim, padding_idx=config.pad_token_id)
+        self.max_positions = config.max_position_embeddings
+        if config.position_embedding_type == "learned":
+            self.position_embeddings = nn.Embedding(self.max_positions, dim)
+        else:
+            self.register_buffer("sinusoids", self.compute_sinusoids(), persistent=False)
+        if config.type_vocab_size > 0:
+            self.token_type_embeddings = nn.Embedding(
+                config.type_vocab_size, dim, padding_idx=config.segment_padding_idx
+            )
+        if config.embedding_norm:
+            self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps, elementwise_affine=config.norm_affine)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def compute_sinusoids(self) -> Tensor:
+        return sinusoids(self.position_offset, self.max_positions, self.word_embeddings.embedding_dim)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor,
+    ) -> Tensor:
+        """(…) ids or (…, C) embeds, with segments and positions that broadcast to (…), → (…, C)."""
+        x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.scale != 1.0:
+            x = x * self.scale
+        if hasattr(self, "position_embeddings"):
+            x = x + self.position_embeddings(position_ids)
+        else:
+            x = x + F.embedding(position_ids, self.sinusoids).to(x.dtype)
+        if hasattr(self, "token_type_embeddings"):
+            if token_type_ids is None:
+                token_type_ids = torch.zeros_like(position_ids)
+            x = x + self.token_type_embeddings(token_type_ids)
+        if hasattr(self, "norm"):
+            x = self.norm(x)
+        return self.dropout(x)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q kᵀ · scaling + mask) v, written out: (B, H, T, D) → (B, T, H, D) and weights (B, H, T, T)."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    wide = scores.dtype if scores.dtype == torch.float64 else torch.float32
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
+    weights = F.dropout(weights, dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class LayerContext(NamedTuple):
+    """What a layer sees besides its particles: `surroundings` for the flows of the library, and for transformers'
+    attention functions their mask and keyword arguments."""
+
+    surroundings: Surroundings
+    attention_mask: Any
+    options: dict[str, Any]
+
+
+class MacaronBertSelfAttention(SelfAttention):
+    """The library's self-attention, with the attention function of `config._attn_implementation`."""
+
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__(
+            config.hidden_size,
+            config.num_attention_heads,
+            dropout=config.attention_probs_dropout_prob,
+            batch_first=True,
+        )
+        self.config = config
+        self.is_causal = False
+        self.scaling = self.head_dim**-0.5
+
+    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+        """(B, T, C), or packed (N, C), → the same, and weights (B, H, T, T) where the implementation gives them."""
+        if self.config._attn_implementation == "sdpa":
+            return self.attend(x, context.surroundings)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        query, key, value = self.split(self.qkv_proj(x), 3).unbind(0)  # (B, H, T, D)
+        out, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            context.attention_mask,
+            dropout=self.dropout_module.rate(),
+            scaling=self.scaling,
+            **context.options,
+        )
+        return self.out_proj(out.flatten(2)), weights  # out (B, T, H, D)
+
+
+class MacaronBertLayer(GradientCheckpointingLayer, ParticleLayer):
+    """One time step: a `ParticleLayer` over the flows of `config.splitting`."""
+
+    def __init__(self, config: MacaronBertConfig) -> None:
+        flows = [
+            MacaronBertSelfAttention(config)
+            if ffn is None
+            else FeedForward(config.hidden_size, ffn[0], activation=ffn[1], dropout=config.activation_dropout)
+            for ffn in config.layer_ffns()
+        ]
+        super().__init__(
+            config.get_splitting(),
+            flows,
+            config.hidden_size,
+            dropout=config.hidden_dropout_prob,
+            normalize_before=config.normalize_before,
+            affine=config.norm_affine,
+            eps=config.layer_norm_eps,
+        )
+
+    def forward(self, hidden_states: Tensor, context: LayerContext) -> Tensor:
+        """(B, T, C) or packed (N, C) → the same."""
+        return self.integrate(hidden_states, context)[0]
+
+
+class MacaronBertPreTrainedModel(PreTrainedModel):
+    config: MacaronBertConfig
+    config_class = MacaronBertConfig
+    base_model_prefix = "macaron_bert"
+    _no_split_modules = ["MacaronBertEmbeddings", "MacaronBertLayer"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": MacaronBertLayer,
+        "attentions": MacaronBertSelfAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # not in checkpoints, so from_pretrained relies on this
+        if isinstance(module, MacaronBertEmbeddings) and hasattr(module, "sinusoids"):
+            init.copy_(module.sinusoids, module.compute_sinusoids())
+
+
+class Packing(NamedTuple):
+    """Where the real particles of a padded batch are, and where each sentence begins among them."""
+
+    indices: Tensor  # (N,) into the flattened (B · T)
+    offsets: Tensor  # (B + 1,) int32
+    max_length: int
+
+    def pack(self, x: Tensor | None, feature_dims: int = 0) -> Tensor | None:
+        """(B, T, …) → (N, …)."""
+        return None if x is None else x.flatten(0, 1)[self.indices]
+
+    def unpack(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        """(N, C) → (B, T, C), zero at padding."""
+        out = x.new_zeros(shape[0] * shape[1], x.size(-1))
+        return out.index_copy(0, self.indices, x).view(*shape, -1)
+
+
+def _is_tracing() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+class MacaronBertModel(MacaronBertPreTrainedModel):
+    """The encoder.
+
+    Positions count the real particles of a sentence, so that padding on either side changes nothing. The output at
+    padding positions is zero.
+    """
+
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = MacaronBertEmbeddings(config)
+        self.layers = nn.ModuleList([MacaronBertLayer(config) for _ in range(config.num_hidden_layers)])
+        dim, eps, affine = config.hidden_size, config.layer_norm_eps, config.norm_affine
+        self.final_norm = nn.LayerNorm(dim, eps, elementwise_affine=affine) if config.normalize_before else None
+        self.pooler = nn.Sequential() if config.use_pooler else None
+        if self.pooler is not None:
+            self.pooler.add_module("dense", nn.Linear(dim, dim))
+            self.pooler.add_module("activation", nn.Tanh())
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Move the particles.
+
+        Args:
+            input_ids: (B, T), or `inputs_embeds` (B, T, C).
+            attention_mask: (B, T), 1 or True at real particles; or (B, 1, T, T) as transformers' masks are.
+            token_type_ids: (B, T) segments; None is segment 0.
+            position_ids: (B, T) or (1, T), from 0; None counts the real particles.
+
+        Raises:
+            ValueError: neither or both of `input_ids` and `inputs_embeds`; sentences that are too long.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        shape = tokens.shape
+        if shape[1] > self.config.max_position_embeddings and position_ids is None:
+            raise ValueError(
+                f"sentences of {shape[1]} tokens are longer than max_position_embeddings="
+                f"{self.config.max_position_embeddings}; truncate them, or train with longer positions"
+            )
+        real = None  # (B, T) bool, where the particles are
+        if attention_mask is not None and attention_mask.dim() == 2:
+            real = attention_mask.to(device=tokens.device, dtype=torch.bool)
+        if position_ids is None:
+            position_ids = self._positions(shape[1], real, tokens.device)
+
+        need_weights = bool(kwargs.get("output_attentions", self.config.output_attentions))
+        packing = self._packing(
+            real, need_weights or kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        )
+        if packing is not None:
+            if token_type_ids is not None:
+                token_type_ids = packing.pack(token_type_ids.expand(shape))
+            position_ids = packing.pack(position_ids.expand(shape))
+            input_ids, inputs_embeds = packing.pack(input_ids), packing.pack(inputs_embeds)
+        x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
+
+        if packing is None:
+            mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
+            around = Surroundings(attn_mask=mask if torch.is_tensor(mask) else None, need_weights=need_weights)
+        else:
+            mask = None
+            around = Surroundings(offsets=packing.offsets, max_length=packing.max_length)
+        context = LayerContext(around, mask, kwargs)
+        for layer in self.layers:
+            x = layer(x, context)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        if packing is not None:
+            x = packing.unpack(x, shape)
+        elif real is not None:
+            x = x.masked_fill(~real.unsqueeze(-1), 0.0)
+        pooled = None if self.pooler is None else self.pooler(first_particle(x, real))
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+
+    @staticmethod
+    def _positions(length: int, real: Tensor | None, device: torch.device) -> Tensor:
+        """(B, T) numbers of the real particles from 0, or (1, T) where all are."""
+        if real is None:
+            return torch.arange(length, device=device).unsqueeze(0)
+        return (real.long().cumsum(-1) - 1).clamp(min=0)
+
+    def _packing(self, real: Tensor | None, needs_padding: bool) -> Packing | None:
+        """How to leave the padding out, or None where there is none or something needs it."""
+        return None
+
+
+def first_particle(x: Tensor, real: Tensor | None) -> Tensor:
+    """(B, T, C) → (B, C), the first particle that is not padding."""
+    if real is None or real.dim() != 2:
+        return x[:, 0]
+    first = real.to(torch.int32).argmax(-1)  # (B,)
+    return x[torch.arange(x.size(0), device=x.device), first.to(x.device)]
+
+
+class MaskedLMHead(nn.Module):
+    """LN(act(W x + b)), then the projection onto the vocabulary."""
+
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__()
+        self.activation = config.hidden_act
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.mlm_bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C)."""
+        return self.norm(bias_act(self.dense(x), activation=self.activation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, V)."""
+        return self.decoder(self.features(x))
+
+
+def mean_loss(total: Tensor, count: Tensor | int, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """`total` over the number of items it was summed over: those of the whole update where the Trainer tells them."""
+    if num_items_in_batch is None:
+        return total / count
+    if torch.is_tensor(num_items_in_batch):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch
+
+
+class _HasMaskedLMHead(MacaronBertPreTrainedModel):
+    """What the two models with a masked-language-model head share."""
+
+    _tied_weights_keys = {  # noqa: RUF012
+        "mlm_head.decoder.weight": "macaron_bert.embeddings.word_embeddings.weight"
+    }
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.mlm_head.decoder = new_embeddings
+
+    def predict_words(
+        self, x: Tensor, labels: Tensor | None, num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(B, T, C) → loss and logits, (B, T, V) or what `sparse_prediction` leaves of them."""
+        if labels is None:
+            return None, self.mlm_head(x)
+        labels = labels.to(x.device)
+        if self.config.sparse_prediction and not _is_tracing():
+            chosen = labels.ne(IGNORED)
+            x, labels = x[chosen], labels[chosen]  # (N, C), (N,)
+        count = labels.ne(IGNORED).sum()
+        if self.config.sparse_prediction and self.training:
+            decoder = self.mlm_head.decoder
+            total, _ = linear_cross_entropy(self.mlm_head.features(x), decoder.weight, labels, decoder.bias)
+            return mean_loss(total, count, num_items_in_batch), None
+        logits = self.mlm_head(x)
+        total = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return mean_loss(total, count, num_items_in_batch), logits
+
+
+class MacaronBertForMaskedLM(_HasMaskedLMHead):
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__(config)
+        self.macaron_bert = MacaronBertModel(config)
+        self.mlm_head = MaskedLMHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """`labels` (B, T): words to predict, −100 elsewhere."""
+        outputs = self.macaron_bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        loss, logits = self.predict_words(outputs.last_hidden_state, labels, num_items_in_batch)
+        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+@dataclass
+class MacaronBertForPreTrainingOutput(ModelOutput):
+    """Fields:
+    loss: () where labels were given.
+    prediction_logits: (B, T, V), see `MacaronBertConfig.sparse_prediction`.
+    seq_relationship_logits: (B,), positive where the second sentence is taken for the real next one.
+    """
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class MacaronBertForPreTraining(_HasMaskedLMHead):
+    """Masked language model and next-sentence prediction with one logit, as in the original."""
+
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__(config)
+        self.macaron_bert = MacaronBertModel(config)
+        self.mlm_head = MaskedLMHead(config)
+        self.nsp_head = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MacaronBertForPreTrainingOutput:
+        """The mean loss of the words plus the mean loss of the pairs.
+
+        Args:
+            labels: (B, T) words to predict, −100 elsewhere.
+            next_sentence_label: (B,), 1 where the second sentence really follows the first, 0 where not. (In
+                transformers' own BERT it is the other way round.)
+            num_items_in_batch: number of labels in the whole update, from the Trainer. As it does not say how many
+                pairs there are, each pair then counts with the number of labels in it, so that any division of the
+                update into batches gives the same sum.
+        """
+        outputs = self.macaron_bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        x = outputs.last_hidden_state
+        loss, logits = self.predict_words(x, labels, num_items_in_batch)
+        sentence = outputs.pooler_output
+        if sentence is None:
+            sentence = first_particle(x, attention_mask)
+        pair_logits = self.nsp_head(sentence).squeeze(-1)  # (B,)
+        if next_sentence_label is not None:
+            target = next_sentence_label.to(pair_logits.device).view_as(pair_logits).float()
+            pairs = F.binary_cross_entropy_with_logits(pair_logits.float(), target, reduction="none")  # (B,)
+            if labels is None or num_items_in_batch is None:
+                pair_loss = pairs.mean()
+            else:
+                weights = labels.ne(IGNORED).sum(-1).to(pairs.device)  # (B,)
+                pair_loss = mean_loss((weights * pairs).sum(), 1, num_items_in_batch)
+            loss = pair_loss if loss is None else loss + pair_loss
+        return MacaronBertForPreTrainingOutput(loss, logits, pair_logits, outputs.hidden_states, outputs.attentions)
+
+
+class _Classifies(MacaronBertPreTrainedModel):
+    """A linear classifier on the particles, behind dropout."""
+
+    def __init__(self, config: MacaronBertConfig, outputs: int, name: str = "classifier") -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.macaron_bert = MacaronBertModel(config)
+        rate = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
+        self.add_module(name, nn.Linear(config.hidden_size, outputs))
+        self.post_init()
+
+    def sentences(self, outputs: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
+        """(B, C): what stands for each sentence."""
+        if outputs.pooler_output is not None:
+            return outputs.pooler_output
+        return first_particle(outputs.last_hidden_state, attention_mask)
+
+
+class MacaronBertForSequenceClassification(_Classifies):
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__(config, config.num_labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """`labels` (B,), or (B, num_labels) for several labels or values; `config.problem_type` says which loss.
+
+        One logit with `problem_type="multi_label_classification"` is binary classification, labels 0 and 1.
+        """
+        outputs = self.macaron_bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        logits = self.classifier(self.dropout(self.sentences(outputs, attention_mask)))  # (B, num_labels)
+        loss = None if labels is None else self._loss(logits, labels.to(logits.device), num_items_in_batch)
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        if self.config.problem_type is None:
+            if self.num_labels == 1:
+                self.config.problem_type = "regression"
+            elif labels.is_floating_point():
+                self.config.problem_type = "multi_label_classification"
+            else:
+                self.config.problem_type = "single_label_classification"
+        if self.config.problem_type == "single_label_classification":
+            labels = labels.view(-1)
+            total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+            return mean_loss(total, labels.ne(IGNORED).sum(), num_items_in_batch)
+        labels = labels.view_as(logits).float()
+        if self.config.problem_type == "regression":
+            total = F.mse_loss(logits.float(), labels, reduction="sum")
+        else:
+            total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
+        return mean_loss(total, labels.numel(), num_items_in_batch)
+
+
+class MacaronBertForTokenClassification(_Classifies):
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__(config, config.num_labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """`labels` (B, T), −100 where there is none."""
+        outputs = self.macaron_bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))  # (B, T, num_labels)
+        loss = None
+        if labels is not None:
+            flat = labels.to(logits.device).flatten()
+            total = F.cross_entropy(logits.float().flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum")
+            loss = mean_loss(total, flat.ne(IGNORED).sum(), num_items_in_batch)
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class MacaronBertForQuestionAnswering(_Classifies):
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__(config, 2, name="qa_outputs")
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        """`start_positions`, `end_positions` (B,): where the answer begins and ends; outside 0 … T − 1: not here.
+
+        The loss is the mean over all B, those with an answer elsewhere included as 0: the Trainer counts no items for
+        this head, and so equal batches may be divided in any way.
+        """
+        outputs = self.macaron_bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
+        )
+        start, end = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # (B, T)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            total = (_position_loss(start, start_positions) + _position_loss(end, end_positions)) / 2
+            loss = mean_loss(total, start.size(0), num_items_in_batch)
+        return QuestionAnsweringModelOutput(loss, start, end, outputs.hidden_states, outputs.attentions)
+
+
+def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
+    """Summed cross-entropy of (B, T) logits; positions outside take no part."""
+    positions = positions.to(logits.device).view(-1)
+    outside = (positions < 0) | (positions >= logits.size(1))
+    positions = positions.masked_fill(outside, IGNORED)
+    return F.cross_entropy(logits.float(), positions, ignore_index=IGNORED, reduction="sum")
+
+
+class MacaronBertForMultipleChoice(_Classifies):
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__(config, 1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MultipleChoiceModelOutput:
+        """Every input has a dimension of choices after the first: `input_ids` (B, choices, T). `labels` (B,)."""
+        choices = (input_ids if inputs_embeds is None else inputs_embeds).size(1)
+        flat = [
+            None if t is None else t.flatten(0, 1)
+            for t in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        ]
+        outputs = self.macaron_bert(*flat, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(self.sentences(outputs, flat[1]))).view(-1, choices)
+        loss = None
+        if labels is not None:
+            labels = labels.to(logits.device).view(-1)
+            total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+            loss = mean_loss(total, labels.ne(IGNORED).sum(), num_items_in_batch)
+        return MultipleChoiceModelOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+__all__ = [
+    "MacaronBertForMaskedLM",
+    "MacaronBertForMultipleChoice",
+    "MacaronBertForPreTraining",
+    "MacaronBertForQuestionAnswering",
+    "MacaronBertForSequenceClassification",
+    "MacaronBertForTokenClassification",
+    "MacaronBertModel",
+    "MacaronBertPreTrainedModel",
+]
