@@ -1,6 +1,5 @@
 """Translation checkpoints of the original Macaron Net (Lu et al. 2019), converted to this project's layout."""
 
-import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from macaron.legacy.adam import read_adam
 from macaron.legacy.checkpoint import CheckpointError
 from macaron.legacy.names import in_order, is_foreign, to_particle_names
-
-logger = logging.getLogger(__name__)
-
-# Entries of a state dict that are not parameters.
-_BUFFERS = ("version", "_float_tensor", "embed_positions.weights")
 
 
 def convert(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +30,8 @@ def convert(state: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"not a translation checkpoint of the original implementation: its model has the parts "
             f"{', '.join(layers)}, with {'the' if is_foreign(model) else 'no'} layer names of the original; a "
-            f"checkpoint of this project needs no conversion"
+            f"checkpoint of this project needs no conversion, and a BERT or classifier of the original is converted "
+            f"by `python -m macaron.legacy bert`"
         )
     converted = dict(state)
     converted["model"] = to_particle_names(keep_final_norm(model))
@@ -67,47 +63,15 @@ def keep_final_norm(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return model
 
 
-def _parameter_names(model: Mapping[str, Tensor]) -> list[str]:
-    """Names of the parameters in the original's order: shared matrices count once, under their first name."""
-    seen = set()
-    names = []
-    for name, tensor in model.items():
-        storage = tensor.untyped_storage().data_ptr()
-        if not name.endswith(_BUFFERS) and storage not in seen:
-            seen.add(storage)
-            names.append(name)
-    return names
-
-
 def _convert_adam(optimizer: Mapping[str, Any], model: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Adam's moments in the order of our parameters, or None (and a warning) if they cannot be told apart."""
-    group = optimizer["param_groups"][0]
-    names, keys = _parameter_names(model), group["params"]
-    if len(keys) == len(names):
-        entries = [optimizer["state"][key] for key in keys]
-        per_name = {m: {name: e[m] for name, e in zip(names, entries, strict=True)} for m in ("exp_avg", "exp_avg_sq")}
-    else:
-        # trained in float16, fairseq keeps all parameters as one long vector
-        entries = [optimizer["state"][key] for key in keys]
-        sizes = [model[name].numel() for name in names]
-        if len(entries) != 1 or entries[0]["exp_avg"].numel() != sum(sizes):
-            logger.warning(
-                "the optimiser state covers %d parameters, but the checkpoint's model has %d; it is left out, so "
-                "training starts with a fresh optimiser",
-                len(keys),
-                len(names),
-            )
-            return None
-        per_name = {
-            m: {n: part.view_as(model[n]) for n, part in zip(names, entries[0][m].split(sizes), strict=True)}
-            for m in ("exp_avg", "exp_avg_sq")
-        }
-    moments = {m: to_particle_names(tensors) for m, tensors in per_name.items()}
+    read = read_adam(optimizer, model)
+    if read is None:
+        return None
+    moments = {m: to_particle_names(tensors) for m, tensors in read.moments.items()}
     order = in_order(moments["exp_avg"])
-    # Adam counts updates for each parameter, all alike
-    step = max(entry["step"] for entry in entries)
-    if len(keys) == len(names):
-        state = {i: {"step": step, **{m: moments[m][name] for m in moments}} for i, name in enumerate(order)}
+    if read.flat:
+        state = {0: {"step": read.step, **{m: torch.cat([moments[m][n].flatten() for n in order]) for m in moments}}}
     else:
-        state = {0: {"step": step, **{m: torch.cat([moments[m][n].flatten() for n in order]) for m in moments}}}
-    return {**optimizer, "state": state, "param_groups": [{**group, "params": list(state)}]}
+        state = {i: {"step": read.step, **{m: moments[m][name] for m in moments}} for i, name in enumerate(order)}
+    return {**optimizer, "state": state, "param_groups": [{**optimizer["param_groups"][0], "params": list(state)}]}
