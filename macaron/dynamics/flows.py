@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from macaron.dynamics.dropout import Dropout
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
-from macaron.ops.attention import attention
+from macaron.ops.attention import attention, packed_attention
 from macaron.ops.bias_act import bias_act, check_activation
 
 # Shapes: B sentences, T particles, S particles of the memory, C channels, H heads, D = C / H.
-# x is (T, B, C), or (B, T, C) with batch_first.
+# x is (T, B, C), or (B, T, C) with batch_first, or (N, C) where N particles of all sentences are packed.
 
 Cache = dict[str, Tensor | None]  # keys and values of earlier steps: "k", "v" (B, H, T, D), "padding" (B, T)
 
@@ -32,6 +32,9 @@ class Surroundings(NamedTuple):
         memory_padding_mask: (B, S) bool, True at padding.
         self_cache, cross_cache: filled and read in step-wise decoding, where x holds the newest particles only.
         need_weights: return the weights of self-attention; need_memory_weights: those of cross-attention.
+        offsets: (B + 1,) int32, where the sentences begin and end in x, which is then (N, C): the particles of all
+            sentences one after another, without padding. For self-attention, without mask, cache or weights.
+        max_length: with `offsets`, the greatest number of particles in a sentence.
     """
 
     padding_mask: Tensor | None = None
@@ -43,6 +46,8 @@ class Surroundings(NamedTuple):
     cross_cache: dict[str, Tensor | None] | None = None
     need_weights: bool = False
     need_memory_weights: bool = False
+    offsets: Tensor | None = None
+    max_length: int = 0
 
 
 def _linear(in_features: int, out_features: int, bias: bool = True, blocks: int = 1) -> nn.Linear:
@@ -130,11 +135,13 @@ class SelfAttention(_MultiHead):
         self.out_proj = _linear(dim, dim)
 
     def forward(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
-        """(T, B, C) → (T, B, C) and, if needed, weights (B, H, T, T); with batch_first (B, T, C)."""
+        """(T, B, C) → (T, B, C) and, if needed, weights (B, H, T, T); with batch_first (B, T, C); packed (N, C)."""
         return self.attend(x, surroundings)
 
     def attend(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
         """`forward` under a name that a scriptable sub-class can call."""
+        if not torch.jit.is_scripting() and surroundings.offsets is not None:
+            return self._attend_packed(x, surroundings, surroundings.offsets), None
         qkv = self.split(self.qkv_proj(x), 3)
         q, k, v = qkv[0], qkv[1], qkv[2]  # (B, H, T, D)
         padding_mask = surroundings.padding_mask
@@ -152,6 +159,19 @@ class SelfAttention(_MultiHead):
             need_weights=surroundings.need_weights,
         )
         return self.out_proj(self.merge(out)), weights
+
+    def _attend_packed(self, x: Tensor, surroundings: Surroundings, offsets: Tensor) -> Tensor:
+        """(N, C) → (N, C)."""
+        s = surroundings
+        if s.need_weights or any(t is not None for t in (s.padding_mask, s.attn_mask, s.self_cache)):
+            raise ValueError(
+                "SelfAttention: packed particles (offsets) have no padding_mask, attn_mask, self_cache or weights; "
+                "leave these out, or pad the particles to a batch"
+            )
+        q, k, v = self.qkv_proj(x).view(-1, 3, self.num_heads, self.head_dim).unbind(1)  # (N, H, D)
+        rate = self.dropout_module.rate()
+        out = packed_attention(q, k, v, offsets, s.max_length, dropout=rate, is_causal=s.is_causal)
+        return self.out_proj(out.flatten(1))
 
 
 def _extend(
@@ -208,6 +228,7 @@ class CrossAttention(_MultiHead):
 
     def forward(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
         """(T, B, C) → (T, B, C) and, if needed, weights (B, H, T, S); with batch_first (B, T, C)."""
+        assert surroundings.offsets is None, "cross-attention takes padded batches; packed particles have no memory"
         q = self.split(self.q_proj(x), 1)[0]
         cache = surroundings.cross_cache
         if cache is not None and "k" in cache:

@@ -64,7 +64,7 @@ class ParticleLayer(nn.Module):
         """Take one step.
 
         Args:
-            x: (T, B, C) or (B, T, C), as the flows were built.
+            x: (T, B, C) or (B, T, C), as the flows were built; (N, C) where `surroundings` has offsets.
             surroundings: masks, memory and caches.
 
         Returns:

@@ -1,6 +1,14 @@
-"""Multi-head softmax attention: one call in front of torch's scaled-dot-product kernels."""
+"""Multi-head softmax attention: one call in front of torch's scaled-dot-product kernels, and one in front of the
+variable-length kernels, for sentences that lie one after another without padding.
+"""
 
+import functools
+import importlib.util
+import logging
 import math
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +16,7 @@ from torch import Tensor
 
 from macaron.ops._backend import use_triton
 
-# Shapes: B sentences, H heads, T queries, S keys, D channels a head.
+# Shapes: B sentences, H heads, T queries, S keys, D channels a head; packed, N queries and M keys in all.
 
 
 def _visible(
@@ -118,3 +126,193 @@ def _check(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, dro
             )
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"attention: dropout={dropout} is not a probability in [0, 1); 0 switches it off")
+
+
+# Packed sentences: implementations, choice between them, public function.
+
+
+def _per_sentence(
+    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], k_lengths: list[int], dropout: float, is_causal: bool
+) -> Tensor:
+    """One call for each run of neighbouring sentences of equal lengths, so that nothing is padded or masked.
+
+    Of what was tried on a CPU the fastest: recipes/bench/README.md.
+    """
+    runs = [(len(list(run)), T, S) for (T, S), run in groupby(zip(lengths, k_lengths, strict=True))]
+    runs = runs or [(1, 0, 0)]  # without sentences, so that q, k and v get their (empty) gradients
+    queries = q.split([n * T for n, T, _ in runs])
+    keys, values = (t.split([n * S for n, _, S in runs]) for t in (k, v))
+    outs = []
+    for (n, T, S), a, b, c in zip(runs, queries, keys, values, strict=True):
+        a, b, c = (t.unflatten(0, (n, length)).transpose(1, 2) for t, length in ((a, T), (b, S), (c, S)))
+        out, _ = attention(a, b, c, is_causal=is_causal, dropout=dropout)  # (n, H, T, D)
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs)
+
+
+def _padded(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, k_offsets: Tensor, T: int, S: int, dropout: float, is_causal: bool
+) -> Tensor:
+    """One call for a padded batch. The host reads no offset, so it need not wait for an accelerator."""
+    B = offsets.numel() - 1
+    lengths, k_lengths = offsets.diff(), k_offsets.diff()
+
+    def places(n: int, starts: Tensor, lengths: Tensor, width: int) -> Tensor:
+        """(n,) where each token stands in the padded batch."""
+        shift = torch.arange(B, device=q.device) * width - starts[:-1]
+        return torch.arange(n, device=q.device) + torch.repeat_interleave(shift, lengths, output_size=n)
+
+    def pad(t: Tensor, index: Tensor, width: int) -> Tensor:
+        rows = t.new_zeros(B * width, *t.shape[1:]).index_copy(0, index, t)
+        return rows.unflatten(0, (B, width)).transpose(1, 2)  # (B, H, T, D)
+
+    rows, k_rows = places(q.size(0), offsets, lengths, T), places(k.size(0), k_offsets, k_lengths, S)
+    key = torch.arange(S, device=q.device)
+    seen = key < k_lengths[:, None, None, None]  # (B, 1, 1, S)
+    if is_causal:
+        query = torch.arange(T, device=q.device)[:, None]
+        seen = seen & (key <= query + (k_lengths - lengths)[:, None, None, None])  # (B, 1, T, S)
+    out = F.scaled_dot_product_attention(
+        pad(q, rows, T), pad(k, k_rows, S), pad(v, k_rows, S), attn_mask=seen, dropout_p=dropout
+    )
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, rows)
+
+
+def _varlen(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, k_offsets: Tensor, T: int, S: int, dropout: float, is_causal: bool
+) -> Tensor:
+    """torch's own, since 2.10; it knows no dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
+    return cast(Tensor, varlen_attn(q, k, v, offsets, k_offsets, T, S, **(causal if is_causal else {})))
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, k_offsets: Tensor, T: int, S: int, dropout: float, is_causal: bool
+) -> Tensor:
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found,unused-ignore]
+
+    out: Tensor = flash_attn_varlen_func(q, k, v, offsets, k_offsets, T, S, dropout_p=dropout, causal=is_causal)
+    return out
+
+
+# Looked for once, without importing them.
+_VARLEN_INSTALLED = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+_FLASH_INSTALLED = importlib.util.find_spec("flash_attn") is not None
+
+
+def _packed_kernel(q: Tensor, dropout: float) -> Callable[..., Tensor]:
+    """What runs on an accelerator."""
+    D = q.size(-1)
+    if torch.version.cuda is None or torch.cuda.get_device_capability(q.device) < (8, 0):
+        reason = "they need an NVIDIA GPU of compute capability 8.0 or later"
+    elif q.dtype not in (torch.float16, torch.bfloat16):
+        reason = f"they take float16 and bfloat16, not {q.dtype}"
+    elif D > 256 or D % 8 != 0:
+        reason = f"they take heads of up to 256 channels, in multiples of 8, not {D}"
+    elif _VARLEN_INSTALLED and dropout == 0.0:
+        return _varlen
+    elif _FLASH_INSTALLED:
+        return _flash
+    else:
+        reason = "with dropout on the weights they need flash-attn" if dropout else "install torch 2.10 or flash-attn"
+    if not torch.compiler.is_compiling():
+        _announce(reason)
+    return _padded
+
+
+@functools.cache
+def _announce(reason: str) -> None:
+    logging.getLogger(__name__).warning(
+        "packed_attention pads its sentences on this device: variable-length kernels cannot run; %s", reason
+    )
+
+
+def packed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    max_length: int,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    k_offsets: Tensor | None = None,
+    k_max_length: int | None = None,
+) -> Tensor:
+    """`attention` within each of B sentences that lie one after another, without padding.
+
+        out[o_b : o_b+1] = dropout(softmax(q_b k_bᵀ / sqrt(D))) v_b        for each sentence b, from o_b to o_b+1
+
+    On a GPU by `torch.nn.attention.varlen` or flash-attn, where they are and take the input; else by exact
+    implementations in torch: sentence by sentence on a CPU, padded to one batch on an accelerator, which is logged
+    once. Under `torch.compile` the padded one replaces that of the CPU, which reads the offsets.
+
+    Args:
+        q: (N, H, D) queries of all sentences; any strides with neighbouring channels.
+        k, v: (M, H, D); M = N without `k_offsets`.
+        offsets: (B + 1,) int32 on the device of `q`: 0, then the sum of the first 1 … B lengths; lengths may be 0.
+        max_length: at least the greatest length; a greater one costs time, a smaller one is an error, which only
+            a CPU notices.
+        dropout: probability to zero an attention weight; 0 outside training.
+        is_causal: the last query of a sentence sees all of its keys, the one before it all but the last, and so on.
+        k_offsets, k_max_length: the same of the keys; None for self-attention.
+
+    Returns:
+        (N, H, D).
+
+    Raises:
+        ValueError: shapes or offsets that do not fit.
+    """
+    _check_packed(q, k, v, offsets, k_offsets, k_max_length, dropout)
+    if k_offsets is None or k_max_length is None:
+        k_offsets, k_max_length = offsets, max_length
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+        lengths = _lengths("offsets", offsets, q.size(0), max_length)
+        k_lengths = lengths if k_offsets is offsets else _lengths("k_offsets", k_offsets, k.size(0), k_max_length)
+        return _per_sentence(q, k, v, lengths, k_lengths, dropout, is_causal)
+    op = _padded if q.device.type == "cpu" else _packed_kernel(q, dropout)
+    return op(q, k, v, offsets, k_offsets, max_length, k_max_length, dropout, is_causal)
+
+
+def _check_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    k_offsets: Tensor | None,
+    k_max_length: int | None,
+    dropout: float,
+) -> None:
+    if q.dim() != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
+        raise ValueError(
+            f"packed_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit; expected "
+            f"(N, H, D) for q and (M, H, D) for both k and v"
+        )
+    if (k_offsets is None) != (k_max_length is None):
+        raise ValueError("packed_attention: k_offsets and k_max_length go together; give both or none")
+    if k_offsets is None and q.size(0) != k.size(0):
+        raise ValueError(
+            f"packed_attention: {q.size(0)} queries and {k.size(0)} keys differ; give k_offsets and k_max_length"
+        )
+    for name, t in (("offsets", offsets), ("k_offsets", offsets if k_offsets is None else k_offsets)):
+        if t.dtype != torch.int32 or t.dim() != 1 or t.shape != offsets.shape or not len(t) or t.device != q.device:
+            raise ValueError(
+                f"packed_attention: {name} is {t.dtype} {tuple(t.shape)} on {t.device}; expected torch.int32 (B + 1,) "
+                f"on {q.device}, the same B for queries and keys"
+            )
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"packed_attention: dropout={dropout} is not a probability in [0, 1); 0 switches it off")
+
+
+def _lengths(name: str, offsets: Tensor, total: int, max_length: int) -> list[int]:
+    """Lengths of the sentences, checked."""
+    lengths = offsets.diff().tolist()
+    if int(offsets[0]) != 0 or sum(lengths) != total or min(lengths, default=0) < 0:
+        raise ValueError(
+            f"packed_attention: {name}={offsets.tolist()} do not describe {total} tokens; they start at 0, do not "
+            f"fall, and end at the number of tokens"
+        )
+    if max(lengths, default=0) > max_length:
+        raise ValueError(f"packed_attention: a sentence of {name} has {max(lengths)} tokens, max_length={max_length}")
+    return lengths

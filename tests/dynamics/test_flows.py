@@ -164,3 +164,32 @@ def test_dropout_acts_in_training_or_when_kept_for_inference() -> None:
     dropout.apply_during_inference = True
     assert dropout.rate() == 0.3
     assert dropout(x).eq(0).float().mean().item() == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_packed_self_attention_is_that_of_each_sentence(is_causal):
+    flow = SelfAttention(16, 4)
+    lengths = [3, 1, 5]
+    sentences = [torch.randn(n, 1, 16) for n in lengths]
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    x = torch.cat(sentences).squeeze(1)  # (N, C)
+    packed, weights = flow(x, Surroundings(offsets=offsets, max_length=5, is_causal=is_causal))
+    assert weights is None
+    expected = [flow(sentence, Surroundings(is_causal=is_causal))[0].squeeze(1) for sentence in sentences]
+    torch.testing.assert_close(packed, torch.cat(expected))
+
+
+@pytest.mark.parametrize(
+    "also",
+    [
+        {"padding_mask": torch.zeros(1, 4, dtype=torch.bool)},
+        {"attn_mask": torch.zeros(4, 4)},
+        {"self_cache": {}},
+        {"need_weights": True},
+    ],
+    ids=lambda also: next(iter(also)),
+)
+def test_packed_self_attention_refuses_what_it_would_ignore(also):
+    surroundings = Surroundings(offsets=torch.tensor([0, 4]).int(), max_length=4, **also)
+    with pytest.raises(ValueError, match="packed particles .* pad the particles to a batch"):
+        SelfAttention(8, 2)(torch.randn(4, 8), surroundings)

@@ -152,3 +152,17 @@ def test_half_precision_keeps_its_type() -> None:
     reference, _ = layer.double()(x.double(), surroundings._replace(memory=surroundings.memory.double()))
     assert (y.double() - reference).abs().max() < 0.2
     assert F.mse_loss(y.double(), reference) < 1e-3
+
+
+@pytest.mark.parametrize("normalize_before", [True, False])
+@pytest.mark.parametrize("splitting", [STRANG, LIE], ids=["strang", "lie"])
+def test_packed_particles_move_as_padded_ones(splitting: Splitting, normalize_before: bool) -> None:
+    layer = build(splitting, normalize_before=normalize_before).double()
+    lengths = torch.tensor([T, T - 3])
+    padding = torch.arange(T) >= lengths[:, None]  # (B, T)
+    x = torch.randn(T, B, C, dtype=torch.float64)
+    expected, _ = layer(x, Surroundings(padding_mask=padding))
+    real = ~padding
+    offsets = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+    packed, _ = layer(x.transpose(0, 1)[real], Surroundings(offsets=offsets, max_length=T))
+    torch.testing.assert_close(packed, expected.transpose(0, 1)[real])

@@ -1,15 +1,20 @@
-"""Attention against an explicit float64 softmax, one query at a time."""
+"""Attention against an explicit float64 softmax, one query at a time; packed, one sentence at a time."""
 
 from __future__ import annotations
 
+import importlib
+import logging
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from macaron.ops import attention
+from macaron.ops import attention, packed_attention
+
+module = importlib.import_module("macaron.ops.attention")  # the function has its name in the package
 
 
 def explicit(q, k, v, key_padding_mask=None, attn_mask=None, is_causal=False):
@@ -159,3 +164,203 @@ def test_errors_say_what_is_wrong():
         attention(q, k, v, PADDING[:, 1:])
     with pytest.raises(ValueError, match=r"dropout=1.5 is not a probability"):
         attention(q, k, v, dropout=1.5)
+
+
+# Packed sentences.
+
+
+def offsets_of(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def packed(lengths, k_lengths=None, H=2, D=4, dtype=torch.float32):
+    """q, k, v, and the arguments that describe the sentences; strides as after one product for all three."""
+    q, k, v = torch.randn(sum(lengths), 3, H, D, dtype=dtype).unbind(1)
+    where = {"offsets": offsets_of(lengths), "max_length": max(lengths, default=0)}
+    if k_lengths is not None:
+        k, v = torch.randn(sum(k_lengths), 2, H, D, dtype=dtype).unbind(1)
+        where |= {"k_offsets": offsets_of(k_lengths), "k_max_length": max(k_lengths, default=0)}
+    return q, k, v, where
+
+
+def padded(q, k, v, offsets, max_length, dropout=0.0, is_causal=False, k_offsets=None, k_max_length=None):
+    """What an accelerator without kernels does, here on the CPU."""
+    keys = (offsets, max_length) if k_offsets is None else (k_offsets, k_max_length)
+    return module._padded(q, k, v, offsets, keys[0], max_length, keys[1], dropout, is_causal)
+
+
+def each(q, k, v, offsets, max_length, is_causal=False, k_offsets=None, k_max_length=None):
+    """Sentence by sentence in float64, by the definition."""
+    ends = offsets.tolist(), (offsets if k_offsets is None else k_offsets).tolist()
+    outs = [q[:0].double()]
+    for a, b, c, d in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
+        sentence = (t.transpose(0, 1)[None] for t in (q[a:b], k[c:d], v[c:d]))
+        outs.append(explicit(*sentence, is_causal=is_causal)[0][0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+IMPLEMENTATIONS = pytest.mark.parametrize("op", [packed_attention, padded])
+
+
+@IMPLEMENTATIONS
+@settings(max_examples=25)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=5),
+    cross=st.booleans(), causal=st.booleans(), spare=st.integers(0, 2), seed=st.integers(0, 2**31),
+)  # fmt: skip
+@example(pairs=[], cross=False, causal=False, spare=0, seed=0)
+@example(pairs=[(0, 0), (0, 0)], cross=True, causal=True, spare=0, seed=0)
+@example(pairs=[(3, 0), (0, 2), (1, 1)], cross=True, causal=False, spare=0, seed=0)
+@example(pairs=[(3, 3), (3, 3), (3, 3)], cross=False, causal=True, spare=1, seed=0)
+def test_packed_is_attention_within_each_sentence(op, pairs, cross, causal, spare, seed):
+    torch.manual_seed(seed)
+    q, k, v, where = packed([t for t, _ in pairs], [s for _, s in pairs] if cross else None)
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    doubles = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    expected = each(*(t.detach() for t in leaves), **where, is_causal=causal)
+    where["max_length"] += spare  # an upper bound will do
+    out = op(*leaves, **where, is_causal=causal)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    dout = torch.randn_like(out)
+    out.backward(dout)
+    packed_attention(*doubles, **where, is_causal=causal).backward(dout.double())  # gradcheck below vouches for it
+    for leaf, double in zip(leaves, doubles, strict=True):
+        torch.testing.assert_close(leaf.grad.double(), double.grad, rtol=1e-4, atol=1e-5)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("k_lengths", [None, [2, 0, 3, 1]], ids=["self", "cross"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_gradients(op, k_lengths, causal):
+    q, k, v, where = packed([2, 1, 0, 2], k_lengths, H=1, D=2, dtype=torch.float64)
+    inputs = [t.contiguous().requires_grad_() for t in (q, k, v)]
+    assert torch.autograd.gradcheck(lambda *qkv: op(*qkv, **where, is_causal=causal), inputs)
+
+
+@IMPLEMENTATIONS
+def test_packed_dropout_drops_weights(op):
+    n = 50
+    q, k, _, where = packed([n, n], H=3, D=n)
+    ones = torch.eye(n).repeat(2, 1)[:, None].expand(2 * n, 3, n)  # the output is then the row of weights as dropped
+    whole, kept = op(q, k, ones, **where), op(q, k, ones, **where, dropout=0.5)
+    torch.testing.assert_close(kept, torch.where(kept == 0, 0.0, 2 * whole))
+    assert 0.45 < (kept == 0).float().mean() < 0.55
+
+
+@IMPLEMENTATIONS
+def test_packed_half_precision(op):
+    q, k, v, where = packed([3, 5, 1], dtype=torch.bfloat16)
+    out = op(q, k, v, **where)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), each(q, k, v, **where), rtol=0, atol=8 * torch.finfo(out.dtype).eps)
+
+
+def test_packed_compiles():
+    """The padded form, which reads no offset."""
+    q, k, v, where = packed([3, 5, 1])
+    compiled = torch.compile(packed_attention, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v, **where), packed_attention(q, k, v, **where))
+
+
+class Gpu:
+    """Tensors that claim to be on a GPU and hold nothing; torch's own kernels are asked for their shapes."""
+
+    def __init__(self, patch, varlen=True, flash=False, capability=(9, 0)):
+        self.calls = []
+        self.varlen = module._varlen
+        patch.setattr(torch.version, "cuda", "13.0")
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        patch.setattr(module, "_VARLEN_INSTALLED", varlen)
+        patch.setattr(module, "_FLASH_INSTALLED", flash)
+        patch.setattr(module, "_varlen", lambda *a: self.called("varlen", self.varlen(*a)))
+        patch.setattr(module, "_flash", lambda *a: self.called("flash", torch.empty_like(a[0])))
+        patch.setattr(module, "_padded", lambda *a: self.called("padded", torch.empty_like(a[0])))
+        module._announce.cache_clear()
+
+    def called(self, name, out):
+        self.calls.append(name)
+        return out
+
+    def run(self, D=8, dtype=torch.bfloat16, **options):
+        self.calls.clear()
+        with FakeTensorMode():
+            q, k, v = (torch.empty(9, 2, D, dtype=dtype, device="cuda") for _ in range(3))
+            offsets = torch.empty(4, dtype=torch.int32, device="cuda")
+            out = packed_attention(q, k, v, offsets, 5, **options)
+        assert (out.shape, out.dtype, out.device) == (q.shape, q.dtype, q.device)
+        return self.calls[-1]
+
+
+def test_packed_kernels_on_a_gpu(monkeypatch, caplog):
+    gpu = Gpu(monkeypatch, flash=True)
+    assert [gpu.run(), gpu.run(is_causal=True), gpu.run(dtype=torch.float16)] == ["varlen"] * 3
+    assert gpu.run(dropout=0.1) == "flash"
+    assert not caplog.records
+    assert Gpu(monkeypatch, varlen=False, flash=True).run() == "flash"
+
+
+@pytest.mark.parametrize(
+    ("kernels", "options", "reason"),
+    [
+        ({}, {"dropout": 0.1}, "with dropout on the weights they need flash-attn"),
+        ({}, {"dtype": torch.float32}, "they take float16 and bfloat16, not torch.float32"),
+        ({}, {"D": 12}, "heads of up to 256 channels, in multiples of 8, not 12"),
+        ({"varlen": False}, {}, "install torch 2.10 or flash-attn"),
+        ({"capability": (7, 5)}, {}, "compute capability 8.0"),
+    ],
+)
+def test_packed_fallback_is_announced_once(monkeypatch, caplog, kernels, options, reason):
+    gpu = Gpu(monkeypatch, **kernels)
+    with caplog.at_level(logging.WARNING):
+        assert [gpu.run(**options), gpu.run(**options)] == ["padded"] * 2
+    (record,) = caplog.records
+    assert "packed_attention pads its sentences on this device" in record.message
+    assert reason in record.message
+
+
+def test_packed_is_silent_on_a_cpu(caplog):
+    q, k, v, where = packed([3, 2])
+    packed_attention(q, k, v, **where, dropout=0.1)
+    assert not caplog.records
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("k_lengths", [None, [2, 9, 3, 1]], ids=["self", "cross"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_packed_on_a_gpu(dtype, causal, k_lengths):
+    q, k, v, where = packed([40, 1, 0, 17], k_lengths, H=2, D=32, dtype=dtype)
+    expected = each(q, k, v, **where, is_causal=causal)
+    on_gpu = {name: t.cuda() if torch.is_tensor(t) else t for name, t in where.items()}
+    inputs = [t.cuda().requires_grad_() for t in (q, k, v)]
+    out = packed_attention(*inputs, **on_gpu, is_causal=causal)
+    torch.testing.assert_close(out.cpu().double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
+    out.sum().backward()
+    doubles = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    packed_attention(*doubles, **where, is_causal=causal).sum().backward()
+    for t, double in zip(inputs, doubles, strict=True):
+        torch.testing.assert_close(t.grad.cpu().double(), double.grad, rtol=0, atol=32 * torch.finfo(dtype).eps)
+
+
+def test_packed_errors_say_what_is_wrong():
+    q, k, v, where = packed([3, 2])
+    off, options = where["offsets"], {"offsets": where["offsets"], "max_length": 3}
+    for bad, message in [
+        ((q[0], k, v), r"do not fit; expected \(N, H, D\)"),
+        ((q, k, v[1:]), r"do not fit"),
+        ((q, k[1:], v[1:]), r"5 queries and 4 keys differ; give k_offsets and k_max_length"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            packed_attention(*bad, **options)
+    for changed, message in [
+        ({"offsets": off.long()}, r"offsets is torch.int64 \(3,\) on cpu; expected torch.int32 \(B \+ 1,\)"),
+        ({"offsets": off[:0]}, r"offsets is torch.int32 \(0,\)"),
+        ({"offsets": off[:2]}, r"offsets=\[0, 3\] do not describe 5 tokens"),
+        ({"offsets": torch.tensor([0, 6, 5]).int()}, r"offsets=\[0, 6, 5\] do not describe 5 tokens"),
+        ({"max_length": 2}, r"a sentence of offsets has 3 tokens, max_length=2"),
+        ({"k_offsets": off}, r"go together"),
+        ({"k_offsets": off[:2], "k_max_length": 3}, r"the same B for queries and keys"),
+        ({"dropout": 1.0}, r"dropout=1.0 is not a probability"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            packed_attention(q, k, v, **{**options, **changed})
