@@ -191,5 +191,5 @@ def test_packed_self_attention_is_that_of_each_sentence(is_causal):
 )
 def test_packed_self_attention_refuses_what_it_would_ignore(also):
     surroundings = Surroundings(offsets=torch.tensor([0, 4]).int(), max_length=4, **also)
-    with pytest.raises(ValueError, match="packed particles .* pad the particles to a batch"):
+    with pytest.raises(ValueError, match=r"packed particles .* pad the particles to a batch"):
         SelfAttention(8, 2)(torch.randn(4, 8), surroundings)
