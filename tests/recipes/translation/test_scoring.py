@@ -19,7 +19,27 @@ from recipes.common.errors import RecipeError
 from recipes.translation import scoring
 from recipes.translation.scoring import Output, bleu_by_length, check_pieces, compare, score, split_compounds, tokenize
 
-WORDS = "the cat sat on a mat while rain fell and no one came home before ten . , &quot;".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "while",
+    "rain",
+    "fell",
+    "and",
+    "no",
+    "one",
+    "came",
+    "home",
+    "before",
+    "ten",
+    ".",
+    ",",
+    "&quot;",
+]
 
 
 def multi_bleu(hypotheses: list[str], references: list[str], lowercase: bool = False) -> float:
@@ -129,7 +149,7 @@ def test_ende_bleu() -> None:
     hyp = "Der EU-Gipfel, so hieß es, beginnt heute."
     ref = "Der EU-Rat, so hieß es, beginnt heute."
     scores = score([hyp], [ref], None, None, "wmt14", samples=40)
-    pieces = ["Der EU ##AT##-##AT## {} , so hieß es , beginnt heute .".format(word) for word in ("Gipfel", "Rat")]
+    pieces = [f"Der EU ##AT##-##AT## {word} , so hieß es , beginnt heute ." for word in ("Gipfel", "Rat")]
     assert scores["paper"]["score"] == pytest.approx(multi_bleu(pieces[:1], pieces[1:]), abs=0.005)
     assert scores["paper"]["title"] == "tokenized compound-split BLEU"
     assert "case:mixed" in scores["paper"]["signature"]
