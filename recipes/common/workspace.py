@@ -48,9 +48,10 @@ class Workspace:
         folder: created when absent; one that holds other files is refused.
         settings: must equal those that the folder was made with.
         restart: set an existing folder aside under a numbered name first.
+        wait: wait for another run that is at work in the folder, instead of raising.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], restart: bool = False):
+    def __init__(self, folder: Path, settings: dict[str, Any], restart: bool = False, wait: bool = False):
         self.folder = folder
         if restart and folder.exists():
             aside = next(
@@ -66,18 +67,18 @@ class Workspace:
                 f"--out {folder}: the folder holds files that no recipe made; give a new or empty folder with --out"
             )
         (folder / "stamps").mkdir(parents=True, exist_ok=True)
-        self._lock()
+        self._lock(wait)
         if record.exists():
             self._compare(read_json(record), settings)
         else:
             write_json(record, settings)
 
-    def _lock(self) -> None:
+    def _lock(self, wait: bool) -> None:
         """Held by this process and, through inheritance, by the training it starts, even if orphaned."""
         self.lock = (self.folder / ".lock").open("a")
         os.set_inheritable(self.lock.fileno(), True)
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise RecipeError(
                 f"--out {self.folder}: another run, or a training it left behind, is at work there; "

@@ -1,0 +1,188 @@
+"""What a pre-training run is: three frozen records (data, model, training) for each preset.
+
+The data record is apart, so that runs which differ in model, training or seed share one prepared folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.common.errors import RecipeError
+
+OBJECTIVES = ("mlm", "mlm+nsp")
+MASKINGS = ("dynamic", "static")
+PRECISIONS = ("fp32", "bf16")
+SCHEDULES = ("linear", "cosine")
+
+
+def option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A field that the command line offers under its own name."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Data:
+    """From text files to examples."""
+
+    objective: str = option("mlm+nsp", "masked tokens, with or without next-sentence pairs", OBJECTIVES)
+    max_length: int = option(128, "tokens of an example, special ones included")
+    vocab_size: int = option(30522, "word pieces, special ones included")
+    lowercase: bool = option(True, "lower case without accents, as BERT uncased")
+    blank_lines: int = option(2, "so many blank lines in a row end a document; fewer end a paragraph")
+    min_characters: int = option(20, "shorter documents are dropped")
+    valid_fraction: float = option(0.01, "share of the documents that is held out, chosen by their content")
+    valid_examples: int = option(2000, "at most so many held-out examples are used")
+    short_fraction: float = option(0.1, "share of sentence pairs of a random shorter length")
+    data_seed: int = option(1, "of the held-out documents and the sentence pairs")
+
+    def check(self) -> None:
+        at_least(self, 1, "vocab_size", "blank_lines", "valid_examples")
+        at_least(self, 0, "data_seed", "min_characters")
+        at_least(self, 8, "max_length")
+        between(self, 0, 1, "valid_fraction", "short_fraction")
+        one_of(self, OBJECTIVES, "objective")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Fields of MacaronBertConfig under the same names; its own checks apply."""
+
+    splitting: str = option("strang", "strang (Macaron) or lie (the ordinary Transformer of the same size)")
+    hidden_size: int = option(768, "width")
+    num_hidden_layers: int = option(12, "layers")
+    num_attention_heads: int = option(12, "attention heads")
+    intermediate_size: int | None = option(None, "width of the FFN after attention (default: equal parameters)")
+    first_intermediate_size: int | None = option(None, "width of the FFN before attention (default: as after)")
+    hidden_act: str = option("gelu", "activation of the FFN after attention")
+    first_hidden_act: str | None = option(None, "activation of the FFN before attention (default: as after)")
+    norm_affine: bool = option(True, "norms of the layers have a gain and an offset")
+    embedding_norm: bool = option(False, "normalise the embeddings")
+    initializer_range: float = option(0.02, "standard deviation of the weights at the start")
+    position_embedding_type: str = option("learned", "learned or sinusoidal")
+    position_offset: int = option(0, "position of the first token; the original counts from 2")
+    scale_embeddings: bool = option(False, "multiply word embeddings by the square root of the width")
+    segment_padding_idx: int | None = option(None, "segment row that stays zero; the original: 0")
+    mlm_bias: bool = option(True, "the masked-language-model head has a bias")
+    hidden_dropout_prob: float = option(0.1, "dropout")
+    attention_probs_dropout_prob: float = option(0.1, "dropout of attention weights")
+    activation_dropout: float = option(0.0, "dropout inside the FFN")
+
+
+@dataclass(frozen=True)
+class Training:
+    """From examples to weights."""
+
+    seed: int = option(1, "of weights, order, masks and dropout")
+    updates: int = option(1000, "updates")
+    batch_size: int = option(256, "examples in an update, over all devices and accumulation steps")
+    lr: float = option(3e-4, "peak learning rate")
+    warmup_updates: int = option(100, "updates of linear warm-up")
+    schedule: str = option("linear", "decay to zero after the warm-up", SCHEDULES)
+    beta1: float = option(0.9, "Adam's β₁")
+    beta2: float = option(0.999, "Adam's β₂")
+    adam_eps: float = option(1e-6, "Adam's ε")
+    weight_decay: float = option(0.01, "decoupled weight decay")
+    decay_all: bool = option(False, "decay biases and norms too, as the original does")
+    clip_norm: float = option(1.0, "largest norm of the gradient; 0: no clipping")
+    masking: str = option("dynamic", "new masks in each pass over the data, or the same ones", MASKINGS)
+    static_copies: int = option(1, "static: masks an example has, used in turn")
+    mask_probability: float = option(0.15, "share of the tokens that are predicted")
+    precision: str = option("fp32", "arithmetic", PRECISIONS)
+    eval_every: int = option(500, "updates between validations")
+
+    def check(self) -> None:
+        at_least(self, 1, "updates", "batch_size", "static_copies", "eval_every")
+        at_least(self, 0, "seed", "warmup_updates", "weight_decay", "clip_norm")
+        between(self, 0, 1, "mask_probability", "beta1", "beta2")
+        one_of(self, MASKINGS, "masking")
+        one_of(self, PRECISIONS, "precision")
+        one_of(self, SCHEDULES, "schedule")
+        if self.warmup_updates >= self.updates:
+            raise RecipeError(
+                f"warmup_updates is {self.warmup_updates} but must be less than updates = {self.updates}; "
+                f"change --warmup-updates or --updates"
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    training: Training = field(default_factory=Training)
+
+    def check(self) -> Settings:
+        self.data.check()
+        self.training.check()
+        return self
+
+
+PRESETS = {
+    # Minutes on a CPU.
+    "tiny": Settings(
+        Data(max_length=64, vocab_size=8192, valid_examples=1000),
+        Model(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, hidden_dropout_prob=0.0,
+              attention_probs_dropout_prob=0.0),
+        Training(updates=3000, batch_size=32, lr=2e-3, warmup_updates=300, beta2=0.98, eval_every=500),
+    ),
+    # The paper's sizes and schedule (arXiv:1906.02762 and its code): 128k tokens in an update, Adam (.9, .999, 1e-6),
+    # lr 3e-4, linear to 800k updates. Its warm-up of one update went on from an earlier stage; this one is real.
+    "base_original": Settings(
+        Data(max_length=512, vocab_size=32768, valid_examples=5000),
+        Model(first_hidden_act="relu", norm_affine=False, position_embedding_type="sinusoidal", position_offset=2,
+              scale_embeddings=True, segment_padding_idx=0, mlm_bias=False),
+        Training(updates=800_000, batch_size=256, lr=3e-4, warmup_updates=10_000, decay_all=True, clip_norm=0.0,
+                 eval_every=5000),
+    ),
+    # Meant for one day on one GPU of the H100 class; not measured. Packed sequences of equal length, so that no
+    # position is padding; short ones and one pass of high rate as in Cramming (arXiv:2212.14034).
+    "base": Settings(
+        Data(objective="mlm", max_length=128, vocab_size=32768, valid_examples=5000),
+        Model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        Training(updates=100_000, batch_size=2048, lr=1e-3, warmup_updates=5000, beta2=0.98, adam_eps=1e-12,
+                 clip_norm=0.5, precision="bf16", eval_every=2000),
+    ),
+}  # fmt: skip
+
+
+def settings_for(preset: str, **overrides: Any) -> Settings:
+    """The preset with the given values (None: keep) in place of its own."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    settings = PRESETS[preset]
+    parts = {
+        part.name: dataclasses.replace(
+            record := getattr(settings, part.name),
+            **{f.name: given.pop(f.name) for f in dataclasses.fields(record) if f.name in given},
+        )
+        for part in dataclasses.fields(settings)
+    }
+    if given:
+        raise RecipeError(f"{', '.join(sorted(given))}: no such setting; --help lists them")
+    return Settings(**parts).check()
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+
+def at_least(record: Any, least: float, *names: str) -> None:
+    for name in names:
+        if getattr(record, name) < least:
+            raise RecipeError(f"{name} is {getattr(record, name)} but must be at least {least}; change --{flag(name)}")
+
+
+def between(record: Any, low: float, high: float, *names: str) -> None:
+    for name in names:
+        if not low <= getattr(record, name) < high:
+            raise RecipeError(
+                f"{name} is {getattr(record, name)} but must lie in [{low}, {high}); change --{flag(name)}"
+            )
+
+
+def one_of(record: Any, choices: tuple[str, ...], name: str) -> None:
+    if getattr(record, name) not in choices:
+        raise RecipeError(f"{name} is {getattr(record, name)!r}; choose one of {', '.join(choices)}")
+
+
+def flag(name: str) -> str:
+    return name.replace("_", "-")
