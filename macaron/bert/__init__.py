@@ -1,19 +1,8 @@
 """Macaron BERT for transformers: importing this package registers its models with the Auto classes."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    BertTokenizer,
-)
-
+from macaron.bert.auto import AUTO_CLASSES, register
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
+from macaron.bert.hub import export_for_hub
 from macaron.bert.modeling_macaron_bert import (
     MacaronBertForMaskedLM,
     MacaronBertForMultipleChoice,
@@ -25,20 +14,7 @@ from macaron.bert.modeling_macaron_bert import (
     MacaronBertPreTrainedModel,
 )
 
-AUTO_CLASSES = {
-    AutoModel: MacaronBertModel,
-    AutoModelForPreTraining: MacaronBertForPreTraining,
-    AutoModelForMaskedLM: MacaronBertForMaskedLM,
-    AutoModelForSequenceClassification: MacaronBertForSequenceClassification,
-    AutoModelForTokenClassification: MacaronBertForTokenClassification,
-    AutoModelForQuestionAnswering: MacaronBertForQuestionAnswering,
-    AutoModelForMultipleChoice: MacaronBertForMultipleChoice,
-}
-
-AutoConfig.register(MacaronBertConfig.model_type, MacaronBertConfig, exist_ok=True)
-AutoTokenizer.register(MacaronBertConfig, tokenizer_class=BertTokenizer, exist_ok=True)
-for _auto, _model in AUTO_CLASSES.items():
-    _auto.register(MacaronBertConfig, _model, exist_ok=True)
+register()
 
 __all__ = [
     "AUTO_CLASSES",
@@ -51,4 +27,6 @@ __all__ = [
     "MacaronBertForTokenClassification",
     "MacaronBertModel",
     "MacaronBertPreTrainedModel",
+    "export_for_hub",
+    "register",
 ]

@@ -17,8 +17,8 @@ class MacaronBertConfig(PreTrainedConfig):
     """Everything that defines a Macaron BERT. The defaults are `base` size, for new training.
 
     The layer is one step of `splitting`: with "strang" half an FFN, attention, half an FFN (Lu et al. 2019,
-    arXiv:1906.02762), with "lie" attention and FFN, which is an ordinary pre-norm BERT. A configuration that leaves the widths open has the
-    same number of weights in both.
+    arXiv:1906.02762), with "lie" attention and FFN, which is an ordinary pre-norm BERT. Where the widths are left open,
+    both have weight matrices of the same total size.
 
     After construction `intermediate_size`, `first_intermediate_size`, `first_hidden_act` and `embedding_norm` hold what
     is used.
@@ -29,10 +29,11 @@ class MacaronBertConfig(PreTrainedConfig):
         first_intermediate_size: width of the FFN before attention; None is `intermediate_size`.
         hidden_act: activation of the FFNs after attention and of the masked-language-model head.
         first_hidden_act: activation of the FFN before attention; None is `hidden_act`.
-        normalize_before: pre-norm with a final norm (True), or post-norm.
+        normalize_before: pre-norm (True) or post-norm.
+        final_norm: normalise after the last layer; None is True for pre-norm only.
         norm_affine: whether the norms of layers and embeddings and the final one have gain and offset.
         layer_norm_eps: of every norm.
-        position_embedding_type: "learned", or "sinusoidal" as in fairseq (halves, not interleaved).
+        position_embedding_type: "learned", "sinusoidal" as in fairseq (halves, not interleaved), or "none".
         position_offset: number of the first position in the sinusoidal table.
         max_position_embeddings: the longest sentence.
         scale_embeddings: multiply word embeddings (and `inputs_embeds`) by √hidden_size.
@@ -64,9 +65,10 @@ class MacaronBertConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     first_hidden_act: str | None = None
     normalize_before: bool = True
+    final_norm: bool | None = None
     norm_affine: bool = True
     layer_norm_eps: float = 1e-5
-    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    position_embedding_type: Literal["learned", "sinusoidal", "none"] = "learned"
     position_offset: int = 0
     max_position_embeddings: int = 512
     scale_embeddings: bool = False
@@ -91,6 +93,8 @@ class MacaronBertConfig(PreTrainedConfig):
     mask_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
+        if __name__.startswith("macaron."):
+            kwargs.pop("auto_map", None)  # names files of code that saving an installed model does not write
         splitting = get_splitting(self.splitting)
         self._check_ranges()
         if self.intermediate_size is None:
@@ -99,6 +103,8 @@ class MacaronBertConfig(PreTrainedConfig):
             self.first_intermediate_size = self.intermediate_size
         self.hidden_act = _activation(self.hidden_act)
         self.first_hidden_act = _activation(self.first_hidden_act or self.hidden_act)
+        if self.final_norm is None:
+            self.final_norm = self.normalize_before
         if self.embedding_norm is None:
             self.embedding_norm = not self.normalize_before
         self._check_positive("intermediate_size", "first_intermediate_size")
@@ -122,11 +128,11 @@ class MacaronBertConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 1.0:
                 raise ValueError(f"{name}={value} is not a probability in [0, 1); 0 switches it off")
-        if self.position_embedding_type not in ("learned", "sinusoidal"):
+        if self.position_embedding_type not in ("learned", "sinusoidal", "none"):
             raise ValueError(
-                f"position_embedding_type={self.position_embedding_type!r} is unknown; choose learned or sinusoidal"
+                f"position_embedding_type={self.position_embedding_type!r} is unknown; choose learned, sinusoidal or none"
             )
-        if self.position_offset < 0 or (self.position_offset > 0 and self.position_embedding_type == "learned"):
+        if self.position_offset < 0 or (self.position_offset > 0 and self.position_embedding_type != "sinusoidal"):
             raise ValueError(
                 f"position_offset={self.position_offset} goes with position_embedding_type='sinusoidal' and is not "
                 f"negative; a learned table starts at 0"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
@@ -25,6 +25,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
@@ -37,9 +38,9 @@ IGNORED = -100  # label of what takes no part in a loss
 
 
 def sinusoids(first: int, count: int, dim: int) -> Tensor:
-    """(count, dim): [sin(p f_0) … sin(p f_{h−1}), cos(p f_0) … cos(p f_{h−1})], f_i = 10000^(−i / (h − 1)), h = dim // 2.
+    """(count, dim), of the positions p = first … first + count − 1, as in fairseq; one zero is appended to odd `dim`.
 
-    For the positions p = first … first + count − 1; a zero column is appended when `dim` is odd. As in fairseq.
+    [sin(p f_0) … sin(p f_{h−1}), cos(p f_0) … cos(p f_{h−1})],  f_i = 10000^(−i / (h − 1)),  h = dim // 2
     """
     half = dim // 2
     frequencies = torch.exp(torch.arange(half, dtype=torch.float) * -(math.log(10000) / (half - 1)))  # (h,)
@@ -57,14 +58,14 @@ class MacaronBertEmbeddings(nn.Module):
         self.scale = math.sqrt(dim) if config.scale_embeddings else 1.0
         self.word_embeddings = nn.Embedding(config.vocab_size, dim, padding_idx=config.pad_token_id)
         self.max_positions = config.max_position_embeddings
+        self.position_embeddings = self.token_type_embeddings = self.norm = None
         if config.position_embedding_type == "learned":
             self.position_embeddings = nn.Embedding(self.max_positions, dim)
-        else:
-            self.register_buffer("sinusoids", self.compute_sinusoids(), persistent=False)
+        sinusoidal = config.position_embedding_type == "sinusoidal"
+        self.register_buffer("sinusoids", self.compute_sinusoids() if sinusoidal else None, persistent=False)
         if config.type_vocab_size > 0:
-            self.token_type_embeddings = nn.Embedding(
-                config.type_vocab_size, dim, padding_idx=config.segment_padding_idx
-            )
+            segments, zero = config.type_vocab_size, config.segment_padding_idx
+            self.token_type_embeddings = nn.Embedding(segments, dim, padding_idx=zero)
         if config.embedding_norm:
             self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps, elementwise_affine=config.norm_affine)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -83,15 +84,15 @@ class MacaronBertEmbeddings(nn.Module):
         x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.scale != 1.0:
             x = x * self.scale
-        if hasattr(self, "position_embeddings"):
+        if self.position_embeddings is not None:
             x = x + self.position_embeddings(position_ids)
-        else:
+        elif self.sinusoids is not None:
             x = x + F.embedding(position_ids, self.sinusoids).to(x.dtype)
-        if hasattr(self, "token_type_embeddings"):
+        if self.token_type_embeddings is not None:
             if token_type_ids is None:
                 token_type_ids = torch.zeros_like(position_ids)
             x = x + self.token_type_embeddings(token_type_ids)
-        if hasattr(self, "norm"):
+        if self.norm is not None:
             x = self.norm(x)
         return self.dropout(x)
 
@@ -204,36 +205,81 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         # not in checkpoints, so from_pretrained relies on this
-        if isinstance(module, MacaronBertEmbeddings) and hasattr(module, "sinusoids"):
+        if isinstance(module, MacaronBertEmbeddings) and module.sinusoids is not None:
             init.copy_(module.sinusoids, module.compute_sinusoids())
 
 
 class Packing(NamedTuple):
-    """Where the real particles of a padded batch are, and where each sentence begins among them."""
+    """The sentences of a batch one after another, without padding: (N, C) instead of (B, T, C)."""
 
-    indices: Tensor  # (N,) into the flattened (B · T)
-    offsets: Tensor  # (B + 1,) int32
+    indices: Tensor  # (N,) where the real particles are in the flattened batch, B · T
+    offsets: Tensor  # (B + 1,) int32, where each sentence begins and ends among them
     max_length: int
 
-    def pack(self, x: Tensor | None, feature_dims: int = 0) -> Tensor | None:
+    @classmethod
+    def of(cls, real: Tensor) -> "Packing | None":
+        """From a mask (B, T), True at real particles; None where there is no padding."""
+        lengths = real.sum(-1)  # (B,)
+        total, max_length = torch.stack([lengths.sum(), lengths.max()]).tolist()  # an accelerator waits here, once
+        if total == real.numel():
+            return None
+        offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        return cls(real.flatten().nonzero().squeeze(-1), offsets, max_length)
+
+    @classmethod
+    def of_row(cls, number: Tensor) -> "Packing":
+        """From the number of the sentence, rising from 0, of each particle of a batch of one row: (1, T)."""
+        lengths = number.flatten().bincount()
+        offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        return cls(torch.arange(number.numel(), device=number.device), offsets, int(lengths.max()))
+
+    def pack(self, x: Tensor) -> Tensor:
         """(B, T, …) → (N, …)."""
-        return None if x is None else x.flatten(0, 1)[self.indices]
+        return x.flatten(0, 1)[self.indices]
 
-    def unpack(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
+    def unpack(self, x: Tensor, shape: torch.Size) -> Tensor:
         """(N, C) → (B, T, C), zero at padding."""
-        out = x.new_zeros(shape[0] * shape[1], x.size(-1))
-        return out.index_copy(0, self.indices, x).view(*shape, -1)
+        return x.new_zeros(shape.numel(), x.size(-1)).index_copy(0, self.indices.to(x.device), x).view(*shape, -1)
 
 
-def _is_tracing() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+def sentence_numbers(position_ids: Tensor | None, cu_seq_lens: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """(1, T): for each particle of a row of several sentences, which of them it belongs to; None for other batches.
+
+    By the rule of transformers' flash attention: the offsets it is given, or positions that do not just count up, in a
+    batch of one row.
+    """
+    if shape[0] != 1:
+        return None
+    if cu_seq_lens is not None:
+        places = torch.arange(shape[1], device=cu_seq_lens.device)
+        return torch.bucketize(places, cu_seq_lens[1:].long(), right=True).unsqueeze(0)
+    if position_ids is None or shape[1] < 2:
+        return None
+    begins = position_ids.diff(dim=-1).ne(1)  # (1, T − 1)
+    if not is_tracing(position_ids) and not begins.any():
+        return None
+    return F.pad(begins.long().cumsum(-1), (1, 0))
+
+
+class MacaronBertPooler(nn.Module):
+    """tanh(W x + b) of what stands for a sentence, as in BERT."""
+
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) → (B, C)."""
+        return torch.tanh(self.dense(x))
 
 
 class MacaronBertModel(MacaronBertPreTrainedModel):
     """The encoder.
 
     Positions count the real particles of a sentence, so that padding on either side changes nothing. The output at
-    padding positions is zero.
+    padding positions is zero. Padded batches are run without their padding (`config.padding_free`) under the `sdpa`
+    implementation, unless the model is being traced, compiled or exported, or hidden states or attentions are asked
+    for; a mask of four dimensions is taken as it is.
     """
 
     def __init__(self, config: MacaronBertConfig) -> None:
@@ -241,11 +287,8 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         self.embeddings = MacaronBertEmbeddings(config)
         self.layers = nn.ModuleList([MacaronBertLayer(config) for _ in range(config.num_hidden_layers)])
         dim, eps, affine = config.hidden_size, config.layer_norm_eps, config.norm_affine
-        self.final_norm = nn.LayerNorm(dim, eps, elementwise_affine=affine) if config.normalize_before else None
-        self.pooler = nn.Sequential() if config.use_pooler else None
-        if self.pooler is not None:
-            self.pooler.add_module("dense", nn.Linear(dim, dim))
-            self.pooler.add_module("activation", nn.Tanh())
+        self.final_norm = nn.LayerNorm(dim, eps, elementwise_affine=affine) if config.final_norm else None
+        self.pooler = MacaronBertPooler(config) if config.use_pooler else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -268,6 +311,9 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Move the particles.
 
+        Several sentences may stand in one row, (1, N): mark them by positions that begin again, without a mask, or by
+        `cu_seq_lens_q` and `max_length_q` as `DataCollatorWithFlattening` does. They do not see each other.
+
         Args:
             input_ids: (B, T), or `inputs_embeds` (B, T, C).
             attention_mask: (B, T), 1 or True at real particles; or (B, 1, T, T) as transformers' masks are.
@@ -279,37 +325,26 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-        shape = tokens.shape
-        if shape[1] > self.config.max_position_embeddings and position_ids is None:
-            raise ValueError(
-                f"sentences of {shape[1]} tokens are longer than max_position_embeddings="
-                f"{self.config.max_position_embeddings}; truncate them, or train with longer positions"
-            )
-        real = None  # (B, T) bool, where the particles are
+        given = inputs_embeds if input_ids is None else input_ids
+        shape, device = given.shape[:2], given.device
+        real = None  # (B, T) bool
         if attention_mask is not None and attention_mask.dim() == 2:
-            real = attention_mask.to(device=tokens.device, dtype=torch.bool)
+            real = attention_mask.to(device, torch.bool)
+        row = None
+        if attention_mask is None:
+            row = sentence_numbers(position_ids, kwargs.get("cu_seq_lens_q"), shape)
         if position_ids is None:
-            position_ids = self._positions(shape[1], real, tokens.device)
+            position_ids = self._positions(shape, real, row, device)
 
-        need_weights = bool(kwargs.get("output_attentions", self.config.output_attentions))
-        packing = self._packing(
-            real, need_weights or kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        )
-        if packing is not None:
-            if token_type_ids is not None:
-                token_type_ids = packing.pack(token_type_ids.expand(shape))
-            position_ids = packing.pack(position_ids.expand(shape))
-            input_ids, inputs_embeds = packing.pack(input_ids), packing.pack(inputs_embeds)
-        x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-
+        packing = self._packing(real, row, kwargs)
         if packing is None:
-            mask = create_bidirectional_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask)
-            around = Surroundings(attn_mask=mask if torch.is_tensor(mask) else None, need_weights=need_weights)
+            x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)  # (B, T, C)
+            context = self._padded_context(x, attention_mask, row, kwargs)
         else:
-            mask = None
+            per_particle = (input_ids, inputs_embeds, token_type_ids, position_ids.expand(shape))
+            x = self.embeddings(*(None if t is None else packing.pack(t) for t in per_particle))  # (N, C)
             around = Surroundings(offsets=packing.offsets, max_length=packing.max_length)
-        context = LayerContext(around, mask, kwargs)
+            context = LayerContext(around, None, {})
         for layer in self.layers:
             x = layer(x, context)
         if self.final_norm is not None:
@@ -321,16 +356,50 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         pooled = None if self.pooler is None else self.pooler(first_particle(x, real))
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
 
-    @staticmethod
-    def _positions(length: int, real: Tensor | None, device: torch.device) -> Tensor:
-        """(B, T) numbers of the real particles from 0, or (1, T) where all are."""
-        if real is None:
-            return torch.arange(length, device=device).unsqueeze(0)
-        return (real.long().cumsum(-1) - 1).clamp(min=0)
+    def _positions(self, shape: torch.Size, real: Tensor | None, row: Tensor | None, device: torch.device) -> Tensor:
+        """(B, T) numbers of the real particles from 0 in each sentence, or (1, T) where all are real."""
+        if row is None and shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"sentences of {shape[1]} tokens are longer than max_position_embeddings="
+                f"{self.config.max_position_embeddings}; truncate them, or train with more positions"
+            )
+        places = torch.arange(shape[1], device=device).unsqueeze(0)
+        if row is not None:
+            begins = F.pad(row.diff(dim=-1), (1, 0)) != 0
+            return places - torch.where(begins, places, 0).cummax(-1).values
+        return places if real is None else (real.long().cumsum(-1) - 1).clamp(min=0)
 
-    def _packing(self, real: Tensor | None, needs_padding: bool) -> Packing | None:
+    def _packing(self, real: Tensor | None, row: Tensor | None, kwargs: dict[str, Any]) -> Packing | None:
         """How to leave the padding out, or None where there is none or something needs it."""
-        return None
+        if (real is None and row is None) or self.config._attn_implementation != "sdpa":
+            return None
+        if not self.config.padding_free or self._wanted("output_attentions", kwargs):
+            return None
+        marks = real if row is None else row
+        if self._wanted("output_hidden_states", kwargs) or is_tracing(marks) or marks.is_meta or marks.numel() == 0:
+            return None
+        return Packing.of(marks) if row is None else Packing.of_row(row)
+
+    def _wanted(self, name: str, kwargs: dict[str, Any]) -> bool:
+        """Whether an output is asked for; it may also be a list of layers."""
+        value = kwargs.get(name, getattr(self.config, name, False))
+        return value is not None and value is not False
+
+    def _padded_context(
+        self, x: Tensor, attention_mask: Tensor | None, row: Tensor | None, kwargs: dict[str, Any]
+    ) -> LayerContext:
+        """Masks in the form that the attention implementation takes."""
+        apart = None if row is None else packed_sequence_mask_function(row)
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=x, attention_mask=attention_mask, and_mask_function=apart
+        )
+        need_weights = self._wanted("output_attentions", kwargs)
+        around = Surroundings(attn_mask=mask if torch.is_tensor(mask) else None, need_weights=need_weights)
+        if row is not None and "flash" in self.config._attn_implementation and "cu_seq_lens_q" not in kwargs:
+            packing = Packing.of_row(row)  # flash attention has no mask of this kind
+            kwargs = {**kwargs, "cu_seq_lens_q": packing.offsets, "cu_seq_lens_k": packing.offsets}
+            kwargs |= {"max_length_q": packing.max_length, "max_length_k": packing.max_length}
+        return LayerContext(around, mask, kwargs)
 
 
 def first_particle(x: Tensor, real: Tensor | None) -> Tensor:
@@ -389,7 +458,7 @@ class _HasMaskedLMHead(MacaronBertPreTrainedModel):
         if labels is None:
             return None, self.mlm_head(x)
         labels = labels.to(x.device)
-        if self.config.sparse_prediction and not _is_tracing():
+        if self.config.sparse_prediction and not is_tracing(labels):
             chosen = labels.ne(IGNORED)
             x, labels = x[chosen], labels[chosen]  # (N, C), (N,)
         count = labels.ne(IGNORED).sum()

@@ -1,0 +1,157 @@
+"""A folder for the hub that loads with `trust_remote_code=True` where this package is not installed."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+import macaron
+from macaron.bert.auto import AUTO_CLASSES
+from macaron.bert.configuration_macaron_bert import MacaronBertConfig
+from macaron.bert.modeling_macaron_bert import MacaronBertModel
+
+_PACKAGE = "macaron"
+# What any installation of transformers brings; other imports are optional in the modules that are exported.
+_ALWAYS_THERE = {*sys.stdlib_module_names, "torch", "transformers", "huggingface_hub"}
+
+
+def export_for_hub(
+    model: PreTrainedModel | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    tokenizer: Any = None,
+    *,
+    force: bool = False,
+) -> Path:
+    """Write a model, its code and its tokenizer into one folder.
+
+    `AutoModel…from_pretrained(out, trust_remote_code=True)` then works for every head, with nothing but transformers
+    installed. The code is that of this package, one file a module.
+
+    Args:
+        model: a Macaron BERT, or a folder or hub name that `from_pretrained` takes.
+        out: the folder to write; it appears when it is complete.
+        tokenizer: the tokenizer to put beside it, or where to load one from; None takes the one beside `model`, if
+            there is one.
+        force: replace `out` if it exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: `out` exists, and not `force`.
+        ValueError: another kind of model.
+    """
+    out = Path(out)
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists; choose another folder, or replace it with force (--force)")
+    card = None
+    if not isinstance(model, PreTrainedModel):
+        card = Path(model, "README.md")
+        if tokenizer is None and any(Path(model, name).exists() for name in ("tokenizer.json", "vocab.txt")):
+            tokenizer = model
+        model = _load(model)
+    if not isinstance(model.config, MacaronBertConfig):
+        raise ValueError(f"{type(model).__name__} is no Macaron BERT, so its code is not in this package")
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch, "export")
+        model.save_pretrained(folder)
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.auto_map = auto_map()
+        config.save_pretrained(folder)
+        for name, text in sources().items():
+            (folder / name).write_text(text, encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if card is not None and card.is_file():
+            shutil.copyfile(card, folder / card.name)
+        if out.exists():
+            os.replace(out, Path(scratch, "replaced"))
+        os.replace(folder, out)
+    return out
+
+
+def _load(source: str | os.PathLike[str]) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(source)
+    if not isinstance(config, MacaronBertConfig):
+        raise ValueError(f"{source} holds a model of type {config.model_type!r}, not {MacaronBertConfig.model_type!r}")
+    heads = {model.__name__: model for model in AUTO_CLASSES.values()}
+    name = (config.architectures or [MacaronBertModel.__name__])[0]
+    if name not in heads:
+        raise ValueError(f"{source} names the architecture {name!r}; this package has {', '.join(heads)}")
+    return heads[name].from_pretrained(source, dtype="auto")
+
+
+def auto_map() -> dict[str, str]:
+    """Which Auto class finds which class in which file, as `config.json` says it."""
+    entries = {"AutoConfig": MacaronBertConfig, **{a.__name__: model for a, model in AUTO_CLASSES.items()}}
+    return {auto: f"{_flat(c.__module__)}.{c.__name__}" for auto, c in entries.items()}
+
+
+def sources() -> dict[str, str]:
+    """File name -> text of the modules that the models need, importing each other as neighbours in one folder."""
+    modules = [MacaronBertModel.__module__]
+    texts = {}
+    for name in modules:  # grows
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None
+        text = Path(spec.origin).read_text(encoding="utf-8")
+        texts[name], imported = _with_neighbours(text)
+        modules += [module for module in imported if module not in modules]
+    # Operators are registered in one process-wide table, where other copies of this code may be.
+    digest = hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:8]
+    about = f"# Part of macaron-net {macaron.__version__} (MIT licence), exported from "
+    return {
+        f"{_flat(name)}.py": f"{about}{name}\n" + text.replace(f'"{_PACKAGE}::', f'"{_PACKAGE}_{digest}::')
+        for name, text in texts.items()
+    }
+
+
+def _flat(module: str) -> str:
+    """macaron.ops.step_norm -> macaron_ops_step_norm; what is in macaron.bert keeps its own name."""
+    return module.removeprefix(f"{_PACKAGE}.bert.").replace(".", "_")
+
+
+def _with_neighbours(text: str) -> tuple[str, list[str]]:
+    """The module with its imports from this package made relative, and the names of the modules imported.
+
+    transformers refuses code whose absolute imports are not all installed, save those under `try`: so optional ones
+    go there.
+    """
+    lines = text.splitlines()
+    imported = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        first, last = node.lineno - 1, node.end_lineno
+        name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        assert name is not None, "this package imports absolutely"
+        top = name.partition(".")[0]
+        if top == _PACKAGE:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None and spec.submodule_search_locations is None, f"import from modules, not {name}"
+            imported.append(name)
+            lines[first] = lines[first].replace(f"from {name} import", f"from .{_flat(name)} import")
+        elif top not in _ALWAYS_THERE:
+            indent = lines[first][: node.col_offset]
+            inside = "\n".join("    " + line for line in lines[first:last])
+            lines[first] = f"{indent}try:\n{inside}\n{indent}except ImportError:\n{indent}    raise"
+            lines[first + 1 : last] = [""] * (last - first - 1)
+    return "\n".join(lines) + "\n", imported
+
+
+__all__ = ["export_for_hub"]
