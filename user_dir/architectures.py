@@ -45,6 +45,7 @@ TRANSLATION = {
     "macaron_base": Architecture(1024, _sizes(512, 8)),
     "macaron_big": Architecture(2048, _sizes(1024, 16, dropout=0.3)),
     "macaron_iwslt_de_en": Architecture(512, _sizes(512, 4)),
+    "macaron_multi30k_de_en": Architecture(128, _sizes(128, 4, 2)),
     "macaron_tiny": Architecture(64, _sizes(64, 2, 2)),
     # the original's own names, for its released checkpoints
     "transformer_iwslt_de_en_macaron": Architecture(512, _sizes(512, 4, pre_norm=False), True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -55,21 +56,42 @@ def replace_last(last: Path, candidates: list[Path], why: str) -> None:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """checkpoint<epoch>.pt by epoch, then checkpoint_best.pt."""
-    epochs = [(int(m[1]), path) for path in folder.glob("checkpoint*.pt") if (m := _EPOCH.fullmatch(path.name))]
+    """checkpoint<epoch>.pt and checkpoint_<epoch>_<update>.pt by age, then checkpoint_best.pt."""
     best = [path for path in (folder / "checkpoint_best.pt",) if path.exists()]
-    return [path for _, path in sorted(epochs, reverse=True)] + best
+    return sorted(filter(_age, folder.glob("checkpoint*.pt")), key=_age, reverse=True) + best
 
 
 _EPOCH = re.compile(r"checkpoint(\d+)\.pt")
+_UPDATE = re.compile(r"checkpoint_(\d+)_(\d+)\.pt")
 
 
-def average(folder: Path, count: int, target: Path, log: Path, lock: IO[Any]) -> None:
-    """The mean of the `count` newest epoch checkpoints (of all, when there are fewer)."""
-    inputs = [path for path in newest_first(folder) if _EPOCH.fullmatch(path.name)][:count]
+def _age(path: Path) -> tuple[float, ...]:
+    """(epoch, update), an epoch's end after all of its updates; () for other names."""
+    if match := _EPOCH.fullmatch(path.name):
+        return int(match[1]), math.inf
+    match = _UPDATE.fullmatch(path.name)
+    return (int(match[1]), int(match[2])) if match else ()
+
+
+def average(
+    folder: Path, count: int, target: Path, log: Path, lock: IO[Any], kind: str = "epoch"
+) -> tuple[list[str], list[Path]]:
+    """The mean of the `count` newest checkpoints (of all, when there are fewer).
+
+    Args:
+        kind: "epoch" for checkpoint<epoch>.pt, "update" for checkpoint_<epoch>_<update>.pt. Without any, and for a
+            `count` of 1, it is checkpoint_last.pt alone.
+
+    Returns:
+        The command, and what was averaged.
+    """
+    pattern = {"epoch": _EPOCH, "update": _UPDATE}[kind]
+    inputs = [path for path in newest_first(folder) if count > 1 and pattern.fullmatch(path.name)][:count]
     inputs = inputs or [folder / "checkpoint_last.pt"]
     command = [sys.executable, "-m", "macaron", "average", "--force", "--output", str(target), "--inputs"]
-    commands.run([*command, *map(str, inputs)], log, lock, "macaron average")
+    command += map(str, inputs)
+    commands.run(command, log, lock, "macaron average")
+    return command, inputs
 
 
 def distinct(model: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -1,0 +1,14 @@
+"""Multi30k German–English (Elliott et al. 2016): 29,000 image captions, small enough to learn on one CPU core."""
+
+from recipes.translation.recipe import Recipe
+from recipes.translation.text import TextSettings
+
+SIZES = {
+    "tiny": Recipe(
+        name="multi30k_de_en",
+        config="tiny",
+        text=TextSettings(source="de", target="en", units=4_000),
+        metrics="multi30k",
+        average=3,
+    )
+}

@@ -1,0 +1,233 @@
+"""What a translation run is: a yaml that fairseq-hydra-train takes as it stands, and what fairseq has no place for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipes.common.errors import RecipeError
+
+if TYPE_CHECKING:
+    from recipes.translation.text import TextSettings
+
+RECIPES = ("iwslt14_de_en", "wmt14_en_de", "multi30k_de_en")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+# Names of the main hyper-parameters, and where fairseq has them.
+KEYS = {
+    "seed": "common.seed",
+    "arch": "model._name",
+    "splitting": "model.splitting",
+    "dropout": "model.dropout",
+    "label_smoothing": "criterion.label_smoothing",
+    "lr": "optimization.lr",
+    "max_update": "optimization.max_update",
+    "warmup_updates": "lr_scheduler.warmup_updates",
+    "weight_decay": "optimizer.weight_decay",
+    "max_tokens": "dataset.max_tokens",
+    "beam": "generation.beam",
+    "lenpen": "generation.lenpen",
+}
+
+# Where and how a run is computed, not what: a run may go on elsewhere. The batch of one update, which the second
+# line is a part of, is recorded as batch_tokens.
+_MACHINE = (
+    ("hydra", "defaults", "distributed_training", "task.data", "checkpoint.save_dir", "dataset.num_workers")
+    + ("optimization.update_freq",)
+    + tuple(f"common.{name}" for name in ("user_dir", "cpu", "log_format", "log_interval", "reset_logging"))
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the result of a run depends on, but for the corpus itself.
+
+    Args:
+        name: the folder under recipes/.
+        config: the training and the beam search are those of conf/<config>.yaml in that folder.
+        text: how sentences become pieces, and pieces sentences.
+        metrics: whose papers the scores are compared with, a key of scoring.METRIC_SETS.
+        average: how many of the newest checkpoints are averaged; 1: the last one alone.
+        precision: "fp32", "bf16" or "fp16", of the training.
+        changes: what differs from the yaml, (key, value) pairs such as ("model.dropout", 0.1).
+    """
+
+    name: str
+    config: str
+    text: TextSettings
+    metrics: str
+    average: int
+    precision: str = "fp32"
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def config_folder(self) -> Path:
+        return Path(__file__).resolve().parents[1] / self.name / "conf"
+
+    @cached_property
+    def tree(self) -> dict[str, Any]:
+        """The yaml with the changes: what fairseq-hydra-train gets."""
+        config = OmegaConf.load(self.config_folder / f"{self.config}.yaml")
+        for key, value in self.changes:
+            try:
+                OmegaConf.update(config, key, value)
+            except (OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+                raise RecipeError(
+                    f"--set {key}={value}: does not fit {self.config}.yaml ({error}); give a key of "
+                    f"fairseq's configuration with its group, such as model.dropout"
+                ) from error
+        tree: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+        return tree
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of "group.name", or `default`."""
+        node: Any = self.tree
+        for part in key.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return default
+            node = node[part]
+        return node
+
+    @property
+    def seed(self) -> int:
+        return int(self.get("common.seed"))
+
+    @property
+    def arch(self) -> str:
+        return str(self.get("model._name"))
+
+    @property
+    def splitting(self) -> str:
+        return str(self.get("model.splitting"))
+
+    @property
+    def max_update(self) -> int:
+        return int(self.get("optimization.max_update"))
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens (padding counts) that one process holds at a time, per side of the pair."""
+        return int(self.get("dataset.max_tokens"))
+
+    @property
+    def batch_tokens(self) -> int:
+        """The effective batch: tokens of one update, over all processes and accumulated batches."""
+        processes = self.get("distributed_training.distributed_world_size", 1)
+        return self.max_tokens * processes * self.get("optimization.update_freq", [1])[0]
+
+    @property
+    def checkpoint_kind(self) -> str:
+        """What is averaged: "epoch" or "update" checkpoints, whichever the yaml saves."""
+        return "update" if self.get("checkpoint.no_epoch_checkpoints", False) else "epoch"
+
+    def update_freq(self, processes: int) -> int:
+        """Batches that each of `processes` accumulates, so that the effective batch stays what it is.
+
+        Raises:
+            RecipeError: if the batches of an update cannot be shared equally.
+        """
+        batches = self.batch_tokens // self.max_tokens
+        if batches % processes:
+            fitting = ", ".join(map(str, divisors(batches)))
+            remedy = f"--max-tokens {self.batch_tokens // processes}" if self.batch_tokens % processes == 0 else ""
+            raise RecipeError(
+                f"{processes} processes cannot share an update of {self.batch_tokens} tokens equally: it is {batches} "
+                f"batches of --max-tokens {self.max_tokens}. Use {fitting} processes in all, or change "
+                f"{remedy or '--max-tokens or --batch-tokens'}"
+            )
+        return batches // processes
+
+    def changed(self, **values: Any) -> Recipe:
+        """The recipe with other values; None keeps what is there.
+
+        Args:
+            values: the names in KEYS, `batch_tokens`, `average`, `precision`, `text`, and `changes`, a sequence of
+                (key, value) pairs of fairseq's configuration.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        own = {name: given.pop(name) for name in ("average", "precision", "text") if name in given}
+        changes = dict(self.changes)
+        if not given.keys().isdisjoint(("max_tokens", "batch_tokens")):
+            changes |= self._batch(given.pop("batch_tokens", self.batch_tokens), given.pop("max_tokens", None))
+        more = given.pop("changes", ())
+        for name, value in given.items():
+            if name not in KEYS:
+                raise TypeError(f"no setting {name!r}; there are {', '.join(KEYS)}")
+            changes[KEYS[name]] = [value] if name == "lr" else value
+        changes |= dict(more)
+        recipe = dataclasses.replace(self, changes=tuple(changes.items()), **own)
+        recipe.check()
+        return recipe
+
+    def _batch(self, batch_tokens: int, max_tokens: int | None) -> dict[str, Any]:
+        """The changes that make one update of `batch_tokens` in batches of `max_tokens`."""
+        max_tokens = max_tokens or min(self.max_tokens, batch_tokens)
+        if max_tokens < 1 or batch_tokens % max_tokens:
+            raise RecipeError(
+                f"--batch-tokens {batch_tokens} is no multiple of --max-tokens {max_tokens}, the batch of one process; "
+                f"the effective batch is made of whole batches, so change either"
+            )
+        return {
+            "dataset.max_tokens": max_tokens,
+            "distributed_training.distributed_world_size": 1,
+            "optimization.update_freq": [batch_tokens // max_tokens],
+        }
+
+    def check(self) -> None:
+        """Raise a RecipeError for values that cannot work, before an hour is spent on data."""
+        if self.precision not in PRECISIONS:
+            raise RecipeError(f"--precision {self.precision}: must be one of {', '.join(PRECISIONS)}")
+        at_least_one = {name: self.get(KEYS[name]) for name in ("max_update", "max_tokens", "beam")}
+        for name, value in {**at_least_one, "average": self.average}.items():
+            if not isinstance(value, int) or value < 1:
+                raise RecipeError(f"--{name.replace('_', '-')} {value}: must be a whole number of at least 1")
+        for name in ("dropout", "label_smoothing"):
+            value = self.get(KEYS[name], 0.0)
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise RecipeError(f"--{name.replace('_', '-')} {value}: must be at least 0 and below 1")
+        (rate, *_) = self.get(KEYS["lr"])
+        if not isinstance(rate, (int, float)) or rate <= 0:
+            raise RecipeError(f"--lr {rate}: must be a positive number")
+        if not isinstance(self.get(KEYS["seed"]), int) or self.seed < 0:
+            raise RecipeError(f"--seed {self.get(KEYS['seed'])}: must be a whole number of at least 0")
+
+    def settings(self) -> dict[str, Any]:
+        """All of it as one flat record for a run's settings.json: "group.name" → value."""
+        flat = {key: value for key, value in flatten(self.tree) if not key.startswith(_MACHINE)}
+        text = {f"text.{key}": value for key, value in dataclasses.asdict(self.text).items()}
+        own = {name: getattr(self, name) for name in ("name", "config", "metrics", "average", "precision")}
+        return {**own, **text, "batch_tokens": self.batch_tokens, **flat}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + str(name), value
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def load(name: str, size: str | None = None) -> Recipe:
+    """The recipe `name` as published, in the size asked for (None: its first).
+
+    Raises:
+        RecipeError: no such recipe or size.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    sizes: dict[str, Recipe] = import_module(f"recipes.{name}").SIZES
+    if size is not None and size not in sizes:
+        raise RecipeError(f"--size {size}: {name} has {', '.join(sizes)}")
+    return sizes[size or next(iter(sizes))]
