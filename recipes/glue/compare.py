@@ -1,0 +1,128 @@
+"""Two models side by side: mean ± sd per task, a paired bootstrap over dev examples, a paired t-test over seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from recipes.common.errors import RecipeError
+from recipes.common.statistics import Difference, Summary, paired_bootstrap, paired_t_test, summary
+from recipes.glue.finetune import load_predictions
+from recipes.glue.metrics import main_figure, of_rows
+from recipes.glue.results import read_results
+from recipes.glue.tasks import METRIC_NAMES, TASKS, Task
+
+LEAST_SEEDS = 3  # for a t-test: of two differences the spread says next to nothing
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task. `difference` is second − first of the task's main figure, the mean of its metrics."""
+
+    task: Task
+    first: Summary
+    second: Summary
+    examples: Difference
+    seeds: Difference | None
+    note: str = ""
+
+
+class Side:
+    """Finished runs of one model: one --out folder, or several (one per pre-training seed)."""
+
+    def __init__(self, folders: list[Path]):
+        self.folders = folders
+        self.tables = [read_results(folder)["tasks"] for folder in folders]
+        self.name = read_results(folders[0])["name"]
+
+    def runs(self, task: Task) -> dict[tuple[int, int], tuple[Path, float]]:
+        """{(folder number, seed): (predictions, main figure)}"""
+        found = {}
+        for number, (folder, table) in enumerate(zip(self.folders, self.tables, strict=True)):
+            entry = table.get(task.name)
+            for index, run in enumerate(entry["runs"] if entry else []):
+                figure = main_figure({name: values[index] for name, values in entry["values"].items()})
+                found[number, entry["seeds"][index]] = folder / "runs" / run / "predictions.npz", figure
+        return found
+
+    def setting(self, task: Task) -> dict[str, object]:
+        return next(table[task.name]["setting"] for table in self.tables if task.name in table)
+
+
+def compare(first: Side, second: Side, samples: int = 1000) -> list[Comparison]:
+    """All tasks that both have, in the order of GLUE.
+
+    Raises:
+        RecipeError: if there is none, or the dev sets differ.
+    """
+    rows = []
+    for task in tqdm(TASKS.values(), desc="compare", unit="task", leave=False):
+        a, b = first.runs(task), second.runs(task)
+        common = sorted(a.keys() & b.keys())
+        if not common:
+            continue
+        labels, predictions_a = stacked(task, [a[key][0] for key in common])
+        other_labels, predictions_b = stacked(task, [b[key][0] for key in common])
+        if not np.array_equal(labels, other_labels):
+            raise RecipeError(f"{task.title}: the two were scored on different dev sets; use the same --data-dir")
+        figures = [[side[key][1] for key in common] for side in (a, b)]
+        rows.append(
+            Comparison(
+                task,
+                summary(figures[0]),
+                summary(figures[1]),
+                paired_bootstrap(of_rows(task), predictions_a, predictions_b, samples=samples),
+                paired_t_test(*figures) if len(common) >= LEAST_SEEDS else None,
+                "" if first.setting(task) == second.setting(task) else "settings differ",
+            )
+        )
+    if not rows:
+        raise RecipeError(
+            "compare: no task with equal seeds on both sides; fine-tune both with the same --task, --seeds"
+        )
+    return rows
+
+
+def stacked(task: Task, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """(labels (N,), rows (N, 1 + seeds) of labels and decoded predictions)"""
+    runs = [load_predictions(path) for path in paths]
+    labels = runs[0][f"{task.name}.dev.labels"]
+    columns = [task.decode(np.nan_to_num(run[f"{task.name}.dev.logits"])) for run in runs]
+    return labels, np.stack([labels, *columns], axis=1)
+
+
+def comparison_table(first: str, second: str, rows: list[Comparison]) -> tuple[list[str], list[list[str]]]:
+    head = ["task (dev)", first, second, "difference", "95 % over examples", "p (examples)", "95 % over seeds"]
+    head += ["p (seeds)", "seeds"]
+    lines = []
+    for row in rows:
+        metric = "/".join(METRIC_NAMES[name] for name in row.task.metrics)
+        t = row.seeds
+        lines.append(
+            [
+                f"{row.task.title}, {metric}" + (f" ({row.note})" if row.note else ""),
+                str(row.first),
+                str(row.second),
+                f"{row.examples.value:+.2f}",
+                f"{row.examples.low:+.2f} … {row.examples.high:+.2f}",
+                f"{row.examples.p:.3f}",
+                f"{t.low:+.2f} … {t.high:+.2f}" if t else "–",
+                f"{t.p:.3f}" if t else "–",
+                str(row.first.n),
+            ]
+        )
+    means = [float(np.mean([getattr(row, side).mean for row in rows])) for side in ("first", "second")]
+    lines.append(
+        [f"mean of {len(rows)}", f"{means[0]:.2f}", f"{means[1]:.2f}", f"{means[1] - means[0]:+.2f}"] + ["–"] * 5
+    )
+    return head, lines
+
+
+EXPLANATION = (
+    "Difference: second − first, of the mean of a task's metrics. Over examples: paired bootstrap of the dev set, "
+    "which asks whether other examples would show the difference too, for the models at hand. Over seeds: paired "
+    f"t-test, which asks whether other fine-tunings would (from {LEAST_SEEDS} seeds on)."
+)

@@ -1,0 +1,100 @@
+"""How a model is fine-tuned: one frozen record per run, and the presets that make them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.common.errors import RecipeError
+from recipes.glue.tasks import Task
+
+SCHEDULES = ("linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything but task, model and seed that a result depends on.
+
+    Adam (.9, .999, 1e-6) with decoupled weight decay on every parameter, no clipping, the last checkpoint: as the
+    code of the Macaron paper has it.
+    """
+
+    epochs: int
+    batch_size: int  # examples per update, over all processes and accumulated micro-batches
+    lr: float
+    weight_decay: float = 0.0
+    schedule: str = "linear"  # down to 0
+    warmup: float = 0.1  # share of the updates
+    max_length: int = 512  # tokens of both sentences; the model's own limit where that is lower
+    max_train_examples: int = 0  # 0: all; else a random subset, the same for every model and seed
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)} but must be at least 1; choose a positive number")
+        if not self.lr > 0 or self.weight_decay < 0 or self.max_train_examples < 0:
+            raise RecipeError(
+                f"lr is {self.lr}, weight_decay {self.weight_decay}, max_train_examples {self.max_train_examples}; "
+                f"lr must be positive, the others zero or more"
+            )
+        if self.schedule not in SCHEDULES:
+            raise RecipeError(f"schedule is {self.schedule!r}; choose from {', '.join(SCHEDULES)}")
+        if not 0 <= self.warmup < 1:
+            raise RecipeError(f"warmup is {self.warmup} but is a share of the updates: at least 0, below 1")
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder; the run's result.json has the setting in full."""
+        return f"e{self.epochs}-b{self.batch_size}-lr{self.lr:g}-wd{self.weight_decay:g}"
+
+
+# The settings and seeds chosen by the paper's search; WNLI, which the paper leaves out, takes RTE's.
+CHOSEN = {
+    "cola": (Setting(5, 32, 3e-5), 400),
+    "sst2": (Setting(3, 24, 5e-5), 200),
+    "mrpc": (Setting(4, 16, 5e-5), 500),
+    "stsb": (Setting(5, 16, 5e-5), 500),
+    "qqp": (Setting(5, 16, 5e-5), 200),
+    "mnli": (Setting(3, 24, 5e-5), 300),
+    "mnli-mm": (Setting(3, 16, 5e-5), 300),
+    "qnli": (Setting(4, 16, 3e-5, weight_decay=0.01), 400),
+    "rte": (Setting(4, 16, 5e-5), 200),
+    "wnli": (Setting(4, 16, 5e-5), 200),
+}
+SEARCH_SEEDS = (100, 200, 300, 400, 500, 600)
+SEARCH_SEEDS_OF_THE_LARGEST = SEARCH_SEEDS[:3]  # MNLI, QNLI, QQP
+SIMPLE = Setting(5, 16, 4e-5, schedule="cosine", max_length=128)
+# For a model of about 4 layers and width 128 … 192 on a CPU: such a model wants a larger learning rate.
+TINY_CPU = Setting(5, 32, 5e-4, max_length=128, max_train_examples=10000)
+
+PRESETS = {
+    "paper": "the settings and seeds that the Macaron paper chose for each task",
+    "search": "the paper's whole grid: epochs, batch, learning rate, weight decay, seeds",
+    "simple": "one setting for all tasks: lr 4e-5, batch 16, 5 epochs, cosine, length 128",
+    "tiny-cpu": "one setting for tiny models on a CPU: lr 5e-4, batch 32, 5 epochs, length 128, 10,000 examples",
+}
+
+
+def plan(preset: str, task: Task, seeds: list[int] | None = None, **overrides: Any) -> list[tuple[Setting, int]]:
+    """The runs of a task, (setting, seed), without repeats.
+
+    Args:
+        seeds: in place of the preset's own.
+        overrides: fields of Setting; None keeps the preset's value.
+    """
+    task_name = "mnli" if task.name == "ax" else task.name
+    if preset == "paper":
+        setting, seed = CHOSEN[task_name]
+        settings, own = [setting], (seed,)
+    elif preset == "search":
+        batches = (16, 24 if task.large else 32)
+        grid = itertools.product((3, 4, 5), batches, (3e-5, 5e-5), (0.0, 0.01))
+        settings = [Setting(*values) for values in grid]
+        own = SEARCH_SEEDS_OF_THE_LARGEST if task.trained_as in ("mnli", "qnli", "qqp") else SEARCH_SEEDS
+    else:
+        settings, own = [{"simple": SIMPLE, "tiny-cpu": TINY_CPU}[preset]], (1,)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    settings = list(dict.fromkeys(dataclasses.replace(setting, **given) for setting in settings))
+    return [(setting, seed) for setting in settings for seed in dict.fromkeys(seeds or own)]

@@ -1,0 +1,45 @@
+"""The presets are the paper's."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipes.common.errors import RecipeError
+from recipes.glue.settings import PRESETS, Setting, plan
+from recipes.glue.tasks import TASKS
+
+
+def test_paper_settings() -> None:
+    chosen = {name: plan("paper", TASKS[name])[0] for name in TASKS}
+    assert chosen["cola"] == (Setting(5, 32, 3e-5), 400)
+    assert chosen["qnli"] == (Setting(4, 16, 3e-5, weight_decay=0.01), 400)
+    assert chosen["mnli"] == chosen["ax"] == (Setting(3, 24, 5e-5), 300)
+    assert chosen["mnli-mm"] == (Setting(3, 16, 5e-5), 300)
+    assert {name: seed for name, (_, seed) in chosen.items() if name in ("sst2", "mrpc", "rte", "stsb", "qqp")} == {
+        "sst2": 200, "mrpc": 500, "rte": 200, "stsb": 500, "qqp": 200,
+    }  # fmt: skip
+
+
+def test_search_is_the_whole_grid() -> None:
+    runs = plan("search", TASKS["rte"])
+    assert len(runs) == len(set(runs)) == 3 * 2 * 2 * 2 * 6
+    assert {setting.batch_size for setting, _ in runs} == {16, 32}
+    runs = plan("search", TASKS["mnli-mm"])
+    assert len(runs) == 24 * 3 and {setting.batch_size for setting, _ in runs} == {16, 24}
+    assert len(plan("search", TASKS["sst2"])) == 24 * 6
+    assert len(plan("search", TASKS["rte"], [1], lr=1e-4, batch_size=8)) == 6  # equal settings once
+
+
+def test_simple_and_overrides() -> None:
+    ((setting, seed),) = plan("simple", TASKS["qqp"], lr=1e-3, epochs=None)
+    assert setting == Setting(5, 16, 1e-3, schedule="cosine", max_length=128) and seed == 1
+    assert [seed for _, seed in plan("tiny-cpu", TASKS["rte"], [3, 1, 3])] == [3, 1]
+    assert all(plan(name, TASKS["wnli"]) for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"lr": 0.0}, {"warmup": 1.0}, {"schedule": "step"}, {"max_train_examples": -1}]
+)
+def test_impossible_settings(wrong: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(wrong))):
+        plan("simple", TASKS["rte"], **wrong)
