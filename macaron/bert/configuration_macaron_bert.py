@@ -130,7 +130,7 @@ class MacaronBertConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={value} is not a probability in [0, 1); 0 switches it off")
         if self.position_embedding_type not in ("learned", "sinusoidal", "none"):
             raise ValueError(
-                f"position_embedding_type={self.position_embedding_type!r} is unknown; choose learned, sinusoidal or none"
+                f"position_embedding_type={self.position_embedding_type!r} is unknown; choose learned, sinusoidal, none"
             )
         if self.position_offset < 0 or (self.position_offset > 0 and self.position_embedding_type != "sinusoidal"):
             raise ValueError(
