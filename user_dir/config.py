@@ -63,13 +63,18 @@ def _ffn_options(side: str) -> Fields:
     }
 
 
-_SPLITTING: Fields = {
+_LAYERS: Fields = {
     "splitting": _option(
         SplittingChoice,
         "strang",
         "operator splitting of a layer: strang = FFN half step, attention, FFN half step (Macaron Net); "
         "lie = attention, FFN (the Transformer)",
-    )
+    ),
+    "compile": _option(
+        bool,
+        False,
+        "compile the layers for training (torch.compile), once for all lengths; the first updates take longer",
+    ),
 }
 
 
@@ -92,7 +97,7 @@ def _translation_fields() -> Fields:
     result["decoder_output_dim"] = _option(
         Optional[int], None, "decoder output dimension, reached by an extra linear layer if it differs" + same
     )
-    result.update(_SPLITTING)
+    result.update(_LAYERS)
     return result
 
 
@@ -104,7 +109,7 @@ def _lm_fields() -> Fields:
     for name in ("decoder_input_dim", "decoder_output_dim"):
         words = name.replace("_", " ").replace("dim", "dimension")
         result[name] = _option(Optional[int], None, f"{words} (default: --decoder-embed-dim)")
-    result.update(_SPLITTING)
+    result.update(_LAYERS)
     return result
 
 

@@ -78,8 +78,12 @@ class MemorySelfAttention(SelfAttention):
         return velocity[n:], None
 
 
+# One function for all layers, so that equal ones share their graphs; sizes are symbols in them.
+_compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True)
+
+
 class _FairseqLayer(ParticleLayer):
-    """What both layers share: construction from fairseq's configuration, and dropout kept on for generation."""
+    """What both layers share: construction from fairseq's configuration, `--compile`, dropout kept for generation."""
 
     def __init__(self, cfg: TransformerConfig, side: Any, splitting: Splitting) -> None:
         super().__init__(
@@ -89,6 +93,21 @@ class _FairseqLayer(ParticleLayer):
             dropout=cfg.dropout,
             normalize_before=side.normalize_before,
         )
+        self.compiled = bool(cfg.compile)
+
+    def advance(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
+        """`integrate`, compiled in training where `--compile` asks for it."""
+        if self.compiled and self.training and not torch.jit.is_scripting():
+            return self._advance_compiled(x, surroundings)
+        return self.integrate(x, surroundings)
+
+    @torch.jit.unused
+    def _advance_compiled(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
+        sizes = [*x.shape[:2], 2 if surroundings.memory is None else surroundings.memory.size(0)]
+        if min(sizes) < 2:  # would be a graph of its own
+            return self.integrate(x, surroundings)
+        # the first layer gets a transposed view from fairseq, and strides are part of a graph
+        return _compiled(self, x.contiguous(), surroundings)
 
     def make_generation_fast_(
         self,
@@ -123,7 +142,7 @@ class MacaronEncoderLayer(_FairseqLayer):
         visible: Tensor | None = None
         if attn_mask is not None:
             visible = ~attn_mask.to(torch.bool)
-        x, _ = self.integrate(x, Surroundings(padding_mask=padding, attn_mask=visible))
+        x, _ = self.advance(x, Surroundings(padding_mask=padding, attn_mask=visible))
         return x
 
 
@@ -199,7 +218,7 @@ class MacaronDecoderLayer(_FairseqLayer):
             cross_cache=cross_cache,
             need_memory_weights=need_attn or need_head_weights,
         )
-        x, weights = self.integrate(x, surroundings)
+        x, weights = self.advance(x, surroundings)
         if weights is not None:
             weights = weights.mean(dim=1) if not need_head_weights else weights.transpose(0, 1)
         return x, weights, None

@@ -101,7 +101,8 @@ def attention(
         _check(q, k, v, key_padding_mask, dropout)
         if use_triton("attention", q, None, backend):
             raise AssertionError("unreachable: no kernel is registered")
-    is_causal = is_causal and q.size(2) > 1  # a single newest query sees everything
+    if q.size(2) == 1:  # a statement, since torch.compile would make `and` a symbol
+        is_causal = False  # a single newest query sees everything
     if need_weights:
         mask = _visible(q, k, key_padding_mask, attn_mask, is_causal)
         return _attention_with_weights(q, k, v, mask, dropout)

@@ -1,0 +1,81 @@
+"""`--compile`: the layers of a model share few graphs, and no batch shape needs another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from macaron.user_dir import layers
+
+from macaron import MacaronModel
+from macaron.dynamics.layer import ParticleLayer
+
+SHAPES = [(5, 8, 6), (3, 11, 12), (2, 5, 6), (9, 33, 31), (1, 30, 20), (4, 1, 2), (6, 2, 3), (4, 4, 4)]  # (B, S, T)
+
+
+def batch(B: int, S: int, T: int, padded: bool) -> dict[str, torch.Tensor]:
+    source = torch.randint(4, 40, (B, S))
+    if padded:
+        source[0, : S // 2] = 1
+    target = torch.randint(4, 40, (B, T))
+    return {"src_tokens": source, "src_lengths": source.ne(1).sum(1), "prev_output_tokens": target}
+
+
+def build(toy_task, **options: Any):
+    sizes = {"encoder_embed_dim": 16, "encoder_attention_heads": 2, "encoder_layers": 2, "decoder_layers": 3}
+    args = MacaronModel.config(**sizes, encoder_ffn_embed_dim=16, dropout=0.0, **options)
+    torch.manual_seed(1)
+    return MacaronModel.build_model(args, toy_task()).train()
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list[int]:
+    """One entry for each compilation; the graphs run as they are."""
+    torch._dynamo.reset()
+    made: list[int] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        made.append(1)
+        return graph.forward
+
+    compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True, backend=backend)
+    monkeypatch.setattr(layers, "_compiled", compiled)
+    return made
+
+
+def test_no_shape_is_compiled_again(toy_task, graphs):
+    model = build(toy_task, compile=True)
+    for padded in (True, False):
+        model(**batch(4, 9, 7, padded))
+    # encoder with and without padding, and decoder, which is always told of it
+    assert len(graphs) == 3
+    for i, shape in enumerate(SHAPES):
+        model(**batch(*shape, padded=i % 2 == 0))[0].sum().backward()
+    assert len(graphs) == 3
+
+
+def test_values_and_gradients_are_those_of_eager(toy_task, graphs):
+    compiled, eager = build(toy_task, compile=True), build(toy_task)
+    sample = batch(4, 9, 7, True)
+    outputs = [model(**sample)[0] for model in (compiled, eager)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-6, atol=1e-6)
+    for output in outputs:
+        output.square().sum().backward()
+    for a, b in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
+    assert graphs
+
+
+def test_evaluation_is_eager(toy_task, graphs):
+    build(toy_task, compile=True).eval()(**batch(4, 9, 7, True))
+    assert not graphs
+
+
+@pytest.mark.slow
+def test_training_with_compiled_layers_has_the_same_losses(trained, train, tiny_data_bin, batches):
+    """With torch's own compiler; activation checkpointing goes around it."""
+    for more in ([], ["--checkpoint-activations"]):
+        compiled = train(tiny_data_bin, *batches, "--compile", *more, "--disable-validation")
+        for (_, loss, _), (_, expected, _) in zip(compiled.losses, trained.losses, strict=True):
+            assert float(loss) == pytest.approx(float(expected), abs=2e-3)
