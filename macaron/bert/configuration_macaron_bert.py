@@ -1,6 +1,6 @@
 """Configuration of Macaron BERT: checked once, derived values filled in."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -152,8 +152,8 @@ class MacaronBertConfig(PreTrainedConfig):
                 f"None has no padding token"
             )
 
-    def layer_ffns(self) -> list[tuple[int, str] | None]:
-        """For each substep of a layer, the width and activation of its FFN, or None where it is attention."""
+    def layer_ffns(self) -> list[Any]:
+        """For each substep of a layer, (width, activation) of its FFN, or None where it is attention."""
         substeps = self.get_splitting().substeps
         attention = [s.flow for s in substeps].index(SELF_ATTENTION)
         first = (self.first_intermediate_size, self.first_hidden_act)

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,15 @@ def export_for_hub(
         config.architectures = [type(model).__name__]
         config.auto_map = auto_map()
         config.save_pretrained(folder)
-        for name, text in sources().items():
-            (folder / name).write_text(text, encoding="utf-8")
+        modules = [MacaronBertModel.__module__]
+        if type(tokenizer).__module__.startswith(f"{_PACKAGE}."):
+            modules.append(type(tokenizer).__module__)
+            tokenizer = copy.copy(tokenizer)
+            tokenizer._auto_map = {"AutoTokenizer": [None, _reference(type(tokenizer))]}
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        for name, text in sources(modules).items():
+            (folder / name).write_text(text, encoding="utf-8")
         if card is not None and card.is_file():
             shutil.copyfile(card, folder / card.name)
         if out.exists():
@@ -99,12 +105,16 @@ def _load(source: str | os.PathLike[str]) -> PreTrainedModel:
 def auto_map() -> dict[str, str]:
     """Which Auto class finds which class in which file, as `config.json` says it."""
     entries = {"AutoConfig": MacaronBertConfig, **{a.__name__: model for a, model in AUTO_CLASSES.items()}}
-    return {auto: f"{_flat(c.__module__)}.{c.__name__}" for auto, c in entries.items()}
+    return {auto: _reference(c) for auto, c in entries.items()}
 
 
-def sources() -> dict[str, str]:
-    """File name -> text of the modules that the models need, importing each other as neighbours in one folder."""
-    modules = [MacaronBertModel.__module__]
+def _reference(c: type) -> str:
+    return f"{_flat(c.__module__)}.{c.__name__}"
+
+
+def sources(modules: Iterable[str]) -> dict[str, str]:
+    """File name -> text of `modules` and of those that they need, importing each other as neighbours in one folder."""
+    modules = list(modules)
     texts = {}
     for name in modules:  # grows
         spec = importlib.util.find_spec(name)
@@ -137,7 +147,7 @@ def _with_neighbours(text: str) -> tuple[str, list[str]]:
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
-        first, last = node.lineno - 1, node.end_lineno
+        first, last = node.lineno - 1, node.end_lineno or node.lineno
         name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
         assert name is not None, "this package imports absolutely"
         top = name.partition(".")[0]

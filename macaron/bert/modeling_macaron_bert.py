@@ -51,6 +51,8 @@ def sinusoids(first: int, count: int, dim: int) -> Tensor:
 class MacaronBertEmbeddings(nn.Module):
     """dropout([LN](s · E[word] + P[position] + S[segment])),  s = √C or 1."""
 
+    sinusoids: Tensor
+
     def __init__(self, config: MacaronBertConfig) -> None:
         super().__init__()
         dim = config.hidden_size
@@ -140,8 +142,8 @@ class MacaronBertSelfAttention(SelfAttention):
         self.is_causal = False
         self.scaling = self.head_dim**-0.5
 
-    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
-        """(B, T, C), or packed (N, C), → the same, and weights (B, H, T, T) where the implementation gives them."""
+    def forward(self, x: Tensor, context: Any) -> tuple[Tensor, Tensor | None]:
+        """(B, T, C), or packed (N, C), with a `LayerContext`, → the same, and weights (B, H, T, T) or None."""
         if self.config._attn_implementation == "sdpa":
             return self.attend(x, context.surroundings)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -181,9 +183,16 @@ class MacaronBertLayer(GradientCheckpointingLayer, ParticleLayer):
             eps=config.layer_norm_eps,
         )
 
-    def forward(self, hidden_states: Tensor, context: LayerContext) -> Tensor:
-        """(B, T, C) or packed (N, C) → the same."""
-        return self.integrate(hidden_states, context)[0]
+    def forward(self, hidden_states: Tensor, context: Any) -> Tensor:  # type: ignore[override]
+        """(B, T, C) or packed (N, C), with a `LayerContext`, → the same."""
+        # accelerate fetches offloaded weights when their module is called, and the fused steps do not call the norms
+        offloaded: list[Any] = [norm for norm in self.norms if hasattr(norm, "_hf_hook")]
+        for norm in offloaded:
+            norm._hf_hook.pre_forward(norm)
+        moved, _ = self.integrate(hidden_states, context)
+        for norm in offloaded:
+            norm._hf_hook.post_forward(norm, None)
+        return moved
 
 
 class MacaronBertPreTrainedModel(PreTrainedModel):
@@ -295,7 +304,7 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.embeddings.word_embeddings = value
 
     @merge_with_config_defaults
@@ -326,6 +335,7 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         given = inputs_embeds if input_ids is None else input_ids
+        assert given is not None
         shape, device = given.shape[:2], given.device
         real = None  # (B, T) bool
         if attention_mask is not None and attention_mask.dim() == 2:
@@ -371,14 +381,14 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
 
     def _packing(self, real: Tensor | None, row: Tensor | None, kwargs: dict[str, Any]) -> Packing | None:
         """How to leave the padding out, or None where there is none or something needs it."""
-        if (real is None and row is None) or self.config._attn_implementation != "sdpa":
+        marks = row if real is None else real
+        if marks is None or self.config._attn_implementation != "sdpa" or not self.config.padding_free:
             return None
-        if not self.config.padding_free or self._wanted("output_attentions", kwargs):
+        if self._wanted("output_attentions", kwargs) or self._wanted("output_hidden_states", kwargs):
             return None
-        marks = real if row is None else row
-        if self._wanted("output_hidden_states", kwargs) or is_tracing(marks) or marks.is_meta or marks.numel() == 0:
+        if is_tracing(marks) or marks.is_meta or marks.numel() == 0:
             return None
-        return Packing.of(marks) if row is None else Packing.of_row(row)
+        return Packing.of_row(marks) if real is None else Packing.of(marks)
 
     def _wanted(self, name: str, kwargs: dict[str, Any]) -> bool:
         """Whether an output is asked for; it may also be a list of layers."""
@@ -720,7 +730,9 @@ class MacaronBertForMultipleChoice(_Classifies):
         **kwargs: Any,
     ) -> MultipleChoiceModelOutput:
         """Every input has a dimension of choices after the first: `input_ids` (B, choices, T). `labels` (B,)."""
-        choices = (input_ids if inputs_embeds is None else inputs_embeds).size(1)
+        given = inputs_embeds if input_ids is None else input_ids
+        assert given is not None, "pass input_ids or inputs_embeds"
+        choices = given.size(1)
         flat = [
             None if t is None else t.flatten(0, 1)
             for t in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
