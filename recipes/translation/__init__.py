@@ -1,0 +1,1 @@
+"""What the translation recipes share: data, text, training, scores, report, release."""

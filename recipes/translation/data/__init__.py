@@ -1,0 +1,1 @@
+"""From archives or folders of text to fairseq's binary format."""

@@ -1,0 +1,238 @@
+"""The data step: text as it was found → tokenised, clean, split text → pieces → fairseq's binary format.
+
+Every step is stamped when its files are whole; one that was interrupted is done again, a stamped one never.
+What comes out does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from recipes.common import commands
+from recipes.common.errors import RecipeError
+from recipes.common.workspace import Workspace, digest
+from recipes.translation.data import subword
+from recipes.translation.data.corpus import SPLITS, Corpus, locate
+from recipes.translation.data.files import lines, packed, together, whole
+from recipes.translation.data.parallel import chunks, in_order
+from recipes.translation.data.sentences import Pair, process, segment, tasks
+from recipes.translation.text import TextSettings
+
+Facts = dict[str, Any]
+
+# Training pairs held out for validation, before those that are too long in pieces are dropped.
+HELD_OUT = "held_out"
+
+
+def prepare(
+    corpus: Corpus,
+    settings: TextSettings,
+    space: Workspace,
+    *,
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    bpe_codes: Path | None = None,
+    dictionaries: Path | None = None,
+    sha256: dict[str, str] | None = None,
+    trust_first_download: bool = False,
+) -> Facts:
+    """Everything up to `data-bin` in the folder of a run; only what is missing is done.
+
+    Args:
+        data_dir: where the corpus is: archive, extracted, raw or tokenised text (detected); None: download it.
+        workers: processes; None: one per core.
+        bpe_codes: a sub-word model to take instead of learning one.
+        dictionaries: a folder whose dict.<language>.txt are taken instead of counting; dict.joined.txt, when the
+            dictionary is joined.
+        sha256, trust_first_download: see `recipes.common.download.fetch`.
+
+    Returns:
+        kind, notice, inputs, sizes, dropped, units, dictionary, unknown: what a report says about the data.
+
+    Raises:
+        RecipeError: for anything about the input that the user can mend.
+    """
+    if corpus.languages != settings.languages:
+        raise RecipeError(
+            f"{corpus.name} is {'-'.join(corpus.languages)}, but the text settings say "
+            f"{'-'.join(settings.languages)}; make them equal"
+        )
+    job = Preparation(corpus, settings, space, workers or os.cpu_count() or 1)
+    text = job.once("text", lambda: job.text(data_dir, sha256 or {}, trust_first_download))
+    units = job.once("units", lambda: job.units(bpe_codes))
+    pieces = job.once("pieces", job.pieces)
+    binary = job.once("binary", lambda: job.binary(dictionaries))
+    notice = corpus.notice(pieces["sizes"])
+    if notice:
+        print(f"prepare   {notice}")
+    return {
+        "kind": text["kind"],
+        "notice": notice,
+        "inputs": text["inputs"],
+        "sizes": pieces["sizes"],
+        "dropped": text["dropped"] + pieces["dropped"],
+        "units": units["units"],
+        **{name: binary[name] for name in ("dictionary", "unknown")},
+    }
+
+
+class Preparation:
+    """One run's folder: raw/, text/, bpe/ and data-bin/."""
+
+    def __init__(self, corpus: Corpus, settings: TextSettings, space: Workspace, workers: int):
+        self.corpus = corpus
+        self.settings = settings
+        self.space = space
+        self.folder = space.folder
+        self.workers = workers
+
+    def once(self, step: str, work: Callable[[], tuple[list[Path], Facts]]) -> Facts:
+        """The facts of a step, which is done now unless it is stamped."""
+        stamp = self.space.stamp(f"prepare-{step}")
+        if stamp is None:
+            started = time.time()
+            files, facts = work()
+            stamp = self.space.finish(f"prepare-{step}", files, started, **facts)
+            print(f"prepare   {step} in {stamp['seconds']:.0f} s")
+        return stamp
+
+    def paths(self, kind: str, *splits: str) -> list[Path]:
+        return [self.folder / kind / f"{split}.{language}" for split in splits for language in self.settings.languages]
+
+    def pairs(self, kind: str, split: str) -> Iterator[Pair]:
+        source, target = self.paths(kind, split)
+        return together((source, target), (lines(source), lines(target)))
+
+    # --- steps: each returns its files, for the stamp, and what is worth knowing --------------------------------
+
+    def text(self, data_dir: Path | None, sha256: dict[str, str], trust: bool) -> tuple[list[Path], Facts]:
+        """raw/{valid,test} and text/{train,valid,test}: tokenised, clean, split."""
+        scratch = self.folder / "download"
+        if data_dir is None:
+            self.corpus.download(scratch, sha256, trust)
+        found = locate(self.corpus, data_dir or scratch, scratch / "unpacked")
+        inputs = {path.name: digest(path) for _, part in found.parts() for path in part.files}
+        rules = self.corpus.rules
+        every = 0 if found.valid else rules.every
+        valid = HELD_OUT if every and rules.unit == "pieces" else "valid"
+        raw, text = self.paths("raw", valid, "test"), self.paths("text", "train", valid, "test")
+        sizes = {"train": 0, valid: 0, "test": 0}
+        read = clean = 0
+        with (
+            whole(*raw, *text) as outputs,
+            tqdm(desc="tokenise", unit=" pairs", unit_scale=True) as bar,
+        ):
+            output = dict(zip([*raw, *text], outputs, strict=True))
+
+            def write(kind: str, split: str, pair: Pair) -> None:
+                for path, sentence in zip(self.paths(kind, split), pair, strict=True):
+                    output[path].write(sentence + "\n")
+
+            for split, count, kept in in_order(partial(process, self.settings, rules), tasks(found), self.workers):
+                bar.update(count)
+                if split == "train":
+                    read += count
+                for sentences in kept:
+                    to = valid if split == "valid" else split
+                    if split == "train":
+                        clean += 1
+                        to = valid if every and clean % every == 0 else "train"
+                    sizes[to] += 1
+                    write("text", to, sentences.words)
+                    if to != "train":
+                        write("raw", to, sentences.raw)
+        sizes = {"train": sizes["train"], "valid": sizes[valid], "test": sizes["test"]}
+        if empty := [split for split, size in sizes.items() if not size]:
+            raise RecipeError(f"{found.kind}: no sentences are left for {' and '.join(empty)}; give a larger corpus")
+        self.corpus.check(found, sizes, self.folder / "text", self.settings)
+        facts = {"kind": found.kind, "inputs": inputs, "sizes": sizes, "dropped": read - clean}
+        return [*raw, *text], facts
+
+    def units(self, given: Path | None) -> tuple[list[Path], Facts]:
+        """bpe/codes or bpe/spm.model: the joint sub-word model."""
+        model = self.folder / "bpe" / self.settings.model_name
+        model.parent.mkdir(exist_ok=True)
+        if given is not None:
+            units = subword.take(given, model, self.settings)
+        else:
+            units = subword.learn(self.paths("text", "train"), model, self.settings, self.workers)
+        return [model], {"units": units}
+
+    def pieces(self) -> tuple[list[Path], Facts]:
+        """bpe/{train,valid,test}: text in pieces; where pieces count, pairs with too many are dropped."""
+        rules = self.corpus.rules
+        model = self.folder / "bpe" / self.settings.model_name
+        held_out = self.paths("text", HELD_OUT)[0].is_file()
+        made, sizes, dropped = [], {}, 0
+        for split in SPLITS:
+            from_training = split == "train" or (split == "valid" and held_out)
+            cleaning = rules if rules.unit == "pieces" and from_training else None
+            files = self.paths("bpe", split)
+            rows: Iterator[tuple[str, ...]] = self.pairs("text", split)
+            if split == "valid" and held_out:  # text and raw text lose the same pairs
+                files += self.paths("text", split) + self.paths("raw", split)
+                both = zip(self.pairs("text", HELD_OUT), self.pairs("raw", HELD_OUT), strict=True)
+                rows = ((*words, *raw) for words, raw in both)
+            work = partial(segment, self.settings, model, cleaning)
+            read = sizes[split] = 0
+            with whole(*files) as outputs, tqdm(desc=f"pieces {split}", unit=" pairs", unit_scale=True) as bar:
+                for count, kept in in_order(work, chunks(rows), self.workers):
+                    bar.update(count)
+                    read += count
+                    sizes[split] += len(kept)
+                    for row in kept:
+                        for file, sentence in zip(outputs, row, strict=True):
+                            file.write(sentence + "\n")
+            dropped += read - sizes[split]
+            made += files
+        return made, {"sizes": sizes, "dropped": dropped}
+
+    def binary(self, dictionaries: Path | None) -> tuple[list[Path], Facts]:
+        """data-bin/: fairseq's binary format, with everything that a released model needs to read raw text."""
+        s = self.settings
+        data_bin = self.folder / "data-bin"
+        log = self.folder / "prepare.log"
+        shutil.rmtree(data_bin, ignore_errors=True)  # from an attempt that was cut short
+        dictionary = self.dictionary_options(dictionaries)
+        prefixes = [f"--{split}pref={self.folder / 'bpe' / split}" for split in SPLITS]
+        command = commands.fairseq(
+            "preprocess", "--source-lang", s.source, "--target-lang", s.target, *dictionary, *prefixes,
+            "--destdir", data_bin, "--workers", self.workers,
+        )  # fmt: skip
+        commands.run(command, log, self.space.lock, "fairseq-preprocess")
+        s.write(data_bin / "text.json")
+        shutil.copyfile(self.folder / "bpe" / s.model_name, data_bin / s.model_name)
+        report = (data_bin / "preprocess.log").read_text(encoding="utf-8")
+        types = {language: int(count) for language, count in re.findall(r"\[(\w+)\] Dictionary: (\d+) types", report)}
+        unknown = {
+            f"{split}.{language}": f"{share}%"
+            for language, split, share in re.findall(r"\[(\w+)\] .*/(\w+)\.\w+: .* ([\d.]+)% replaced", report)
+        }
+        made = [*data_bin.glob("*.bin"), *data_bin.glob("*.idx"), *data_bin.glob("dict.*.txt")]
+        files = [*sorted(made), data_bin / "text.json", data_bin / s.model_name]
+        return files, {"dictionary": types, "unknown": unknown, "command": commands.shown(command)}
+
+    def dictionary_options(self, folder: Path | None) -> list[str]:
+        joined = ["--joined-dictionary"] if self.settings.joined_dictionary else []
+        if folder is None:
+            return joined
+        languages = ("joined",) if joined else self.settings.languages
+        options = list(joined)
+        for option, language in zip(("--srcdict", "--tgtdict"), languages, strict=False):
+            there = packed(folder / f"dict.{language}.txt")
+            if there is None:
+                raise RecipeError(f"{folder}: dict.{language}.txt is missing (plain, .xz or .gz); put it there")
+            plain = self.folder / "bpe" / f"dict.{language}.txt"
+            with whole(plain) as (file,):
+                file.writelines(line + "\n" for line in lines(there))
+            options += [option, str(plain)]
+        return options

@@ -1,0 +1,105 @@
+"""What worker processes do to a few thousand sentences at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from macaron.moses import Moses
+from recipes.translation.data.corpus import Input, Rules
+from recipes.translation.data.files import unescaped
+from recipes.translation.data.normalise import normaliser
+from recipes.translation.data.parallel import chunks
+from recipes.translation.text import Pieces, TextSettings, Words
+
+Pair = tuple[str, str]
+
+
+class Task(NamedTuple):
+    split: str
+    reader: str
+    form: str
+    pairs: list[Pair]
+
+
+class Sentences(NamedTuple):
+    """A pair as people read it, and as words."""
+
+    raw: Pair
+    words: Pair
+
+
+def tasks(found: Input) -> Iterator[Task]:
+    for split, part in found.parts():
+        for pairs in chunks(part.pairs()):
+            yield Task(split, part.reader, part.form, pairs)
+
+
+def process(settings: TextSettings, rules: Rules, task: Task) -> tuple[str, int, list[Sentences]]:
+    """Tokenise, and drop the training pairs that the rules drop: (split, pairs read, pairs kept)."""
+    sides = [
+        [side_of(settings, rules, language, task, sentence) for sentence in column]
+        for language, column in zip(settings.languages, zip(*task.pairs, strict=True), strict=True)
+    ]
+    both = [Sentences((a[0], b[0]), (a[1], b[1])) for a, b in zip(*sides, strict=True)]
+    if task.split == "train" and rules.unit == "words":
+        both = [sentences for sentences in both if rules.keep(*sentences.words)]
+    return task.split, len(task.pairs), both
+
+
+def side_of(settings: TextSettings, rules: Rules, language: str, task: Task, sentence: str) -> Pair:
+    """(raw, words) of one sentence."""
+    words = words_of(settings, language)
+    moses = settings.tokenizer == "moses"
+    training = task.split == "train"
+    if task.form == "final" and moses:
+        return ("" if training else moses_of(language).decode(sentence)), sentence
+    raw = (sentence if task.form == "raw" else moses_of(language).decode(sentence)).strip()
+    if training:
+        return raw, words.training(normaliser(language)(raw) if rules.normalise and moses else raw)
+    if task.reader == "segments":
+        # fairseq's script tokenises &amp; as it stands, so the canonical test set does too; people see &.
+        return unescaped(raw), words.encode(raw if moses else unescaped(raw))
+    return raw, words.encode(raw)
+
+
+def segment(
+    settings: TextSettings, model: Path, rules: Rules | None, rows: list[tuple[str, ...]]
+) -> tuple[int, list[tuple[str, ...]]]:
+    """Split words into pieces, and drop the pairs that the rules drop: (rows read, rows kept).
+
+    Args:
+        rows: source and target; what else a row holds is handed on behind the pieces, after both of them.
+    """
+    encode = pieces_of(settings, model).encode
+    kept = []
+    for row in rows:
+        pair = encode(row[0]), encode(row[1])
+        if rules is None or rules.keep(*pair):
+            kept.append(pair if len(row) == 2 else (*pair, *row))
+    return len(rows), kept
+
+
+def count_words(sentences: list[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for sentence in sentences:
+        counts.update(sentence.split(" "))
+    return counts
+
+
+@lru_cache
+def words_of(settings: TextSettings, language: str) -> Words:
+    return Words(settings, language)
+
+
+@lru_cache
+def moses_of(language: str) -> Moses:
+    return Moses(language)
+
+
+@lru_cache
+def pieces_of(settings: TextSettings, model: Path) -> Pieces:
+    return Pieces(settings, model)

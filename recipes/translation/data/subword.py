@@ -1,0 +1,74 @@
+"""The joint sub-word model: learned on both sides of the training set, or given."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections import Counter
+from pathlib import Path
+
+from recipes.common.errors import RecipeError
+from recipes.translation.data.files import lines, whole
+from recipes.translation.data.parallel import chunks, in_order
+from recipes.translation.data.sentences import count_words
+from recipes.translation.text import Pieces, TextSettings
+
+
+def learn(text: list[Path], model: Path, settings: TextSettings, workers: int) -> int:
+    """Write `model`; how many merges or pieces it has."""
+    if settings.subword == "sentencepiece":
+        return learn_sentencepiece(text, model, settings.units)
+    from subword_nmt.learn_bpe import learn_bpe
+
+    sentences = itertools.chain.from_iterable(map(lines, text))
+    counts: Counter[str] = Counter()
+    for some in in_order(count_words, chunks(sentences), workers):
+        counts.update(some)
+    del counts[""]
+    words = io.StringIO("".join(f"{word} {count}\n" for word, count in sorted(counts.items())))
+    with whole(model) as (codes,):
+        learn_bpe(words, codes, settings.units, is_dict=True)
+    return count_units(model)
+
+
+def learn_sentencepiece(text: list[Path], model: Path, units: int) -> int:
+    import sentencepiece
+
+    trained = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            input=[str(path) for path in text],
+            model_writer=trained,
+            model_type="bpe",
+            vocab_size=units,
+            character_coverage=1.0,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise RecipeError(
+            f"units {units} does not suit the corpus: sentencepiece says {str(error).splitlines()[0]!r}; "
+            f"choose another number of pieces"
+        ) from error
+    partial = model.with_name(model.name + ".part")
+    partial.write_bytes(trained.getvalue())
+    partial.replace(model)
+    return units
+
+
+def take(given: Path, model: Path, settings: TextSettings) -> int:
+    """Copy a sub-word model of others; how many merges or pieces it has."""
+    if not given.is_file():
+        raise RecipeError(
+            f"--bpe-codes {given}: no such file; correct the path, or leave the option out to learn codes"
+        )
+    if settings.subword == "sentencepiece":
+        model.write_bytes(given.read_bytes())
+    else:
+        with whole(model) as (codes,):
+            codes.writelines(line + "\n" for line in lines(given))
+    Pieces(settings, model).encode("a")
+    return settings.units if settings.subword == "sentencepiece" else count_units(model)
+
+
+def count_units(codes: Path) -> int:
+    return sum(not line.startswith("#version") for line in lines(codes))
