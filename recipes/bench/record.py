@@ -1,0 +1,80 @@
+"""Results as rows of a CSV file, each with all that it depends on; appended to, never rewritten."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from recipes.bench.measure import load
+from recipes.common.errors import RecipeError
+from recipes.common.provenance import environment
+
+RESULTS = Path(__file__).parent / "results.csv"
+PACKAGES = ("torch", "transformers", "fairseq-fixed", "triton", "numpy")
+FIGURES = (
+    *("benchmark", "case", "contender", "baseline", "median_ms", "q1_ms", "q3_ms"),
+    *("speedup", "speedup_q1", "speedup_q3", "tokens_per_s", "peak_mib", "gb_per_s", "share_of_copy"),
+    *("parameters", "repeats", "precision", "settings", "seed", "load"),
+)
+ORIGIN = ("date", "command", "commit", "python", *PACKAGES, "machine", "processor", "cores", "threads", "GPU")
+FIELDS = (*FIGURES, *ORIGIN)
+
+
+class Record:
+    """Where the rows of one command go."""
+
+    def __init__(self, path: Path, benchmark: str, precision: str, seed: int, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.common = {
+            "benchmark": benchmark,
+            "precision": precision,
+            "seed": seed,
+            "settings": json.dumps(settings, sort_keys=True),
+        }
+        self.origin = environment(shlex.join(["python", "-m", "recipes.bench", *sys.argv[1:]]), PACKAGES)
+        read(path)  # a file of another kind is refused before hours are spent
+
+    def add(self, case: str, rows: list[dict[str, Any]]) -> None:
+        """Append the rows and print them."""
+        print(f"\n{self.common['benchmark']}  {case}  {self.common['precision']}  load {load()}")
+        print(aligned(rows))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, FIELDS, restval="", lineterminator="\n")
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({**self.origin, **self.common, "load": load(), "case": case, **row})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text.getvalue())
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """All rows; none where there is no file.
+
+    Raises:
+        RecipeError: where the file is not one of these.
+    """
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != FIELDS:
+            raise RecipeError(f"{path}: its columns are not those of this benchmark; name another file with --out")
+        return list(reader)
+
+
+def aligned(rows: list[dict[str, Any]]) -> str:
+    """What differs between the rows, as a table."""
+    heads = [key for key in rows[0] if any(row.get(key, "") not in ("", None) for row in rows) and key != "baseline"]
+    table = [heads, *([str(row.get(key, "")) for key in heads] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in table
+    )
