@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -10,12 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
 import macaron
 from recipes.common.errors import RecipeError
+from recipes.common.workspace import read_lines
 
 Event = dict[str, Any]
 
@@ -29,11 +31,20 @@ KEEP_LAST_BATCH = ("--required-batch-size-multiple", 1)
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
+def quiet() -> None:
+    """Libraries that would talk to the terminal: hydra, which fairseq starts, lets everything through."""
+    for library in ("fairseq", "matplotlib", "sacrebleu"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
 def shown(command: list[str]) -> str:
     """The command as one would type it, fairseq's scripts by name."""
     if command[:2] == [sys.executable, "-m"]:
         name = command[2]
-        name = name.replace("fairseq_cli.", "fairseq-") if name.startswith("fairseq_cli") else name
+        if name == "torch.distributed.run":
+            name = "torchrun"
+        elif name.startswith("fairseq_cli."):
+            name = name.replace("fairseq_cli.", "fairseq-").replace("_", "-")
         return shlex.join([name, *command[3:]])
     return shlex.join(command)
 
@@ -124,3 +135,18 @@ def learning_curve(log: Path) -> dict[str, list[tuple[int, float]]]:
             kind, stats = event
             curves[kind][int(stats[f"{kind}_num_updates"])] = float(stats[f"{kind}_nll_loss"])
     return {kind: sorted(points.items()) for kind, points in curves.items()}
+
+
+class Hypothesis(NamedTuple):
+    pieces: str
+    score: float  # log2 of its probability, over its length to the power of lenpen
+
+
+def hypotheses(output: Path) -> dict[int, Hypothesis]:
+    """The best translation of each sentence, by the sentence's number, from what fairseq-generate wrote."""
+    best: dict[int, Hypothesis] = {}
+    for line in read_lines(output):
+        if line.startswith("H-"):
+            name, score, pieces = line.split("\t")
+            best.setdefault(int(name[2:]), Hypothesis(pieces, float(score)))
+    return best

@@ -152,11 +152,7 @@ class Demo:
         command = self.translate_command()
         print("translate with beam search ...", flush=True)
         commands.run(command, self.folder / "generate.log", self.space.lock, "fairseq-generate")
-        best = {}
-        for line in read_lines(self.folder / "generate" / "generate-test.txt"):
-            if line.startswith("H-"):
-                name, _, pieces = line.split("\t")
-                best[int(name[2:])] = pieces.split(" ")
+        best = commands.hypotheses(self.folder / "generate" / "generate-test.txt")
         references = read_lines(self.text / "test.en")
         if sorted(best) != list(range(len(references))):
             raise RecipeError(
@@ -165,7 +161,7 @@ class Demo:
             )
         model = sentencepiece.SentencePieceProcessor(model_file=str(self.spm))
         target = self.folder / "test.hyp.en"
-        lines = [model.decode(best[index]) for index in range(len(references))]
+        lines = [model.decode(best[index].pieces.split(" ")) for index in range(len(references))]
         target.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return self.space.finish("translate", [target], started, command=commands.shown(command))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import logging
 import os
 import random
 import shlex
@@ -11,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import macaron
 from recipes.common import commands
+from recipes.common.figures import attention_figure, attention_sample, cross_attention, curve_figure
 from recipes.common.page import STYLE, png, table
 from recipes.common.provenance import environment
 from recipes.common.workspace import read_json, read_lines, write_json
@@ -28,11 +27,10 @@ SAMPLES = 20
 
 def write_report(demo: Demo) -> list[Path]:
     """Write result.json and report.html; returns both paths."""
-    for library in ("fairseq", "matplotlib"):  # hydra, which fairseq starts, lets everything through to the terminal
-        logging.getLogger(library).setLevel(logging.WARNING)
+    commands.quiet()
     result = collect(demo)
     curves = commands.learning_curve(demo.train_log)
-    figures = [("Learning curve", curve_figure(curves)), ("Cross-attention", attention_figure(demo, result))]
+    figures = [("Learning curve", curve_figure(curves)), ("Cross-attention", attention_of(demo, result["samples"]))]
     page = demo.folder / "report.html"
     partial = page.with_suffix(".part")
     partial.write_text(render(result, figures), encoding="utf-8")
@@ -69,66 +67,14 @@ def collect(demo: Demo) -> dict[str, Any]:
     }
 
 
-def curve_figure(curves: dict[str, list[tuple[int, float]]]) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), marker=".", label=name) if points else None
-    axes.set(xlabel="updates", ylabel="loss (bits per token)", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
-
-
-def attention_figure(demo: Demo, result: dict[str, Any]) -> Figure:
+def attention_of(demo: Demo, samples: list[dict[str, str]]) -> Figure:
     """Where the decoder looks while it produces one test sentence: last layer, mean over the heads."""
-    from matplotlib.figure import Figure
-
-    sample = attention_sample(result["samples"])
-    source, target, weights = cross_attention(demo, sample["source"], sample["hypothesis"])
-    figure = Figure(figsize=(0.45 * len(source) + 2.5, 0.32 * len(target) + 2), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(weights, cmap="Blues", aspect="auto", vmin=0)
-    axes.set_xticks(range(len(source)), source, rotation=60, ha="right")
-    axes.set_yticks(range(len(target)), target)
-    axes.set(xlabel="German (encoder)", ylabel="English (decoder)")
-    return figure
-
-
-def attention_sample(samples: list[dict[str, str]]) -> dict[str, str]:
-    """The longest correct translation that still fits a figure, else the shortest of all."""
-    fitting = [sample for sample in samples if len(sample["source"].split()) <= 14]
-    correct = [sample for sample in fitting if sample["hypothesis"] == sample["reference"]]
-    if correct or fitting:
-        return max(correct or fitting, key=lambda sample: len(sample["source"]))
-    return min(samples, key=lambda sample: len(sample["source"]))
-
-
-def cross_attention(demo: Demo, source: str, target: str) -> tuple[list[str], list[str], Any]:
-    """(source pieces S, target pieces T, weights (T, S)) from one pass with the target given."""
     import sentencepiece
-    import torch
-    from fairseq import checkpoint_utils
 
-    macaron.register_fairseq()
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(demo.folder / "model.pt")], arg_overrides={"data": str(demo.data_bin)}
-    )
-    model.eval()
+    sample = attention_sample(samples)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(demo.spm))
-    sides = []
-    for text, dictionary in ((source, task.source_dictionary), (target, task.target_dictionary)):
-        line = " ".join(pieces.encode(text, out_type=str))
-        sides.append(dictionary.encode_line(line, add_if_not_exist=False).long())
-    src, tgt = sides
-    previous = torch.cat([tgt[-1:], tgt[:-1]])  # fairseq starts a target with </s>
-    with torch.no_grad():
-        _, extra = model(src[None], torch.tensor([len(src)]), previous[None])
-    weights = extra["attn"][0][0].float().numpy()  # (B, T, S) → (T, S)
-    names = [[task.source_dictionary[index] for index in side.tolist()] for side in sides]
-    return names[0], names[1], weights
+    lines = [" ".join(pieces.encode(sample[side], out_type=str)) for side in ("source", "hypothesis")]
+    return attention_figure(*cross_attention(demo.folder / "model.pt", demo.data_bin, *lines))
 
 
 def render(result: dict[str, Any], figures: list[tuple[str, Figure]]) -> str:

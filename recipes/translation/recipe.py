@@ -37,12 +37,12 @@ KEYS = {
     "lenpen": "generation.lenpen",
 }
 
-# Where and how a run is computed, not what: a run may go on elsewhere. The batch of one update, which the second
-# line is a part of, is recorded as batch_tokens.
+# Where and how a run is computed, not what: a run may go on elsewhere. Instead of processes and accumulation the
+# batch of one update is recorded, as batch_tokens.
 _MACHINE = (
-    ("hydra", "defaults", "distributed_training", "task.data", "checkpoint.save_dir", "dataset.num_workers")
-    + ("optimization.update_freq",)
-    + tuple(f"common.{name}" for name in ("user_dir", "cpu", "log_format", "log_interval", "reset_logging"))
+    *("hydra", "defaults", "distributed_training", "task.data", "checkpoint.save_dir"),
+    *("dataset.num_workers", "optimization.update_freq"),
+    *(f"common.{name}" for name in ("user_dir", "cpu", "log_format", "log_interval", "reset_logging")),
 )
 
 
@@ -57,6 +57,7 @@ class Recipe:
         metrics: whose papers the scores are compared with, a key of scoring.METRIC_SETS.
         average: how many of the newest checkpoints are averaged; 1: the last one alone.
         precision: "fp32", "bf16" or "fp16", of the training.
+        valid: which validation set, where the corpus leaves a choice.
         changes: what differs from the yaml, (key, value) pairs such as ("model.dropout", 0.1).
     """
 
@@ -66,6 +67,7 @@ class Recipe:
     metrics: str
     average: int
     precision: str = "fp32"
+    valid: str = ""
     changes: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -149,11 +151,11 @@ class Recipe:
         """The recipe with other values; None keeps what is there.
 
         Args:
-            values: the names in KEYS, `batch_tokens`, `average`, `precision`, `text`, and `changes`, a sequence of
-                (key, value) pairs of fairseq's configuration.
+            values: the names in KEYS, `batch_tokens`, `average`, `precision`, `text`, `valid`, and `changes`, (key,
+                value) pairs of fairseq's configuration.
         """
         given = {name: value for name, value in values.items() if value is not None}
-        own = {name: given.pop(name) for name in ("average", "precision", "text") if name in given}
+        own = {name: given.pop(name) for name in ("average", "precision", "text", "valid") if name in given}
         changes = dict(self.changes)
         if not given.keys().isdisjoint(("max_tokens", "batch_tokens")):
             changes |= self._batch(given.pop("batch_tokens", self.batch_tokens), given.pop("max_tokens", None))
@@ -203,7 +205,7 @@ class Recipe:
         """All of it as one flat record for a run's settings.json: "group.name" → value."""
         flat = {key: value for key, value in flatten(self.tree) if not key.startswith(_MACHINE)}
         text = {f"text.{key}": value for key, value in dataclasses.asdict(self.text).items()}
-        own = {name: getattr(self, name) for name in ("name", "config", "metrics", "average", "precision")}
+        own = {name: getattr(self, name) for name in ("name", "config", "metrics", "average", "precision", "valid")}
         return {**own, **text, "batch_tokens": self.batch_tokens, **flat}
 
 

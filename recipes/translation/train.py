@@ -36,7 +36,7 @@ class Machine:
     launcher: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("--nodes", self.nodes), ("--cpu" if self.cpu else "--gpus", self.processes)):
+        for name, value in (("--nodes", self.nodes), ("--gpus", self.processes)):
             if value is not None and value < 1:
                 raise RecipeError(f"{name} {value}: must be at least 1")
         if self.nodes > 1 and not (self.rendezvous and self.rendezvous.rpartition(":")[2].isdecimal()):
@@ -60,8 +60,8 @@ class Machine:
             processes = self.processes
             if not self.cpu and processes > max(gpus, 1):
                 raise RecipeError(
-                    f"--gpus {processes}: this machine has {gpus}; ask for fewer, or train on the CPU with "
-                    f"--cpu {processes}"
+                    f"--gpus {processes}: this machine has {gpus}; ask for fewer, or train on the CPU: "
+                    f"--cpu --processes {processes}"
                 )
         recipe.update_freq(processes * self.nodes)
         return processes

@@ -7,5 +7,6 @@ _TEXT = TextSettings(source="en", target="de", aggressive_hyphens=True, units=32
 
 # The last 20 checkpoints are averaged as by Vaswani et al. 2017 for their big model; the paper does not say.
 SIZES = {
-    size: Recipe(name="wmt14_en_de", config=size, text=_TEXT, metrics="wmt14", average=20) for size in ("base", "big")
+    size: Recipe("wmt14_en_de", config=size, text=_TEXT, metrics="wmt14", average=20, valid="newstest2013")
+    for size in ("base", "big")
 }

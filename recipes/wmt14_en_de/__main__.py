@@ -1,4 +1,4 @@
-"""python -m recipes.wmt14_en_de [STAGE]: from the corpus to scores, a report and a released model. `--help` says more."""
+"""python -m recipes.wmt14_en_de [STAGE]: from corpus to scores, report and release. `--help` says more."""
 
 import sys
 

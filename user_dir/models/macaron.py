@@ -1,6 +1,7 @@
 """Macaron Net for translation: fairseq's Transformer with particle layers in place of its own."""
 
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
+from .. import hub
 from ..architectures import TRANSLATION, Architecture
 from ..config import MacaronConfig, add_args, complete, config_for
 from ..layers import MacaronDecoderLayer, MacaronEncoderLayer
@@ -105,6 +107,21 @@ class MacaronModel(ParticleWeights, TransformerModelBase):
     @classmethod
     def hub_models(cls) -> dict[str, str]:
         return {}
+
+    @classmethod
+    def from_pretrained(
+        cls, model_name_or_path: str, checkpoint_file: str = "model.pt", data_name_or_path: str = ".", **kwargs: Any
+    ) -> Any:
+        """As fairseq's; a folder made by `recipes.translation.release` is a model that translates raw text.
+
+        >>> MacaronModel.from_pretrained("release").translate("Guten Morgen!")
+
+        Raises:
+            ValueError: a released folder that lacks a file.
+        """
+        if hub.is_release(model_name_or_path, data_name_or_path):
+            return hub.load(Path(model_name_or_path), checkpoint_file, **kwargs)
+        return super().from_pretrained(model_name_or_path, checkpoint_file, data_name_or_path, **kwargs)
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:

@@ -1,0 +1,281 @@
+"""A trained model as one folder that takes raw text, checked by translating with it.
+
+python -m recipes.translation.release RUN --out DIR
+
+model.pt                     the parameters and the architecture; no optimiser state, no paths
+dict.<language>.txt          fairseq's dictionaries
+bpecodes | sentencepiece.bpe.model
+text.json                    tokenizer settings, and the recipe's beam search
+scores.json                  what it reached on the test set
+check.json                   what the folder itself was seen to do before it was handed out
+README.md                    the model card
+
+from macaron import MacaronModel
+MacaronModel.from_pretrained("DIR").translate("Ein roher Satz.")
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recipes.common import commands
+from recipes.common.checkpoints import load
+from recipes.common.errors import RecipeError
+from recipes.common.workspace import read_json, read_lines, write_json
+from recipes.translation.text import TextSettings
+
+MODEL_NAMES = {"subword_nmt": "bpecodes", "sentencepiece": "sentencepiece.bpe.model"}
+SENTENCES = 100  # of the test set, translated anew
+TIE = 1e-3  # where the scores (bits per token) of two hypotheses differ by less, rounding may choose
+
+# Parts of fairseq's configuration that are about a machine, or about the training's end.
+_PATHS = {"task": {"data": ""}, "common": {"user_dir": None, "bf16": False, "fp16": False, "cpu": False}}
+
+
+def export(run: Path, target: Path, sentences: int = SENTENCES) -> dict[str, Any]:
+    """Write the released model of the finished run in `run` to the new folder `target`; what the check found.
+
+    Raises:
+        RecipeError: the run is not finished, `target` holds files, or the folder does not translate as the run did.
+    """
+    check_finished(run)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RecipeError(f"--out {target}: exists; give a new or empty folder, nothing is overwritten")
+    partial = target.with_name(f".{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_parts(run, partial)
+        check = check_release(run, partial, sentences)
+        write_json(partial / "check.json", check)
+        (partial / "README.md").write_text(model_card(run, partial, check), encoding="utf-8")
+        if target.exists():
+            target.rmdir()
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return check
+
+
+def check_finished(run: Path) -> None:
+    for name in ("settings.json", "average.pt", "scores.json", "data-bin/text.json", "generate/generate-test.txt"):
+        if not (run / name).is_file():
+            raise RecipeError(
+                f"{run}: no {name}, so it is not the folder of a run that was trained and scored; finish it first: "
+                f"python -m recipes.<name> score --out {run}"
+            )
+
+
+def write_parts(run: Path, folder: Path) -> None:
+    import torch
+
+    data_bin = run / "data-bin"
+    text = TextSettings.read(data_bin / "text.json")
+    torch.save(model_only(load(run / "average.pt")), folder / "model.pt")
+    for language in text.languages:
+        shutil.copyfile(data_bin / f"dict.{language}.txt", folder / f"dict.{language}.txt")
+    shutil.copyfile(data_bin / text.model_name, folder / MODEL_NAMES[text.subword])
+    settings = read_json(run / "settings.json")
+    generation = {key.split(".")[1]: value for key, value in settings.items() if key.startswith("generation.")}
+    write_json(folder / "text.json", {**asdict(text), "generation": generation})
+    shutil.copyfile(run / "scores.json", folder / "scores.json")
+
+
+def model_only(state: dict[str, Any]) -> dict[str, Any]:
+    """What a user of the model needs of a checkpoint, for any of fairseq's commands."""
+    cfg = {group: dict(values) if isinstance(values, dict) else values for group, values in state["cfg"].items()}
+    for group, values in _PATHS.items():
+        cfg[group] |= values
+    cfg["checkpoint"]["save_dir"] = "checkpoints"
+    for group in ("distributed_training", "job_logging_cfg"):
+        cfg.pop(group, None)
+    history = state.get("optimizer_history") or [{}]
+    return {
+        "cfg": cfg,
+        "args": None,
+        "model": state["model"],
+        "optimizer_history": [{**history[-1], "lr_scheduler_state": {}}],
+        "task_state": state.get("task_state") or {},
+        "extra_state": {"epoch": 0, "val_loss": None},
+        "last_optimizer_state": None,
+    }
+
+
+# --- the check --------------------------------------------------------------------------------------------------
+
+# In a process of its own, outside the repository: as a user has it.
+_TRANSLATE = """
+import json, math, sys
+from macaron import MacaronModel
+model = MacaronModel.from_pretrained(sys.argv[1])
+sentences = json.load(sys.stdin)
+best = [found[0] for found in model.generate([model.encode(sentence) for sentence in sentences], **model.generation)]
+answer = {
+    "pieces": [model.apply_bpe(model.tokenize(sentence)) for sentence in sentences],
+    "translations": model.translate(sentences),
+    "bits": [float(one["score"]) / math.log(2) for one in best],
+}
+json.dump(answer, open(sys.argv[2], "w"))
+"""
+
+
+def check_release(run: Path, folder: Path, sentences: int) -> dict[str, Any]:
+    """Reload the folder in a clean process, translate a part of the raw test set, and compare with the run.
+
+    Where the raw sentence gives the very pieces that the run translated, the translation must be the same. (Raw
+    sentences that were made from tokens by detokenising may tokenise differently; the scores of both are recorded.)
+    """
+    from recipes.translation import scoring
+
+    settings = read_json(run / "settings.json")
+    source, target = settings["text.source"], settings["text.target"]
+    raw = read_lines(run / "raw" / f"test.{source}")[:sentences]
+    found = translate_alone(folder, raw)
+    known = read_lines(run / "bpe" / f"test.{source}")[: len(raw)]
+    recorded = read_lines(run / "hyp" / f"test.{target}")[: len(raw)]
+    bits = [best.score for _, best in sorted(commands.hypotheses(run / "generate" / "generate-test.txt").items())]
+    same = [i for i, pieces in enumerate(found["pieces"]) if pieces == known[i]]
+    differing = [i for i in same if found["translations"][i] != recorded[i]]
+    wrong = [i for i in differing if abs(found["bits"][i] - bits[i]) > TIE]
+    if not same:
+        raise RecipeError(
+            f"{folder}: none of {len(raw)} raw test sentences becomes the pieces that the model was tested with, such "
+            f"as {found['pieces'][0]!r} instead of {known[0]!r}; text.json or the sub-word model does not fit"
+        )
+    if wrong:
+        i = wrong[0]
+        raise RecipeError(
+            f"{folder}: translates {len(wrong)} of {len(same)} test sentences otherwise than the run did, such as "
+            f"{found['translations'][i]!r} instead of {recorded[i]!r} for {raw[i]!r}; the folder is not released"
+        )
+    reference = read_lines(run / "raw" / f"test.{target}")[: len(raw)]
+    metrics = settings["metrics"]
+    scores = {
+        name: {metric: entry["score"] for metric, entry in scoring.score(lines, reference, None, None, metrics).items()}
+        for name, lines in (("release", found["translations"]), ("run", recorded))
+    }
+    return {
+        "sentences": len(raw),
+        "with the pieces of the run": len(same),
+        "of these with another translation of equal score": len(differing),
+        "scores": scores,
+    }
+
+
+def translate_alone(folder: Path, sentences: Sequence[str]) -> dict[str, list[Any]]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as elsewhere:
+        answer = Path(elsewhere) / "answer.json"
+        done = subprocess.run(
+            [sys.executable, "-c", _TRANSLATE, str(folder.resolve()), str(answer)],
+            input=json.dumps(list(sentences)), text=True, cwd=elsewhere, env=commands.ENVIRONMENT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            tail = "\n".join(done.stdout.splitlines()[-12:])
+            raise RecipeError(f"{folder}: the released model cannot be used; a clean process says\n{tail}")
+        result: dict[str, list[Any]] = json.loads(answer.read_text(encoding="utf-8"))
+    return result
+
+
+# --- the model card ---------------------------------------------------------------------------------------------
+
+
+def model_card(run: Path, folder: Path, check: dict[str, Any]) -> str:
+    """README.md, with the metadata block that model hubs read."""
+    settings = read_json(run / "settings.json")
+    stamps = {name: read_json(path) for name in ("prepare", "train", "average")
+              if (path := run / "stamps" / f"{name}.json").is_file()}  # fmt: skip
+    source, target = settings["text.source"], settings["text.target"]
+    scores = read_json(run / "scores.json")
+    rows = []
+    for entry in scores.values():
+        signature = entry["signature"].replace("|", "\\|")  # a bar ends a cell
+        rows.append(
+            f"| {entry['title']} | {entry['score']:.2f} | {entry['low']:.2f} to {entry['high']:.2f} | {signature} |"
+        )
+    data, training = stamps.get("prepare", {}), stamps.get("train", {})
+    sizes = ", ".join(f"{split} {size:,}" for split, size in data.get("sizes", {}).items())
+    scheme = {"strang": "Macaron Net (Strang–Marchuk splitting)", "lie": "the Transformer (Lie–Trotter splitting)"}
+    kind = scheme.get(settings["model.splitting"], settings["model.splitting"])
+    released = check["scores"]
+    lower = " Text is lower-cased." if settings["text.lowercase"] else ""
+    return f"""---
+language: [{source}, {target}]
+library_name: fairseq
+pipeline_tag: translation
+tags: [macaron, {settings["model._name"]}]
+---
+# {settings["name"]}: {source} to {target}, {kind}
+
+```python
+from macaron import MacaronModel
+
+model = MacaronModel.from_pretrained("{folder.name.strip(".").removesuffix(".part")}")
+print(model.translate("…"))
+```
+
+Takes and gives raw text; `pip install macaron-net` says how to install. A list of sentences is translated in batches;
+beam size {settings["generation.beam"]} and length penalty {settings["generation.lenpen"]} unless given.{lower}
+
+## Scores on the test set
+
+| metric | score | 95 % interval | signature |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+{data.get("notice", "")}
+
+## How it was made
+
+* `{settings["model._name"]}` with splitting `{settings["model.splitting"]}`, {training.get("parameters", 0):,} \
+parameters, seed {settings["common.seed"]}; {training.get("updates", 0):,} updates of \
+{settings["batch_tokens"]:,} tokens.
+* Data: {data.get("kind", "")}; pairs: {sizes}.
+* Averaged: {", ".join(stamps.get("average", {}).get("averaged", []))}.
+* Lu et al. 2019, arXiv:1906.02762; `settings.json` of the run has every value.
+
+## Checked
+
+This folder, alone in a clean process, translated the first {check["sentences"]} raw test sentences: \
+{check["with the pieces of the run"]} became the very pieces of the run, and of these \
+{check["of these with another translation of equal score"]} were translated otherwise, with an equal score. \
+On these sentences: \
+{"; ".join(f"{name} {score:.2f} (run: {released['run'][name]:.2f})" for name, score in released["release"].items())}.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m recipes.translation.release",
+        description="Write the model of a finished run as one folder that takes raw text, and check it by translating "
+        "a part of the test set with it.",
+    )
+    p.add_argument("run", type=Path, metavar="RUN", help="--out of the run")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    p.add_argument("--sentences", type=int, default=SENTENCES, metavar="N", help="to check with (default: %(default)s)")
+    args = p.parse_args(argv)
+    commands.quiet()
+    try:
+        if args.sentences < 1:
+            raise RecipeError(f"--sentences {args.sentences}: the check needs at least one")
+        check = export(args.run, args.out, args.sentences)
+    except RecipeError as error:
+        print(f"recipes.translation.release: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.out}: {json.dumps(check)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
