@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -127,10 +128,8 @@ def finetune(args: argparse.Namespace, words: list[str]) -> int:
     trainable, notes = survey(tasks, args)
     if not trainable:
         raise RecipeError("nothing to fine-tune: " + "; ".join(notes))
-    space = Workspace(args.out.resolve(), record, restart=args.restart) if runner.rank() == 0 else None
-    if space:
-        for note in notes:
-            print(f"data      {note}")
+    for note in notes if runner.rank() == 0 else []:
+        print(f"data      {note}")
     fields = {field.name for field in dataclasses.fields(Options)}
     options = Options(**{name: value for name, value in vars(args).items() if name in fields})
     runs: dict[str, Run] = {}
@@ -140,10 +139,13 @@ def finetune(args: argparse.Namespace, words: list[str]) -> int:
             runs[run.stage] = dataclasses.replace(run, folder=args.out.resolve() / "runs" / run.stage)
     jobs = job_count(args, len(runs))
     options = dataclasses.replace(options, quiet=jobs > 1 or runner.rank() > 0)
-    failed = runner.execute(list(runs.values()), options, space, jobs)
-    if space is None:
+    if runner.rank():
+        runner.execute(list(runs.values()), options, None, jobs)
         return 0
-    return conclude(args, words, space, record, notes, failed, plans)
+    space = Workspace(args.out.resolve(), record, restart=args.restart)
+    with contextlib.closing(space.lock):
+        failed = runner.execute(list(runs.values()), options, space, jobs)
+        return conclude(args, words, space, record, notes, failed, plans)
 
 
 def survey(tasks: list[Task], args: argparse.Namespace) -> tuple[list[Task], list[str]]:

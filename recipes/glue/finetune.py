@@ -243,7 +243,7 @@ def run_one(run: Run, options: Options) -> dict[str, Any]:
     arrays, scores, notes = evaluate(trainer, collator, run.task, options)
     if truncated:
         notes.append(f"{task.title}: {truncated} of {len(split)} training examples cut to {limit} tokens")
-    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
     result = {
         **run.record(),
         "scores": scores,
@@ -259,7 +259,8 @@ def run_one(run: Run, options: Options) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if arguments.device.type == "cuda" else str(arguments.device),
         "train_seconds": round(train_seconds, 1),
         "eval_seconds": round(time.time() - started, 1),
-        "loss": losses,
+        "loss": [(entry["step"], entry["loss"]) for entry in log],
+        "gradient_norm": [(entry["step"], entry["grad_norm"]) for entry in log],
     }
     if rank == 0:
         if options.save_model:

@@ -8,26 +8,9 @@ from pathlib import Path
 import pytest
 
 WORDS = [
-    "good",
-    "bad",
-    "film",
-    "old",
-    "new",
-    "man",
-    "dog",
-    "sees",
-    "runs",
-    "the",
-    "a",
-    "big",
-    "red",
-    "never",
-    "None",
-    "null",
-    "house",
-    '"',
-    "green",
-]
+    "good", "bad", "film", "old", "new", "man", "dog", "sees", "runs", "the", "a", "big", "red", "never",
+    "None", "null", "house", '"', "green",
+]  # fmt: skip
 
 
 def sentence(generator: random.Random) -> str:
