@@ -2,22 +2,94 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import lzma
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.common.download import Remote, fetch
+from recipes.common.errors import RecipeError
 from recipes.translation.data.corpus import Corpus, Input, Rules
+from recipes.translation.data.files import SUFFIXES, packed
 
 NAMES = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
+URL = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw"
+MAX_BYTES = 8 * 2**20
+
+# Of the uncompressed files.
+SHA256 = {
+    "train.de": "2c2b73fd2b548fbcde3a875e0a78d6ee94d498bfdee6bd3eae3945779e9ddf72",
+    "train.en": "460a15fbd157e34a7a9957ee388c1ca247fe47af3ef25fb50442af6c274e0fc6",
+    "val.de": "660e09eb7e1da2f856ea13ee5ad3cf6d36b3d5b0b733c857e94c5747a3dfc660",
+    "val.en": "1f2a23d992769b5b3d209b0a10dd0b77c08cceb1f20dfb97ed0aafa49d107227",
+    "test_2016_flickr.de": "4be6b5b3236b79c25475c6bb829800a7ce559e9ba7a1f6c2394fe4d40be46d16",
+    "test_2016_flickr.en": "399a4382932c1aadd3ceb9bef1008d388a64c76d4ae4e9d4728c6f4301cac182",
+}
 
 
 @dataclass(frozen=True)
 class Multi30k(Corpus):
+    def download(self, folder: Path, sha256: dict[str, str] | None = None, trust: bool = False) -> None:
+        for name in SHA256:
+            fetch_file(name, folder)
+
     def find(self, folder: Path) -> Input | None:
         splits = self.splits(folder, NAMES)
-        return splits and Input("Multi30k task 1", *((splits[split],) for split in splits))
+        if splits is None:
+            return None
+        for name in SHA256:
+            read_verified(folder, name)
+        return Input("Multi30k task 1", (splits["train"],), (splits["valid"],), (splits["test"],))
 
     def looked_for(self) -> str:
-        return f"{', '.join(NAMES.values())}.{{de,en}} (plain, .xz or .gz)"
+        return f"{', '.join(SHA256)} (plain, .xz or .gz)"
 
 
 CORPUS = Multi30k("Multi30k De-En", "de", "en", Rules())
+
+
+def fetch_file(name: str, folder: Path, base_url: str = URL) -> Path:
+    """Download `name`.gz; what is in it must be right."""
+    remote = Remote(f"{name}.gz", (f"{base_url}/{name}.gz",), limit=MAX_BYTES)
+
+    def check(path: Path) -> None:
+        try:
+            content = gzip.decompress(path.read_bytes())
+        except (EOFError, OSError, zlib.error) as error:
+            raise RecipeError(
+                f"{path}: the download cannot be unpacked ({error}); it is truncated or not a .gz file. Delete it"
+            ) from error
+        verify(content, name, path)
+
+    return fetch(remote, folder, check=check)
+
+
+def read_verified(folder: Path, name: str) -> list[str]:
+    """The lines of `name`, unpacked when compressed, after its sha256 has been checked."""
+    path = packed(folder / name)
+    if path is None:
+        raise RecipeError(
+            f"{folder}: {name} is missing (looked for {', '.join(name + suffix for suffix in SUFFIXES)}); "
+            f"put the file there, or give another folder with --data-dir"
+        )
+    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    try:
+        with opener(path, "rb") as file:
+            content = file.read()
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise RecipeError(
+            f"{path}: cannot be unpacked ({error}); the file is truncated or corrupt. Fetch it again"
+        ) from error
+    verify(content, name, path)
+    return content.decode("utf-8").removesuffix("\n").split("\n")
+
+
+def verify(content: bytes, name: str, where: Path) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256[name]:
+        raise RecipeError(
+            f"{where}: sha256 of the uncompressed {name} is {digest} but must be {SHA256[name]}; "
+            f"the file is corrupt or another version. Fetch it again"
+        )

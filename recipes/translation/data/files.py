@@ -15,12 +15,13 @@ from typing import IO
 
 from recipes.common.errors import RecipeError
 
-OPENERS: dict[str, Callable[..., IO[str]]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+SUFFIXES = ("", ".xz", ".gz")
+OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def packed(path: Path) -> Path | None:
     """`path`, or the same with .xz or .gz: whichever is there."""
-    return next((there for suffix in OPENERS if (there := path.with_name(path.name + suffix)).is_file()), None)
+    return next((there for suffix in SUFFIXES if (there := path.with_name(path.name + suffix)).is_file()), None)
 
 
 def lines(path: Path) -> Iterator[str]:

@@ -15,8 +15,9 @@ import pytest
 
 from recipes.common.errors import RecipeError
 from recipes.demo import corpora
+from recipes.multi30k_de_en import corpus as multi30k
 
-CONTENT = {name: f"Zeile 1 {name}\nZeile 2\u2028noch Zeile 2\n".encode() for name in corpora.MULTI30K_SHA256}
+CONTENT = {name: f"Zeile 1 {name}\nZeile 2\u2028noch Zeile 2\n".encode() for name in multi30k.SHA256}
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -28,7 +29,7 @@ class Quiet(SimpleHTTPRequestHandler):
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checksums of a corpus of two lines a file."""
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENT.items()}
-    monkeypatch.setattr(corpora, "MULTI30K_SHA256", sums)
+    monkeypatch.setattr(multi30k, "SHA256", sums)
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_download(server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.
     address, root = server
     monkeypatch.setattr(corpora, "MULTI30K_LOCAL", tmp_path / "absent")
     folder = corpora.multi30k_folder(None, tmp_path / "download", address)
-    assert corpora.read_verified(folder, "val.en") == ["Zeile 1 val.en", "Zeile 2\u2028noch Zeile 2"]
+    assert multi30k.read_verified(folder, "val.en") == ["Zeile 1 val.en", "Zeile 2\u2028noch Zeile 2"]
     for path in root.iterdir():
         path.unlink()
     assert corpora.multi30k_folder(None, folder, address) == folder  # nothing is fetched twice
@@ -116,19 +117,19 @@ def test_download_of_a_missing_file(server: tuple[str, Path], tmp_path: Path) ->
     address, root = server
     (root / "train.de.gz").unlink()
     with pytest.raises(RecipeError, match=r"train\.de\.gz: download failed \(HTTP Error 404.*run the same command"):
-        corpora.fetch("train.de", tmp_path, address)
+        multi30k.fetch_file("train.de", tmp_path, address)
 
 
 def test_download_without_a_server(tmp_path: Path, small: None) -> None:
     with pytest.raises(RecipeError, match=r"download failed .*refused.*name it with --data-dir"):
-        corpora.fetch("train.de", tmp_path, "http://127.0.0.1:9")
+        multi30k.fetch_file("train.de", tmp_path, "http://127.0.0.1:9")
 
 
 def test_download_with_a_wrong_checksum(server: tuple[str, Path], tmp_path: Path) -> None:
     address, root = server
     (root / "train.de.gz").write_bytes(gzip.compress(b"something else"))
     with pytest.raises(RecipeError, match=r"train\.de\.gz: sha256 of .* but must be"):
-        corpora.fetch("train.de", tmp_path, address)
+        multi30k.fetch_file("train.de", tmp_path, address)
     assert not list(tmp_path.glob("train.de*"))
 
 
@@ -136,7 +137,7 @@ def test_truncated_download(server: tuple[str, Path], tmp_path: Path) -> None:
     address, root = server
     (root / "train.de.gz").write_bytes(gzip.compress(CONTENT["train.de"])[:-9])
     with pytest.raises(RecipeError, match=r"cannot be unpacked .*truncated or not a \.gz file"):
-        corpora.fetch("train.de", tmp_path, address)
+        multi30k.fetch_file("train.de", tmp_path, address)
 
 
 def test_real_multi30k(tmp_path: Path) -> None:
