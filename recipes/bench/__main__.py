@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
         default=["transformers", "macaron"],
         metavar="NAME",
         help="the first is what others are compared with; transformers, macaron, macaron-padded (with its padding), "
-        "macaron-lie (the Transformer's splitting), macaron-lie-padded (default: the first two)",
+        "macaron-lie (the Transformer's splitting), macaron-lie-padded, macaron-all-logits (of words not masked too) "
+        "(default: the first two)",
     )
     bert.add_argument(
         "--lengths",
@@ -38,6 +39,39 @@ def parser() -> argparse.ArgumentParser:
         help="tokens per sentence: as in GLUE's tasks, which take turns, or always N (default: %(default)s)",
     )
     bert.add_argument("--data-dir", metavar="DIR", help="measure GLUE's lengths in these files instead of the table")
+
+    train = command(
+        commands, "train", "one training step of fairseq's Transformer and of Macaron, by fairseq's Trainer"
+    )
+    train.add_argument("--size", choices=("tiny", "iwslt", "base", "big"), default="base")
+    train.add_argument("--max-tokens", type=positive, default=2048, metavar="N", help="default: %(default)s")
+    train.add_argument("--vocabulary", type=positive, default=32768, metavar="V", help="default: %(default)s")
+    train.add_argument(
+        "--contenders",
+        nargs="+",
+        default=["fairseq", "macaron"],
+        metavar="NAME",
+        help="fairseq, macaron, macaron-lie (the Transformer's splitting), macaron-fairseq-loss-and-adam, "
+        "macaron-compile, macaron-triton, macaron-triton-compile (default: the first two)",
+    )
+
+    loss = command(commands, "loss", "linear_cross_entropy beside fairseq's label_smoothed_cross_entropy")
+    loss.add_argument("--tokens", type=positive, default=1024, metavar="N", help="default: %(default)s")
+    loss.add_argument("--dim", type=positive, default=512, metavar="C", help="default: %(default)s")
+    loss.add_argument("--vocabularies", type=positive, nargs="+", default=[32768, 262144], metavar="V")
+
+    ops = command(commands, "ops", "each operation beside plain PyTorch, eager and compiled")
+    ops.add_argument("--tokens", type=positive, default=16384, metavar="N", help="default: %(default)s")
+    ops.add_argument("--dim", type=positive, default=1024, metavar="C", help="default: %(default)s")
+    ops.add_argument("--vocabulary", type=positive, default=32768, metavar="V", help="default: %(default)s")
+    ops.add_argument("--ops", nargs="+", metavar="OP", help="default: all")
+    ops.add_argument(
+        "--contenders",
+        nargs="+",
+        default=["eager", "compile", "macaron"],
+        metavar="NAME",
+        help="eager, compile, macaron (as its default chooses), triton (default: the first three)",
+    )
 
     lengths = commands.add_parser("lengths", help="measure the tables of sentence lengths")
     lengths.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="with glue/, wmt14_train_subset/")
@@ -56,6 +90,12 @@ def command(commands: argparse._SubParsersAction, name: str, text: str) -> argpa
     p.add_argument("--threads", type=positive, metavar="N", help="of torch on the CPU (default: its own choice)")
     p.add_argument("--repeats", type=positive, default=20, metavar="N", help="default: %(default)s")
     p.add_argument("--seconds", type=float, default=600, metavar="S", help="at most for a case (default: %(default)s)")
+    p.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: count the time of this process alone, for a machine that others use too; with --threads 1",
+    )
     p.add_argument("--seed", type=int, default=1, metavar="N")
     p.add_argument("--out", type=Path, metavar="FILE", help="CSV file (default: results.csv of the recipe)")
     return p
@@ -101,17 +141,44 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    plan = Plan(device, args.repeats, args.seconds)
+    if args.clock == "cpu" and (device.type != "cpu" or args.threads != 1):
+        raise RecipeError(
+            "--clock cpu adds up the time of all threads and knows none of a GPU; use --threads 1 on a CPU"
+        )
+    plan = Plan(device, args.repeats, args.seconds, clock=args.clock)
     if args.command == "bert":
-        from recipes.bench import bert as module
+        from recipes.bench import bert
 
-        check_choices("--contenders", args.contenders, module.CONTENDERS)
+        check_choices("--contenders", args.contenders, bert.CONTENDERS)
         if args.lengths != "glue" and not (args.lengths.isdigit() and 0 < int(args.lengths) <= 512):
             raise RecipeError(f"--lengths {args.lengths}: give glue, or a number from 1 to 512")
-        settings = module.Settings(args.size, args.batch_size, args.lengths, args.data_dir)
-        record = Record(args.out or RESULTS, "bert", args.precision, args.seed, dataclasses.asdict(settings))
-        cases = args.cases or list(module.CASES)
-        module.run(record, plan, settings, cases, args.contenders, args.precision, args.seed)
+        settings = bert.Settings(args.size, args.batch_size, args.lengths, args.data_dir)
+        record = Record(
+            args.out or RESULTS, "bert", args.precision, args.seed, plan.clock, dataclasses.asdict(settings)
+        )
+        cases = args.cases or list(bert.CASES)
+        bert.run(record, plan, settings, cases, args.contenders, args.precision, args.seed)
+    elif args.command == "train":
+        from recipes.bench import train
+
+        check_choices("--contenders", args.contenders, train.CONTENDERS)
+        chosen = train.Settings(args.size, args.max_tokens, args.vocabulary)
+        record = Record(args.out or RESULTS, "train", args.precision, args.seed, plan.clock, dataclasses.asdict(chosen))
+        train.run(record, plan, chosen, args.contenders, args.precision, args.seed)
+    elif args.command == "ops":
+        from recipes.bench import ops
+
+        check_choices("--contenders", args.contenders, ops.CONTENDERS)
+        check_choices("--ops", args.ops or [], ops.OPS)
+        shape = ops.Settings(args.tokens, args.dim, args.vocabulary)
+        record = Record(args.out or RESULTS, "ops", args.precision, args.seed, plan.clock, dataclasses.asdict(shape))
+        ops.run(record, plan, shape, args.ops or list(ops.OPS), args.contenders, args.precision, args.seed)
+    elif args.command == "loss":
+        from recipes.bench import loss
+
+        sizes = loss.Settings(args.tokens, args.dim)
+        record = Record(args.out or RESULTS, "loss", args.precision, args.seed, plan.clock, dataclasses.asdict(sizes))
+        loss.run(record, plan, sizes, args.vocabularies, args.precision, args.seed)
 
 
 def check_choices(option: str, given: Sequence[str], known: Sequence[str]) -> None:

@@ -29,9 +29,10 @@ SIZES = {  # hidden size, layers, heads
     "base": (768, 12, 12),
 }
 CASES = ("forward", "finetune", "mlm")
-CONTENDERS = {
+CONTENDERS: dict[str, dict[str, Any]] = {  # options of the configuration
     "transformers": {},
     "macaron": {},
+    "macaron-all-logits": {"sparse_prediction": False},
     "macaron-padded": {"padding_free": False},
     "macaron-lie": {"splitting": "lie"},
     "macaron-lie-padded": {"splitting": "lie", "padding_free": False},
@@ -105,7 +106,9 @@ def build(name: str, case: str, size: str) -> nn.Module:
     common = {**sizes, "vocab_size": VOCABULARY["glue"], "attn_implementation": "sdpa"}
     if name == "transformers":
         return HOSTS[case](BertConfig(**common, intermediate_size=4 * dim))
-    return OURS[case](MacaronBertConfig(**common, **{"use_pooler": case != "mlm", **CONTENDERS[name]}))
+    # words are predicted where they are masked; transformers' BERT predicts all, which has no equivalent switch
+    options = {"sparse_prediction": True, "use_pooler": case != "mlm", **CONTENDERS[name]}
+    return OURS[case](MacaronBertConfig(**common, **options))
 
 
 def batches(settings: Settings, case: str, device: torch.device, seed: int) -> Iterator[dict[str, Any]]:

@@ -36,8 +36,27 @@ GLUE: dict[str, Table] = {
 WMT: dict[str, Table] = {
     "source": (2, 10, 12, 14, 16, 17, 19, 21, 22, 24, 26, 27, 29, 31, 34, 36, 39, 44, 49, 58, 195),
     "ratio": (
-        0.67, 0.76, 0.81, 0.846, 0.88, 0.905, 0.929, 0.949, 0.97, 1, 1,
-        1.027, 1.051, 1.073, 1.1, 1.125, 1.158, 1.2, 1.25, 1.333, 1.496,
+        0.67,
+        0.76,
+        0.81,
+        0.846,
+        0.88,
+        0.905,
+        0.929,
+        0.949,
+        0.97,
+        1,
+        1,
+        1.027,
+        1.051,
+        1.073,
+        1.1,
+        1.125,
+        1.158,
+        1.2,
+        1.25,
+        1.333,
+        1.496,
     ),
 }
 
@@ -110,7 +129,8 @@ def measure_wmt(data_dir: Path) -> dict[str, Table]:
     texts: dict[str, list[str]] = {}
     for language in ("en", "de"):
         files = sorted(data_dir.glob(f"*.{language}.xz"))
-        texts[language] = [line for f in files for line in lzma.open(f, "rt", encoding="utf8").read().split("\n")[:-1]]
+        content = "".join(lzma.decompress(file.read_bytes()).decode() for file in files)
+        texts[language] = content.split("\n")[:-1]
     if not texts["en"] or len(texts["en"]) != len(texts["de"]):
         raise RecipeError(f"{data_dir}: no parallel *.en.xz and *.de.xz there")
     bpe = SentencePieceBPETokenizer()

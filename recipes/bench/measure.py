@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -34,7 +35,11 @@ class Plan:
     device: torch.device
     repeats: int = 20
     seconds: float = 600.0  # stop after these, though not before three repeats
-    warmup: int = 2
+    warmup: int = 1
+    clock: str = "wall"  # or "cpu", which leaves out what other processes did meanwhile; for one thread
+
+    def now(self) -> float:
+        return time.process_time() if self.clock == "cpu" else time.perf_counter()
 
 
 @dataclass
@@ -89,15 +94,28 @@ def interleaved(
         turn = repeat % len(contenders)
         for contender in contenders[turn:] + contenders[:turn]:
             synchronize(plan.device)
-            start = time.perf_counter()
+            start = plan.now()
             contender.step(work)
             synchronize(plan.device)
-            timing.seconds[contender.name].append(time.perf_counter() - start)
+            timing.seconds[contender.name].append(plan.now() - start)
         if amount is not None:
             timing.work.append(amount(work))
         if repeat >= 2 and time.monotonic() > end:
             break
     return timing
+
+
+@contextlib.contextmanager
+def chosen_backend(name: str) -> Iterator[None]:
+    before = os.environ.get("MACARON_BACKEND")
+    os.environ["MACARON_BACKEND"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MACARON_BACKEND"]
+        else:
+            os.environ["MACARON_BACKEND"] = before
 
 
 def synchronize(device: torch.device) -> None:

@@ -19,7 +19,7 @@ PACKAGES = ("torch", "transformers", "fairseq-fixed", "triton", "numpy")
 FIGURES = (
     *("benchmark", "case", "contender", "baseline", "median_ms", "q1_ms", "q3_ms"),
     *("speedup", "speedup_q1", "speedup_q3", "tokens_per_s", "peak_mib", "gb_per_s", "share_of_copy"),
-    *("parameters", "repeats", "precision", "settings", "seed", "load"),
+    *("parameters", "repeats", "precision", "settings", "seed", "clock", "load"),
 )
 ORIGIN = ("date", "command", "commit", "python", *PACKAGES, "machine", "processor", "cores", "threads", "GPU")
 FIELDS = (*FIGURES, *ORIGIN)
@@ -28,12 +28,15 @@ FIELDS = (*FIGURES, *ORIGIN)
 class Record:
     """Where the rows of one command go."""
 
-    def __init__(self, path: Path, benchmark: str, precision: str, seed: int, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, benchmark: str, precision: str, seed: int, clock: str, settings: dict[str, Any]
+    ) -> None:
         self.path = path
         self.common = {
             "benchmark": benchmark,
             "precision": precision,
             "seed": seed,
+            "clock": clock,
             "settings": json.dumps(settings, sort_keys=True),
         }
         self.origin = environment(shlex.join(["python", "-m", "recipes.bench", *sys.argv[1:]]), PACKAGES)
@@ -41,7 +44,8 @@ class Record:
 
     def add(self, case: str, rows: list[dict[str, Any]]) -> None:
         """Append the rows and print them."""
-        print(f"\n{self.common['benchmark']}  {case}  {self.common['precision']}  load {load()}")
+        common = self.common
+        print(f"\n{common['benchmark']}  {case}  {common['precision']}  {common['clock']} time  load {load()}")
         print(aligned(rows))
         text = io.StringIO()
         writer = csv.DictWriter(text, FIELDS, restval="", lineterminator="\n")

@@ -1,0 +1,68 @@
+"""Figures of all results in the CSV file: of each case the latest row of every contender."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from recipes.bench.record import read
+from recipes.common.errors import RecipeError
+
+Row = dict[str, str]
+
+
+def draw_all(results: Path, folder: Path) -> None:
+    rows = read(results)
+    if not rows:
+        raise RecipeError(f"{results}: no results there; measure something first, e.g. python -m recipes.bench bert")
+    folder.mkdir(parents=True, exist_ok=True)
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in latest(rows):
+        device = "gpu" if row["GPU"] != "none" else "cpu"
+        groups[row["benchmark"], device].append(row)
+    for (benchmark, device), group in groups.items():
+        path = folder / f"{benchmark}_{device}.png"
+        draw(group, path)
+        print(path)
+
+
+def latest(rows: list[Row]) -> list[Row]:
+    """The last row of each measurement; what is measured, how and where tells them apart."""
+    keys = ("benchmark", "case", "contender", "precision", "settings", "processor", "threads", "GPU")
+    return list({tuple(row[key] for key in keys): row for row in rows}.values())
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Speed beside the baseline, with quartiles; and where it was measured, memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = [("speedup", "times as fast as {baseline}")]
+    if any(row["peak_mib"] for row in rows):
+        panels.append(("peak_mib", "peak memory of a step, MiB"))
+    compared = [row for row in rows if row["contender"] != row["baseline"]]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(6.5 * len(panels), 1.2 + 0.35 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for axis, (key, text) in zip(axes[0], panels, strict=True):
+        shown = [row for row in (compared if key == "speedup" else rows) if row[key]]
+        values = [float(row[key]) for row in shown]
+        names = [f"{row['case']} {row['precision']}: {row['contender']}" for row in shown]
+        spread = None
+        if key == "speedup":
+            axis.axvline(1.0, color="gray", linewidth=1)
+            spread = [
+                [max(0.0, v - float(row["speedup_q1"])) for v, row in zip(values, shown, strict=True)],
+                [max(0.0, float(row["speedup_q3"]) - v) for v, row in zip(values, shown, strict=True)],
+            ]
+        places = range(len(shown))
+        axis.barh(places, values, xerr=spread, capsize=3, color="tab:blue", ecolor="black")
+        axis.set_yticks(places, names)
+        axis.invert_yaxis()
+        axis.set_xlabel(text.format(baseline=rows[0]["baseline"]))
+    where = rows[-1]["GPU"] if rows[-1]["GPU"] != "none" else f"{rows[-1]['processor']}, {rows[-1]['threads']} threads"
+    figure.suptitle(f"{rows[0]['benchmark']} on {where}, torch {rows[-1]['torch']}", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,180 @@
+"""The benchmarks through their command line, tiny; and what their figures rest on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.bench import bert, lengths, ops, record
+from recipes.bench.__main__ import main
+from recipes.bench.measure import Contender, Plan, Timing, check_equal, interleaved, peak_mib
+from recipes.common.errors import RecipeError
+
+CPU = torch.device("cpu")
+QUICK = ["--device", "cpu", "--threads", "1", "--clock", "cpu", "--repeats", "1"]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def bench(project_root, tmp_path):
+    """Run `python -m recipes.bench` as a user does; the rows that it wrote."""
+
+    def run(*arguments: str) -> list[dict[str, str]]:
+        out = tmp_path / "results.csv"
+        command = [sys.executable, "-m", "recipes.bench", *arguments, *QUICK, "--out", str(out)]
+        done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return rows(out)
+
+    return run
+
+
+def test_bert(bench):
+    written = bench("bert", "--size", "tiny", "--batch-size", "2")
+    assert [(row["case"], row["contender"]) for row in written] == [
+        (f"{case} tiny", name) for case in ("forward", "finetune", "mlm") for name in ("transformers", "macaron")
+    ]
+    for row in written:
+        assert float(row["median_ms"]) > 0
+        assert float(row["tokens_per_s"]) > 0
+        assert int(row["parameters"]) == pytest.approx(4.39e6, rel=0.01)
+        assert row["baseline"] == "transformers"
+        assert json.loads(row["settings"])["lengths"] == "glue"
+        assert row["command"].startswith("python -m recipes.bench bert --size tiny")
+        assert row["torch"] == torch.__version__
+        assert row["threads"] == "1"
+    assert all(float(row["speedup"]) == 1 for row in written if row["contender"] == "transformers")
+
+
+def test_train(bench):
+    sizes = ["--size", "tiny", "--vocabulary", "200", "--max-tokens", "300"]
+    theirs, ours = bench("train", *sizes)
+    assert (theirs["contender"], ours["contender"], ours["case"]) == ("fairseq", "macaron", "train tiny")
+    assert int(theirs["parameters"]) == pytest.approx(int(ours["parameters"]), rel=0.01)
+    assert float(ours["peak_mib"]) > 0
+
+
+def test_loss_and_ops_are_appended_and_drawn(tmp_path, capsys):
+    out = tmp_path / "folder" / "results.csv"
+    small = ["--tokens", "64", "--dim", "64", *QUICK, "--out", str(out)]
+    assert main(["loss", "--vocabularies", "300", "500", *small]) == 0
+    assert main(["ops", "--vocabulary", "300", "--contenders", "eager", "macaron", *small]) == 0
+    written = rows(out)
+    assert [row["case"] for row in written if row["benchmark"] == "loss"] == ["V=300"] * 2 + ["V=500"] * 2
+    of_ops = [row for row in written if row["benchmark"] == "ops"]
+    assert {row["case"] for row in of_ops} == set(ops.OPS)
+    assert all(float(row["share_of_copy"]) > 0 for row in of_ops if row["case"] == "step_norm")
+    assert main(["plot", "--out", str(out)]) == 0
+    assert {path.name for path in out.parent.glob("*.png")} == {"loss_cpu.png", "ops_cpu.png"}
+    assert str(out.parent / "loss_cpu.png") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("op", ops.OPS)
+def test_contenders_compute_the_same(op, monkeypatch):
+    monkeypatch.setattr(ops, "DROPOUT", 0.0)
+    case = ops.OPS[op](ops.Settings(tokens=900, dim=128, vocabulary=50), CPU)
+    found, expected = case.macaron(*case.inputs), case.eager(*case.inputs)
+    if op == "packed_attention":
+        torch.testing.assert_close(found, case.others["buckets"](*case.inputs))
+        expected = expected[case.real]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_timing_compares_repeat_by_repeat():
+    theirs, ours = Timing({"theirs": [2.0, 4.0, 9.0], "ours": [1.0, 4.0, 3.0]}, work=[10, 20, 30]).rows()
+    assert (theirs["median_ms"], ours["median_ms"]) == (4000, 3000)
+    assert (ours["speedup_q1"], ours["speedup"], ours["speedup_q3"]) == (1.5, 2.0, 2.5)
+    assert ours["tokens_per_s"] == 60 / 8
+
+
+def test_contenders_take_turns_on_the_same_work():
+    seen = []
+    contenders = [Contender(name, lambda work, name=name: seen.append((name, work))) for name in "abc"]
+    timing = interleaved(contenders, iter(range(10)), Plan(CPU, repeats=3, warmup=1), amount=float)
+    assert "".join(name for name, _ in seen) == "abc" + "abc" + "bca" + "cab"
+    assert [work for _, work in seen] == [w for w in range(4) for _ in range(3)]
+    assert timing.work == [1, 2, 3]
+    assert [len(times) for times in timing.seconds.values()] == [3, 3, 3]
+
+
+def test_time_limit():
+    plan = Plan(CPU, repeats=50, seconds=0.0, warmup=0)
+    assert len(interleaved([Contender("a", lambda _: None)], iter(range(50)), plan).seconds["a"]) == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts memory as Linux does")
+def test_peak_memory_is_that_of_the_step():
+    def step() -> None:
+        torch.ones(64, 2**18)  # 64 MiB, freed at once
+
+    assert peak_mib(step, CPU) == pytest.approx(64, abs=8)
+    assert peak_mib(lambda: None, CPU) < 8
+
+
+def test_unequal_models_are_not_compared():
+    with pytest.raises(RecipeError, match="parameters differ by more than 1%: a 1,000, b 1,020"):
+        check_equal([Contender("a", print, 1000), Contender("b", print, 1020)])
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+@pytest.mark.parametrize("case", bert.CASES)
+def test_bert_models_have_equal_parameters(case, size):
+    with torch.device("meta"):
+        models = {name: bert.build(name, case, size) for name in bert.CONTENDERS}
+    check_equal([Contender(name, print, sum(p.numel() for p in model.parameters())) for name, model in models.items()])
+
+
+def test_batches_have_the_lengths_of_the_table():
+    random = np.random.default_rng(0)
+    assert np.percentile(lengths.draw(lengths.GLUE["rte"], 10_000, random), 50) == pytest.approx(55, abs=2)
+    works = bert.batches(bert.Settings(batch_size=16), "mlm", CPU, seed=0)
+    for _, work in zip(range(9), works, strict=False):
+        ids, mask = work["inputs"]["input_ids"], work["inputs"]["attention_mask"].bool()
+        assert ids.size(0) == 16
+        assert mask.any(0).all()  # the longest fills its row
+        assert work["tokens"] == mask.sum()
+        assert not ids[~mask].any()
+        labels = work["inputs"]["labels"]
+        assert (labels[~mask] == bert.IGNORED).all()
+    (fixed, *_) = [next(bert.batches(bert.Settings(batch_size=2, lengths="7"), "finetune", CPU, seed=0))]
+    assert fixed["inputs"]["attention_mask"].tolist() == [[1] * 7] * 2
+
+
+def test_lengths_can_be_measured(tmp_path):
+    folder = tmp_path / "CoLA"
+    folder.mkdir()
+    folder.joinpath("train.tsv").write_text("s\t1\t\tthe cat sat\n" * 9 + "s\t0\t*\tcat the the the sat\n")
+    table = lengths.measure_glue(tmp_path)["cola"]
+    assert (table[0], table[10], table[-1]) == (5, 5, 7)  # words and two special symbols
+
+
+def test_wrong_requests_are_refused(tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    for arguments, message in [
+        (["bert", "--contenders", "roberta"], "--contenders: roberta unknown; choose from transformers, macaron"),
+        (["bert", "--lengths", "long"], "--lengths long: give glue, or a number"),
+        (["bert", "--clock", "cpu", "--threads", "2"], "use --threads 1 on a CPU"),
+        (["ops", "--ops", "softmax"], "--ops: softmax unknown"),
+        (["loss", "--out", str(other)], "its columns are not those of this benchmark"),
+        (["plot", "--out", str(tmp_path / "none.csv")], "no results there; measure something first"),
+        (["lengths", "--data-dir", str(tmp_path / "none")], "none"),
+    ]:
+        assert main([*arguments, *(["--device", "cpu"] if arguments[0] in ("bert", "ops", "loss") else [])]) == 1
+        assert message in capsys.readouterr().err
+    assert other.read_text() == "a,b\n1,2\n"
+
+
+def test_the_record_that_is_kept_can_be_read():
+    assert record.read(record.RESULTS)
