@@ -282,18 +282,18 @@ def as_dict(difference: Difference) -> dict[str, Any]:
 
 def tokenize(lines: Iterable[str], language: str) -> list[str]:
     """Moses' tokenizer.perl -l LANGUAGE, with its escapes of & | < > ' " [ ]."""
-    from sacremoses import MosesTokenizer
+    from macaron.moses import Moses
 
-    moses = MosesTokenizer(lang=language)
-    return [moses.tokenize(line, return_str=True) for line in lines]
+    moses = Moses(language)
+    return [moses.tokenize(line) for line in lines]
 
 
 def detokenize(lines: Iterable[str], language: str) -> list[str]:
     """Moses' detokenizer.perl -l LANGUAGE; escapes become characters again."""
-    from sacremoses import MosesDetokenizer
+    from macaron.moses import Moses
 
-    moses = MosesDetokenizer(lang=language)
-    return [moses.detokenize(line.split()) for line in lines]
+    moses = Moses(language)
+    return [moses.decode(line) for line in lines]
 
 
 _HYPHEN = re.compile(r"(\S)-(\S)")

@@ -1,0 +1,263 @@
+"""From finished runs to figures: mean ± sd, differences with their tests; as JSON, CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.common import commands
+from recipes.common.statistics import paired_t_test, summary
+from recipes.common.workspace import read_json, read_lines
+from recipes.compare import matched
+from recipes.compare.experiment import Experiment, Run
+from recipes.translation import scoring
+from recipes.translation.scoring import Output
+
+METRICS = ("paper", "sacreBLEU", "chrF2")
+Results = dict[str, Any]
+
+
+def row(run: Run) -> dict[str, Any]:
+    """What one finished run says of itself."""
+    train = read_json(run.folder / "stamps" / "train.json")
+    curve = commands.learning_curve(run.folder / "train.log")
+    binary = read_json(run.folder / "stamps" / "prepare-binary.json")
+    return {
+        "splitting": run.splitting,
+        "seed": run.seed,
+        "scores": read_json(run.folder / "scores.json"),
+        "valid_bits": min((loss for _, loss in curve["valid"]), default=None),
+        "curve": curve,
+        "data": {name: value for name, value in binary["files"].items() if name.endswith((".bin", ".idx"))},
+        **{name: train[name] for name in ("parameters", "updates", "train_seconds")},
+    }
+
+
+def collect(experiment: Experiment, target: str, metrics: str, samples: int = scoring.SAMPLES) -> Results:
+    """Everything about the seeds that all splittings have finished.
+
+    Args:
+        target: the language of the translations, which is how files are called.
+        metrics: whose papers to compare with (scoring.METRIC_SETS).
+    """
+    finished = {run.seed: {} for run in experiment.runs}  # type: dict[int, dict[str, Run]]
+    for run in experiment.runs:
+        if run.finished:
+            finished[run.seed][run.splitting] = run
+    seeds = [seed for seed, runs in finished.items() if len(runs) == len(experiment.splittings)]
+    runs = {splitting: [finished[seed][splitting] for seed in seeds] for splitting in experiment.splittings}
+    rows = {splitting: [row(run) for run in group] for splitting, group in runs.items()}
+    baseline, *others = experiment.splittings
+    reference = output(experiment.data, "raw", "text", "test", target)
+    texts = {splitting: [hypotheses(run, target) for run in group] for splitting, group in runs.items()}
+    differences = {}
+    if seeds:
+        for other in others:
+            differences[other] = difference(
+                rows[baseline], rows[other], texts[baseline], texts[other], reference, metrics, samples
+            )
+    return {
+        "recipe": experiment.recipe,
+        "baseline": baseline,
+        "seeds": seeds,
+        "unfinished": [run.name for run in experiment.runs if not run.finished],
+        "systems": {splitting: system(group) for splitting, group in rows.items()} if seeds else {},
+        "differences": differences,
+        "runs": [r for group in rows.values() for r in group],
+    }
+
+
+def check(experiment: Experiment, results: Results) -> dict[str, Any]:
+    """Whether the runs of each seed were matched, from their logs and stamps."""
+    of_seed: dict[int, dict[str, Any]] = {seed: {} for seed in results["seeds"]}
+    logs: dict[int, dict[str, Path]] = {seed: {} for seed in results["seeds"]}
+    folders = {(run.seed, run.splitting): run.folder for run in experiment.runs}
+    for r in results["runs"]:
+        of_seed[r["seed"]][r["splitting"]] = r
+        logs[r["seed"]][r["splitting"]] = folders[r["seed"], r["splitting"]] / "train.log"
+    return matched.check_all(of_seed, logs)
+
+
+def output(folder: Path, raw: str, tokenized: str, name: str, target: str) -> Output:
+    return Output(read_lines(folder / raw / f"{name}.{target}"), read_lines(folder / tokenized / f"{name}.{target}"))
+
+
+def hypotheses(run: Run, target: str) -> Output:
+    folder = run.folder / "hyp"
+    return Output(read_lines(folder / f"test.{target}"), read_lines(folder / f"test.tok.{target}"))
+
+
+def system(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One splitting over its seeds."""
+    figures = {name: [r["scores"][name]["score"] for r in rows] for name in METRICS}
+    figures["valid_bits"] = [r["valid_bits"] for r in rows]
+    figures["train_minutes"] = [r["train_seconds"] / 60 for r in rows]
+    titles = {name: {key: rows[0]["scores"][name][key] for key in ("title", "signature")} for name in METRICS}
+    return {
+        "parameters": rows[0]["parameters"],
+        "updates": rows[0]["updates"],
+        **{
+            name: {**titles.get(name, {}), **dataclasses.asdict(summary(values)), "values": values}
+            for name, values in figures.items()
+        },
+    }
+
+
+def difference(
+    first: Sequence[Mapping[str, Any]],
+    second: Sequence[Mapping[str, Any]],
+    first_texts: Sequence[Output],
+    second_texts: Sequence[Output],
+    reference: Output,
+    metrics: str,
+    samples: int,
+) -> dict[str, Any]:
+    """second − first, per metric: over seeds (t-test), over sentences (bootstrap of the means), and seed by seed."""
+    over_sentences = scoring.compare_over_seeds(first_texts, second_texts, reference, metrics, samples)
+    per_seed = [
+        scoring.compare(a, b, reference, metrics, samples) for a, b in zip(first_texts, second_texts, strict=True)
+    ]
+    result = {}
+    for name in METRICS:
+        values = [[r["scores"][name]["score"] for r in rows] for rows in (first, second)]
+        result[name] = {
+            "title": first[0]["scores"][name]["title"],
+            "over_sentences": dataclasses.asdict(over_sentences[name]),
+            "over_seeds": dataclasses.asdict(paired_t_test(*values)) if len(first) > 1 else None,
+            "per_seed": {r["seed"]: test[name] for r, test in zip(first, per_seed, strict=True)},
+        }
+    losses = [[r["valid_bits"] for r in rows] for rows in (first, second)]
+    if len(first) > 1 and None not in (*losses[0], *losses[1]):
+        result["valid_bits"] = {"title": VALID, "over_seeds": dataclasses.asdict(paired_t_test(*losses))}
+    return result
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+VALID = "best validation loss, bits per token"
+Table = tuple[list[str], list[list[str]]]
+
+
+def systems_table(results: Results) -> Table:
+    """A line per splitting: mean ± sd over seeds."""
+    systems = results["systems"]
+    first = next(iter(systems.values()))
+    head = ["splitting", "parameters", "updates", *(first[name]["title"] for name in METRICS), VALID, "training, min"]
+    rows = [
+        [
+            name,
+            f"{s['parameters']:,}",
+            f"{s['updates']:,}",
+            *(plus_minus(s[metric]) for metric in METRICS),
+            plus_minus(s["valid_bits"], 3),
+            plus_minus(s["train_minutes"], 1),
+        ]
+        for name, s in systems.items()
+    ]
+    return head, rows
+
+
+def differences_table(results: Results) -> Table:
+    """A line per pair of splittings and metric: the difference, judged over seeds and over sentences."""
+    head = [
+        "difference",
+        "metric",
+        "mean",
+        "over seeds: 95 % interval, p (t-test)",
+        "over test sentences: 95 % interval, p (paired bootstrap)",
+        "seed by seed (p, paired bootstrap)",
+    ]
+    rows = []
+    for other, metrics in results["differences"].items():
+        for entry in metrics.values():
+            seeds, sentences = entry.get("over_seeds"), entry.get("over_sentences")
+            digits = 2 if sentences else 3
+            each = [f"{e['difference']:+.2f} ({p_value(e['p'])})" for e in entry.get("per_seed", {}).values()]
+            rows.append(
+                [
+                    f"{other} − {results['baseline']}",
+                    entry["title"],
+                    f"{(sentences or seeds)['value']:+.{digits}f}",
+                    verdict(seeds, digits) if seeds else "one seed: unknown",
+                    verdict(sentences, digits) if sentences else "",
+                    ", ".join(each),
+                ]
+            )
+    return head, rows
+
+
+def runs_table(results: Results) -> Table:
+    head = ["splitting", "seed", *METRICS, VALID, "training, min"]
+    rows = [
+        [
+            r["splitting"],
+            str(r["seed"]),
+            *(f"{r['scores'][name]['score']:.2f}" for name in METRICS),
+            "" if r["valid_bits"] is None else f"{r['valid_bits']:.3f}",
+            f"{r['train_seconds'] / 60:.1f}",
+        ]
+        for r in results["runs"]
+    ]
+    return head, rows
+
+
+def plus_minus(s: Mapping[str, Any], digits: int = 2) -> str:
+    return f"{s['mean']:.{digits}f}" + ("" if s["sd"] is None else f" ± {s['sd']:.{digits}f}")
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def verdict(d: Mapping[str, Any], digits: int) -> str:
+    return f"[{d['low']:+.{digits}f}, {d['high']:+.{digits}f}], {p_value(d['p'])}"
+
+
+def statements(results: Results) -> list[str]:
+    """What must stand beside the tables, in words."""
+    seeds = ", ".join(map(str, results["seeds"]))
+    lines = [results["notice"]] if results.get("notice") else []
+    lines += [f"Unfinished and left out: {', '.join(results['unfinished'])}."] if results["unfinished"] else []
+    checks = results["matched"]
+    lines += [f"NOT MATCHED: {text}" for text in checks["violations"]]
+    if not checks["violations"]:
+        windows = sum(checks["windows"].values())
+        lines.append(
+            f"Matched: parameters within {100 * checks['parameters']:.3f} % of {results['baseline']}; the same "
+            f"binarised data; per seed the same batches and learning rates in all {windows} windows of updates that "
+            f"fairseq logged; the same number of updates."
+        )
+    return [*lines, f"Seeds {seeds}; mean ± sample standard deviation over them."]
+
+
+def markdown(results: Results) -> str:
+    parts = [f"# {results['recipe']}: {' against '.join([*results['differences'], results['baseline']])}"]
+    parts += statements(results)
+    if results["systems"]:
+        parts += map(markdown_table, (systems_table(results), differences_table(results), runs_table(results)))
+        first = next(iter(results["systems"].values()))
+        parts += ["\n".join(f"* {first[name]['title']}: `{first[name]['signature']}`" for name in METRICS)]
+    parts.append("\n".join(f"* {name}: {value}" for name, value in results["environment"].items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    head, rows = table
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def csv_text(results: Results) -> str:
+    """A line per run: what other programs want."""
+    file = io.StringIO()
+    names = ["recipe", "splitting", "seed", "parameters", "updates", "train_seconds", "valid_bits"]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*names, *METRICS, *(f"{name}_signature" for name in METRICS)])
+    for r in results["runs"]:
+        values = {"recipe": results["recipe"], **r}
+        scores = [r["scores"][name][key] for key in ("score", "signature") for name in METRICS]
+        writer.writerow([*(values[name] for name in names), *scores])
+    return file.getvalue()

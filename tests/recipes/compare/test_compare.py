@@ -1,0 +1,202 @@
+"""The command line: what it plans, refuses, keeps and does again; and, slowly, a whole experiment that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes.compare import __main__ as cli
+from recipes.compare import schedule
+from recipes.compare.experiment import Experiment
+from recipes.compare.schedule import Job
+
+# A recipe in milliseconds: it copies a finished run, unless a file called fail-<run> is there.
+FAKE = """
+import pathlib, shutil, sys
+arguments, templates = sys.argv[1:], pathlib.Path({templates!r})
+out = pathlib.Path(arguments[arguments.index("--out") + 1])
+if (templates / f"fail-{{out.name}}").exists():
+    sys.exit("no memory left")
+shutil.copytree(templates / ("data" if "prepare" in arguments else "run"), out, dirs_exist_ok=True)
+with (templates / "calls").open("a") as calls:
+    print(out.name, file=calls)
+"""
+
+
+@pytest.fixture
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders as the real recipe makes them, and the fake recipe in its place."""
+    folder = tmp_path / "templates"
+    lines = [f"line {number} is about a green house ." for number in range(30)]
+    contents = {
+        "data/stamps/prepare-text.json": json.dumps({"notice": "a subset, not comparable with anything"}),
+        "data/raw/test.en": "\n".join(lines) + "\n",
+        "data/text/test.en": "\n".join(lines) + "\n",
+        "run/hyp/test.en": "\n".join(lines).replace("green", "red") + "\n",
+        "run/hyp/test.tok.en": "\n".join(lines).replace("green", "red") + "\n",
+        "run/train.log": '1 | INFO | train_inner | {"num_updates": "5", "wpb": "9", "bsz": "3", "lr": "1"}\n'
+        '2 | INFO | valid | {"valid_num_updates": "5", "valid_nll_loss": "3.5"}\n',
+        "run/stamps/train.json": json.dumps({"parameters": 10, "updates": 5, "train_seconds": 6}),
+        "run/stamps/prepare-binary.json": json.dumps({"files": {}}),
+        "run/stamps/score.json": "{}",
+        "run/scores.json": json.dumps(
+            {name: {"title": name, "score": 50.0, "signature": "v:1"} for name in ("paper", "sacreBLEU", "chrF2")}
+        ),
+    }
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    (folder / "fake.py").write_text(FAKE.format(templates=str(folder)))
+    command = [sys.executable, str(folder / "fake.py")]
+    monkeypatch.setattr(Experiment, "_command", lambda _, *arguments: [*command, *map(str, arguments)])
+    monkeypatch.setattr("recipes.compare.matched.count_parameters", lambda *_: 10)
+    monkeypatch.setattr(schedule, "POLL_SECONDS", 0.02)
+    return folder
+
+
+def compare(folder: Path, *more: str) -> int:
+    seeds = () if "--seeds" in more else ("--seeds", "1", "2")
+    # the handler that main() installs must not outlive the test
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return cli.main(["--recipe=multi30k_de_en", "--out", str(folder), "--jobs=2", *seeds, *more])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def calls(templates: Path) -> list[str]:
+    path = templates / "calls"
+    names = sorted(path.read_text().split()) if path.exists() else []
+    path.unlink(missing_ok=True)
+    return names
+
+
+def test_one_failure_loses_nothing_else(templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    (templates / "fail-strang-seed2").touch()
+    assert compare(out) == 1
+    assert calls(templates) == ["data", "lie-seed1", "lie-seed2", "strang-seed1"]
+    printed = capsys.readouterr()
+    assert "no memory left" in printed.out and "Unfinished and left out: strang-seed2." in printed.out
+    assert "1 runs failed (strang-seed2); the others are kept" in printed.err
+    assert json.loads((out / "results.json").read_text())["seeds"] == [1]
+
+    (templates / "fail-strang-seed2").unlink()
+    assert compare(out) == 0
+    assert calls(templates) == ["data", "strang-seed2"]
+    printed = capsys.readouterr()
+    assert printed.out.count("done before") == 3 and "a subset, not comparable with anything" in printed.out
+    results = json.loads((out / "results.json").read_text())
+    assert results["seeds"] == [1, 2] and results["systems"]["lie"]["paper"]["mean"] == 50
+    assert results["environment"]["runs at a time"] == 2 and results["notice"].startswith("a subset")
+
+    assert compare(out, "--seeds", "1", "2", "3") == 0
+    assert calls(templates) == ["data", "lie-seed3", "strang-seed3"]
+
+
+def test_other_options_are_not_mixed_in(templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(tmp_path / "out", "--", "--max-update", "5") == 0
+    assert compare(tmp_path / "out", "--", "--max-update", "6") == 1
+    assert "made with other settings" in capsys.readouterr().err
+    assert compare(tmp_path / "out", "--restart", "--", "--max-update", "6") == 0
+    assert (tmp_path / "out.old1" / "results.json").exists()
+
+
+def test_data_that_cannot_be_prepared(templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (templates / "fail-data").touch()
+    assert compare(tmp_path / "out") == 1
+    assert "the data could not be prepared" in capsys.readouterr().err and calls(templates) == []
+
+
+def test_runs_that_are_not_matched(templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 1, and the report says it."""
+    start = schedule.start
+
+    def meddle(job: Job, *others: object) -> subprocess.Popen[bytes]:
+        if job.name == "strang-seed1":
+            shutil.copytree(templates / "run", job.train_log.parent)
+            stamp = templates / "run" / "stamps" / "train.json"
+            stamp.write_text(stamp.read_text().replace('"updates": 5', '"updates": 4'))
+        return start(job, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(schedule, "start", meddle)
+    assert compare(tmp_path / "out", "--seeds", "1", "--jobs=1") == 1
+    assert "NOT MATCHED: seed 1: strang and lie differ in updates: 4 and 5" in (tmp_path / "out/results.md").read_text()
+
+
+def test_unequal_sizes_stop_before_training(
+    templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = iter((1000, 1002))
+    monkeypatch.setattr("recipes.compare.matched.count_parameters", lambda *_: next(counts))
+    assert compare(tmp_path / "out") == 1
+    assert "strang has 1,002 parameters and lie 1,000, 0.20 % apart" in capsys.readouterr().err
+    assert calls(templates) == ["data"]
+
+
+# --- the real recipe ----------------------------------------------------------------------------------------------
+
+
+def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan are commands that can be typed, and nothing is done."""
+    out = tmp_path / "out"
+    assert compare(out, "--dry-run", "--", "--max-update", "7") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("4 runs, 2 at a time") and len(lines) == 6
+    assert lines[1] == f"python -m recipes.multi30k_de_en prepare --out {out}/data --max-update 7"
+    assert lines[3] == (
+        f"python -m recipes.multi30k_de_en score --out {out}/runs/strang-seed1 --prepared {out}/data "
+        f"--splitting strang --seed 1 --max-update 7"
+    )
+    assert not out.exists()
+
+
+def test_options_that_the_recipe_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is prepared or trained."""
+    assert compare(tmp_path / "out", "--", "--dropout", "1.5") == 1
+    assert "--dropout 1.5: must be at least 0 and below 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compare(tmp_path / "out", "--", "--max-updates-typo", "7")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(tmp_path: Path, project_root: Path, shared: Path) -> None:
+    """Multi30k, four updates: the whole experiment is killed in a training, goes on, and is matched all the same."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "recipes.compare", "--recipe=multi30k_de_en", "--seeds=1", "--jobs=1",
+               f"--out={out}", f"--data-dir={shared / 'data' / 'multi30k'}", "--", "--max-update=4", "--average=1",
+               "--beam=1", "--units=8000", "--set=common.log_interval=1",
+               "--set=checkpoint.save_interval_updates=2"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    with (tmp_path / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=project_root, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            deadline = time.time() + 900
+            while not (out / "runs" / "strang-seed1" / "checkpoints" / "checkpoint_last.pt").exists():
+                assert process.poll() is None and time.time() < deadline, (tmp_path / "killed.log").read_text()
+                time.sleep(0.05)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    done = subprocess.run(
+        command, cwd=project_root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, done.stdout
+    assert "run       lie-seed1 done before" in done.stdout
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert results["matched"]["violations"] == [] and results["matched"]["windows"]["1"] >= 3
+    assert results["matched"]["parameters"] < 1e-3
+    assert re.search(r"parameters: lie [\d,]+, strang [\d,]+", done.stdout)
+    assert all(row["updates"] == 4 for row in results["runs"])
