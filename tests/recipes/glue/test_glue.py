@@ -141,7 +141,7 @@ def test_killed_and_resumed_is_as_if_never_killed(
         np.testing.assert_allclose(killed[name], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_parallel_jobs_give_the_same_and_compare(
+def test_parallel_jobs_give_the_same(
     plain: Path, stock_bert: Path, tiny_glue: Path, tmp_path: Path, project_root: Path
 ) -> None:
     out = tmp_path / "jobs"
@@ -191,6 +191,25 @@ def test_partial_data_and_submission(
     assert main(arguments(stock_bert, data, tmp_path / "none", "--task", "qnli")) == 1
     assert "nothing to fine-tune: QNLI: no train" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_macaron_bert(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from macaron.bert import MacaronBertConfig, MacaronBertForMaskedLM
+
+    model = tmp_path / "macaron"
+    tokenizer = AutoTokenizer.from_pretrained(stock_bert)
+    config = MacaronBertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    MacaronBertForMaskedLM(config).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    for out, more in (("one", []), ("micro", ["--accumulate=2"])):
+        assert main(arguments(model, tiny_glue, tmp_path / out, "--task", "mrpc", *more)) == 0
+    (one,), (micro,) = predictions(tmp_path / "one").values(), predictions(tmp_path / "micro").values()
+    np.testing.assert_allclose(micro["mrpc.dev.logits"], one["mrpc.dev.logits"], rtol=1e-4, atol=2e-5)
 
 
 def test_models_that_do_not_load(tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
