@@ -7,7 +7,7 @@ SIZES = {
     "tiny": Recipe(
         name="multi30k_de_en",
         config="tiny",
-        text=TextSettings(source="de", target="en", units=4_000),
+        text=TextSettings(source="de", target="en", units=8_000),
         metrics="multi30k",
         average=3,
     )
