@@ -228,6 +228,8 @@ def share(other: Path, space: Workspace, recipe: Recipe) -> None:
     Raises:
         RecipeError: nothing is prepared there, with other text settings, or the files have changed since.
     """
+    if other == space.folder:
+        raise RecipeError(f"--prepared {other}: is the folder of this run itself; leave the option out")
     stamps = sorted((other / "stamps").glob(PREPARED))
     if not (other / "stamps" / "prepare.json").is_file() or not stamps:
         raise RecipeError(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from recipes.common.errors import RecipeError
 
@@ -79,13 +78,12 @@ class Recipe:
         """The yaml with the changes: what fairseq-hydra-train gets."""
         config = OmegaConf.load(self.config_folder / f"{self.config}.yaml")
         for key, value in self.changes:
-            try:
-                OmegaConf.update(config, key, value)
-            except (OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+            if key.count(".") != 1:
                 raise RecipeError(
-                    f"--set {key}={value}: does not fit {self.config}.yaml ({error}); give a key of "
-                    f"fairseq's configuration with its group, such as model.dropout"
-                ) from error
+                    f"--set {key}={value}: {key} is no entry of fairseq's configuration; give a group and a name, such "
+                    f"as model.dropout"
+                )
+            OmegaConf.update(config, key, value)
         tree: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
         return tree
 

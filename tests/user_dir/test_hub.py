@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from macaron.user_dir import hub as hub_module
 
 from macaron import MacaronModel
 
@@ -74,3 +75,25 @@ print(type(model.models[0]).__name__, model.translate({sentences[0]!r}, beam=3, 
     )
     printed = fairseq_cli("python", script, cwd=tmp_path).stdout.splitlines()[-1]
     assert printed == f"MacaronTiny|{hub.translate(sentences[0], beam=3, max_len_b=12)}"
+
+
+def test_only_a_folder_with_a_description_is_a_released_model(trained, dictionary_folder, tmp_path):
+    assert not hub_module.is_release(trained.folder, ".")
+    (tmp_path / hub_module.DESCRIPTION).write_text("{}", encoding="utf-8")
+    assert hub_module.is_release(tmp_path, ".")
+    assert not hub_module.is_release(tmp_path, str(dictionary_folder)), "asked for with other dictionaries"
+    with pytest.raises(ValueError, match=r"text\.json: does not describe a released model \(KeyError: 'source'\)"):
+        MacaronModel.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(("lower", "words"), [(True, 'don \'t " a-b "'), (False, 'Don \'t " A-b "')])
+def test_words_of_raw_text(lower, words):
+    moses = hub_module.Words(
+        {"tokenizer": "moses", "aggressive_hyphens": False, "lowercase": lower, "source": "en", "target": "en"}
+    )
+    escaped = words.replace("'", "&apos;").replace('"', "&quot;")
+    assert moses.encode('Don’t "A-b"') == escaped
+    assert moses.decode("&quot; i don &apos;t &quot;") == '"i don\'t"'
+    plain = hub_module.Words({"tokenizer": "none", "lowercase": lower})
+    assert plain.encode("  Don't   go ") == ("don't go" if lower else "Don't go")
+    assert plain.decode("as it is") == "as it is"

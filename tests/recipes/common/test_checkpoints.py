@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.common.checkpoints import load, mend_last, newest_first
+from recipes.common.checkpoints import average, load, mend_last, newest_first
 from recipes.common.errors import RecipeError
 
 
 def save(path: Path, value: float) -> None:
-    torch.save({"model": {"weight": torch.full((1000,), value)}}, path)
+    torch.save({"model": {"weight": torch.full((1000,), float(value))}}, path)
 
 
 def truncate(path: Path) -> None:
@@ -38,6 +38,26 @@ def test_a_good_last_checkpoint_is_left_alone(folder: Path) -> None:
 def test_epochs_are_ordered_as_numbers(folder: Path) -> None:
     names = [path.name for path in newest_first(folder)]
     assert names == ["checkpoint10.pt", "checkpoint9.pt", "checkpoint_best.pt"]
+
+
+def test_checkpoints_of_updates_are_ordered_among_those_of_epochs(folder: Path) -> None:
+    for name in ("_9_95", "_10_100", "_10_99", "_11_110"):
+        save(folder / f"checkpoint{name}.pt", 0)
+    names = [path.name.removeprefix("checkpoint").removesuffix(".pt") for path in newest_first(folder)]
+    assert names == ["_11_110", "10", "_10_100", "_10_99", "9", "_9_95", "_best"]
+
+
+@pytest.mark.parametrize(
+    ("count", "kind", "expected"),
+    [(2, "epoch", 9.5), (9, "epoch", 9.5), (2, "update", 4.0), (1, "epoch", 11.0), (1, "update", 11.0)],
+)
+def test_average_of_the_newest(folder: Path, count: int, kind: str, expected: float) -> None:
+    for name, number in (("_9_95", 3), ("_10_99", 5)):
+        save(folder / f"checkpoint{name}.pt", number)
+    with (folder / ".lock").open("w") as lock:
+        command, inputs = average(folder, count, folder / "average.pt", folder / "log", lock, kind=kind)
+    assert load(folder / "average.pt")["model"]["weight"][0].item() == expected
+    assert [str(path) for path in inputs] == command[-len(inputs) :]
 
 
 def test_a_truncated_last_checkpoint_gives_way_to_the_newest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
