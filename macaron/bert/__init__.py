@@ -13,11 +13,13 @@ from macaron.bert.modeling_macaron_bert import (
     MacaronBertModel,
     MacaronBertPreTrainedModel,
 )
+from macaron.bert.tokenization_bpe import MacaronBertBpeTokenizer
 
 register()
 
 __all__ = [
     "AUTO_CLASSES",
+    "MacaronBertBpeTokenizer",
     "MacaronBertConfig",
     "MacaronBertForMaskedLM",
     "MacaronBertForMultipleChoice",

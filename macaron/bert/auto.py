@@ -23,6 +23,7 @@ from macaron.bert.modeling_macaron_bert import (
     MacaronBertForTokenClassification,
     MacaronBertModel,
 )
+from macaron.bert.tokenization_bpe import MacaronBertBpeTokenizer
 
 AUTO_CLASSES = {
     AutoModel: MacaronBertModel,
@@ -38,6 +39,12 @@ AUTO_CLASSES = {
 def register() -> None:
     """Make the Auto classes know Macaron BERT; again changes nothing."""
     AutoConfig.register(MacaronBertConfig.model_type, MacaronBertConfig, exist_ok=True)
-    AutoTokenizer.register(MacaronBertConfig, tokenizer_class=BertTokenizer, exist_ok=True)
+    # the second is for folders whose tokenizer names it, such as originals converted with their BPE codes
+    AutoTokenizer.register(
+        MacaronBertConfig,
+        tokenizer_class=BertTokenizer,
+        fast_tokenizer_class=MacaronBertBpeTokenizer,
+        exist_ok=True,
+    )
     for auto, model in AUTO_CLASSES.items():
         auto.register(MacaronBertConfig, model, exist_ok=True)

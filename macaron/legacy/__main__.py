@@ -41,6 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     bert.add_argument(
         "--dict", type=Path, required=True, metavar="FILE", help="dict.txt of the data that it was trained on"
     )
+    bert.add_argument(
+        "--bpe-codes",
+        type=Path,
+        metavar="FILE",
+        help="subword-nmt's codes that the data was split by, for a tokenizer that splits words itself; without it, "
+        "text has to come split (subword-nmt apply-bpe)",
+    )
     bert.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     bert.add_argument("--force", action="store_true", help="write into --out though there is something in it")
     bert.set_defaults(run=_bert)
@@ -50,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 def _bert(args: argparse.Namespace) -> None:
     from macaron.legacy.bert import convert_file
 
-    model = convert_file(args.checkpoint, args.dict, args.out, force=args.force)
+    model = convert_file(args.checkpoint, args.dict, args.out, codes=args.bpe_codes, force=args.force)
     kind = type(model).__name__
     print(f"converted {args.checkpoint} ({kind}, {model.num_parameters():,} parameters) into folder {args.out}")
 

@@ -35,13 +35,16 @@ from torch import Tensor
 
 from macaron.bert import MacaronBertConfig, MacaronBertForPreTraining, MacaronBertForSequenceClassification
 from macaron.bert.modeling_macaron_bert import MacaronBertPreTrainedModel
+from macaron.bert.tokenization_bpe import CODES_FILE
 from macaron.legacy import checkpoint
 from macaron.legacy.adam import BUFFERS, read_adam
 from macaron.legacy.bert_tokenizer import SPECIAL_SYMBOLS, build_tokenizer, read_dictionary
 from macaron.legacy.checkpoint import CheckpointError
 from macaron.legacy.names import is_foreign, to_particle_names
 
-_PAD = 1
+_PAD = SPECIAL_SYMBOLS.index("<pad>")
+_ROLES = {"pad": "<pad>", "sep": "</s>", "mask": "<mask>", "cls": "<cls>"}
+_OPTIMIZER = "optimizer.pt"
 _FIRST_POSITION = _PAD + 1  # rows before it are of padding
 
 # What the original's plain architectures, and those with a size in their name, take for an option that is not stored.
@@ -216,7 +219,7 @@ def _read_config(state: Mapping[str, Any]) -> MacaronBertConfig:
         mlm_bias=False,
         use_pooler=False,
         tie_word_embeddings=_is_tied(tensors),
-        pad_token_id=_PAD,
+        **{f"{name}_token_id": SPECIAL_SYMBOLS.index(symbol) for name, symbol in _ROLES.items()},
         **({} if pretrained else _head_options(tensors, stored)),
     )
     try:
@@ -302,7 +305,12 @@ def _convert_adam(state: Mapping[str, Any], model: MacaronBertPreTrainedModel) -
 
 
 def convert_file(
-    path: str | Path, dictionary: str | Path, folder: str | Path, *, force: bool = False
+    path: str | Path,
+    dictionary: str | Path,
+    folder: str | Path,
+    *,
+    codes: str | Path | None = None,
+    force: bool = False,
 ) -> MacaronBertPreTrainedModel:
     """Convert a checkpoint file and its dictionary into a folder that the Auto classes load.
 
@@ -313,10 +321,11 @@ def convert_file(
         path: the original's checkpoint.
         dictionary: its `dict.txt`.
         folder: to be made; it is complete or not there.
+        codes: subword-nmt's BPE codes, so that the tokenizer splits words itself; without them it takes split text.
         force: write into `folder` though there is something in it.
 
     Raises:
-        FileNotFoundError: no such checkpoint or dictionary.
+        FileNotFoundError: no such checkpoint, dictionary or codes.
         FileExistsError: something is in `folder`.
         CheckpointError: a file that is damaged, of another kind, or does not fit the other.
     """
@@ -326,6 +335,8 @@ def convert_file(
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise FileExistsError(f"folder {folder} is not empty; name another one, or add --force to write into it")
     symbols = read_dictionary(dictionary)
+    if codes is not None and not Path(codes).is_file():
+        raise FileNotFoundError(f"BPE codes {codes} do not exist; check the path")
     try:
         model, optimizer = convert(checkpoint.load(path))
     except CheckpointError as error:
@@ -337,13 +348,26 @@ def convert_file(
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        model.save_pretrained(scratch)
+        complete = Path(scratch, "complete")
+        model.save_pretrained(complete)
         config = model.config
-        tokenizer = build_tokenizer(symbols, config.max_position_embeddings, segments=config.type_vocab_size > 0)
-        tokenizer.save_pretrained(scratch)
+        segments = config.type_vocab_size > 0
+        build_tokenizer(symbols, config.max_position_embeddings, segments=segments, codes=codes).save_pretrained(
+            complete
+        )
         if optimizer is not None:
-            torch.save(optimizer, Path(scratch) / "optimizer.pt")
-        folder.mkdir(exist_ok=True)
-        for file in Path(scratch).iterdir():
-            os.replace(file, folder / file.name)
+            torch.save(optimizer, complete / _OPTIMIZER)
+        _put(complete, folder)
     return model
+
+
+def _put(complete: Path, folder: Path) -> None:
+    """Move what is in `complete` to `folder`, in one go unless there is something in it already."""
+    if not folder.exists() or not any(folder.iterdir()):
+        os.replace(complete, folder)
+        return
+    names = {file.name for file in complete.iterdir()}
+    for optional in {_OPTIMIZER, CODES_FILE} - names:  # of an earlier conversion; it does not go with this one
+        (folder / optional).unlink(missing_ok=True)
+    for name in names:
+        os.replace(complete / name, folder / name)

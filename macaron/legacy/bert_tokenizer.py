@@ -1,16 +1,18 @@
 """The original's BERT dictionary as a fast tokenizer.
 
 Text stands as the original reads it: cleaned, tokenised, lowercased and split by BPE, with `@@` at the end of every
-part but a word's last. A symbol keeps its id:
+part but a word's last; with the BPE codes at hand, the tokenizer does the splitting. A symbol keeps its id:
 
     0 <Lua heritage>   1 <pad>   2 </s>   3 <unk>   4 <mask>   5 <cls>   6 … the lines of dict.txt
 """
 
+from functools import partial
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from macaron.bert import MacaronBertBpeTokenizer
 from macaron.legacy.checkpoint import CheckpointError
 
 SPECIAL_SYMBOLS = ("<Lua heritage>", "<pad>", "</s>", "<unk>", "<mask>", "<cls>")
@@ -54,7 +56,9 @@ def read_dictionary(path: str | Path) -> list[str]:
     return list(symbols)
 
 
-def build_tokenizer(symbols: list[str], max_length: int, *, segments: bool = True) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    symbols: list[str], max_length: int, *, segments: bool = True, codes: str | Path | None = None
+) -> PreTrainedTokenizerFast:
     """A tokenizer with these symbols: `<cls> A </s>` and `<cls> A </s> B </s>`, padded on the right.
 
     Token types are Hugging Face's, 0 up to the first `</s>` and 1 for B; the original says 1 and 0. Decoding joins
@@ -64,6 +68,7 @@ def build_tokenizer(symbols: list[str], max_length: int, *, segments: bool = Tru
         symbols: by id, as from `read_dictionary`.
         max_length: the most tokens that the model takes, `<cls>` and `</s>` included.
         segments: whether the model distinguishes them; otherwise no token types are given.
+        codes: the file of BPE codes, for text whose words are whole.
     """
     ids = {symbol: i for i, symbol in enumerate(symbols)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=_UNK))
@@ -84,7 +89,8 @@ def build_tokenizer(symbols: list[str], max_length: int, *, segments: bool = Tru
     )
     special = (_PAD, _EOS, _UNK, _MASK, _CLS)
     tokenizer.add_special_tokens([AddedToken(symbol, special=True, normalized=False) for symbol in special])
-    return PreTrainedTokenizerFast(
+    kind = PreTrainedTokenizerFast if codes is None else partial(MacaronBertBpeTokenizer, codes_file=str(codes))
+    return kind(
         tokenizer_object=tokenizer,
         pad_token=_PAD,
         sep_token=_EOS,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -511,6 +514,7 @@ def test_options_reach_the_configuration(tmp_path: Path) -> None:
     assert config.hidden_dropout_prob == 0.3 and config.attention_probs_dropout_prob == 0.2
     assert config.activation_dropout == 0.05 and config.classifier_dropout == 0
     assert config.max_position_embeddings == 77 and config.pad_token_id == PAD
+    assert (config.cls_token_id, config.sep_token_id, config.mask_token_id) == (5, 2, 4)
 
 
 def test_options_that_are_not_stored_are_those_of_the_architecture() -> None:
@@ -602,6 +606,56 @@ def test_a_model_without_segments_is_given_none() -> None:
     assert tokenizer("a", "b")["input_ids"] == [5, 6, 2, 7, 2]
 
 
+@pytest.fixture(scope="module")
+def bpe(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The codes, dictionary and text of IWSLT 2014, and a tokenizer made of them, saved and loaded again."""
+
+    def read(name: str) -> str:
+        return lzma.open(shared / "data" / "iwslt14" / f"{name}.xz", "rt", encoding="utf-8").read()
+
+    folder = tmp_path_factory.mktemp("bpe")
+    (folder / "codes").write_text(read("bpe10k.code"), encoding="utf-8")
+    (folder / "dict.txt").write_text(read("dict.joined.txt"), encoding="utf-8")
+    symbols = read_dictionary(folder / "dict.txt")
+    build_tokenizer(symbols, 512, codes=folder / "codes").save_pretrained(folder / "first")
+    (folder / "codes").unlink()  # the folder is all that it needs
+    AutoTokenizer.from_pretrained(folder / "first").save_pretrained(folder / "saved")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "saved")
+    lines = [line for name in ("valid.de", "valid.en") for line in read(name).split("\n")[3300:3500]]
+    return SimpleNamespace(folder=folder, symbols=symbols, tokenizer=tokenizer, lines=lines, codes=read("bpe10k.code"))
+
+
+def test_with_codes_words_are_split_as_subword_nmt_does(bpe: SimpleNamespace) -> None:
+    ids = {symbol: i for i, symbol in enumerate(bpe.symbols)}
+    command = [sys.executable, "-m", "subword_nmt.apply_bpe", "-c", str(bpe.folder / "saved" / "bpe.codes")]
+    text = "\n".join(bpe.lines)
+    split = subprocess.run(command, input=text, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    expected = [[5, *(ids.get(part, 3) for part in line.split()), 2] for line in split.split("\n")]
+    assert bpe.tokenizer(bpe.lines)["input_ids"] == expected
+    assert sum(map(len, expected)) > 8000 and bpe.tokenizer.vocab_size == len(bpe.symbols)
+    decoded = [bpe.tokenizer.decode(e, skip_special_tokens=True) for e in expected if 3 not in e]
+    assert decoded == [line for line, e in zip(bpe.lines, expected, strict=True) if 3 not in e]
+
+
+def test_with_codes_pairs_words_and_special_tokens(bpe: SimpleNamespace) -> None:
+    tokenizer = bpe.tokenizer
+    pair = tokenizer("wunderbarerweise", "a\tb", return_tensors="pt")
+    split = tokenizer.bpe.segment("wunderbarerweise").split()
+    assert len(split) > 1
+    assert tokenizer.convert_ids_to_tokens(pair["input_ids"][0]) == ["<cls>", *split, "</s>", "a", "b", "</s>"]
+    assert pair["token_type_ids"].tolist() == [[0] * (len(split) + 2) + [1, 1, 1]]
+    words = tokenizer(["das", "wunderbarerweise"], is_split_into_words=True)
+    assert words.word_ids() == [None, 0, *[1] * len(split), None]
+    assert tokenizer.tokenize("das<mask>.") == ["das", "<mask>", "."]
+    assert tokenizer.tokenize("") == []
+
+
+def test_codes_of_another_kind_are_refused(bpe: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "codes").write_text("#version: 0.2\nt h 120\n")
+    with pytest.raises(ValueError, match=r"codes, line 2: 't h 120' is not a merge of two parts; give the codes that"):
+        build_tokenizer(bpe.symbols, 512, codes=tmp_path / "codes")
+
+
 # -- errors
 
 
@@ -662,6 +716,10 @@ def test_a_folder_with_something_in_it_is_kept(files: SimpleNamespace, capsys: A
     assert [path.name for path in files.out.iterdir()] == ["precious"]
     assert main([*command, "--force"]) == 0
     assert (files.out / "precious").read_text() == "mine" and (files.out / "model.safetensors").exists()
+    for other in ("optimizer.pt", "bpe.codes"):  # of a conversion before: not to be taken for this one's
+        (files.out / other).touch()
+    convert_file(files.checkpoint, files.dictionary, files.out, force=True)
+    assert not {"optimizer.pt", "bpe.codes"} & {path.name for path in files.out.iterdir()}
     with pytest.raises(FileExistsError, match="precious is a file; name a folder"):
         convert_file(files.checkpoint, files.dictionary, files.out / "precious")
     assert [path.name for path in files.tmp.iterdir()] == ["out"]
@@ -680,6 +738,8 @@ def test_damaged_and_malicious_files_are_refused(files: SimpleNamespace) -> None
     torch.save({**random_checkpoint(), "extra_state": Malicious()}, bad)
     with pytest.raises(CheckpointError, match=r"bad\.pt: refused, because it refers to .*exec"):
         convert_file(bad, files.dictionary, files.out)
+    with pytest.raises(FileNotFoundError, match=r"BPE codes .*gone do not exist"):
+        convert_file(files.checkpoint, files.dictionary, files.out, codes=files.tmp / "gone")
     with pytest.raises(FileNotFoundError, match=r"gone\.pt does not exist"):
         convert_file(files.tmp / "gone.pt", files.dictionary, files.out)
 
