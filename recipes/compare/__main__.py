@@ -155,7 +155,7 @@ def publish(experiment: Experiment, recipe: Recipe, difference: float, facts: di
 
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)  # hydra lets everything through to the terminal
     data = read_json(experiment.data / "stamps" / "prepare-text.json")
-    found = results.collect(experiment, recipe.text.target, recipe.metrics)
+    found = results.collect(experiment, recipe)
     found |= {
         "notice": data["notice"],
         "matched": {"parameters": difference, **results.check(experiment, found)},

@@ -15,6 +15,7 @@ from recipes.common.workspace import read_json, read_lines
 from recipes.compare import matched
 from recipes.compare.experiment import Experiment, Run
 from recipes.translation import scoring
+from recipes.translation.recipe import Recipe
 from recipes.translation.scoring import Output
 
 METRICS = ("paper", "sacreBLEU", "chrF2")
@@ -37,13 +38,8 @@ def row(run: Run) -> dict[str, Any]:
     }
 
 
-def collect(experiment: Experiment, target: str, metrics: str, samples: int = scoring.SAMPLES) -> Results:
-    """Everything about the seeds that all splittings have finished.
-
-    Args:
-        target: the language of the translations, which is how files are called.
-        metrics: whose papers to compare with (scoring.METRIC_SETS).
-    """
+def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPLES) -> Results:
+    """Everything about the seeds that all splittings have finished."""
     finished = {run.seed: {} for run in experiment.runs}  # type: dict[int, dict[str, Run]]
     for run in experiment.runs:
         if run.finished:
@@ -52,13 +48,16 @@ def collect(experiment: Experiment, target: str, metrics: str, samples: int = sc
     runs = {splitting: [finished[seed][splitting] for seed in seeds] for splitting in experiment.splittings}
     rows = {splitting: [row(run) for run in group] for splitting, group in runs.items()}
     baseline, *others = experiment.splittings
-    reference = output(experiment.data, "raw", "text", "test", target)
-    texts = {splitting: [hypotheses(run, target) for run in group] for splitting, group in runs.items()}
+    reference = output(recipe, experiment.data / "raw" / "test", experiment.data / "text" / "test")
+    texts = {
+        splitting: [output(recipe, run.folder / "hyp" / "test", run.folder / "hyp" / "test.tok") for run in group]
+        for splitting, group in runs.items()
+    }
     differences = {}
     if seeds:
         for other in others:
             differences[other] = difference(
-                rows[baseline], rows[other], texts[baseline], texts[other], reference, metrics, samples
+                rows[baseline], rows[other], texts[baseline], texts[other], reference, recipe.metrics, samples
             )
     return {
         "recipe": experiment.recipe,
@@ -82,13 +81,10 @@ def check(experiment: Experiment, results: Results) -> dict[str, Any]:
     return matched.check_all(of_seed, logs)
 
 
-def output(folder: Path, raw: str, tokenized: str, name: str, target: str) -> Output:
-    return Output(read_lines(folder / raw / f"{name}.{target}"), read_lines(folder / tokenized / f"{name}.{target}"))
-
-
-def hypotheses(run: Run, target: str) -> Output:
-    folder = run.folder / "hyp"
-    return Output(read_lines(folder / f"test.{target}"), read_lines(folder / f"test.tok.{target}"))
+def output(recipe: Recipe, raw: Path, tokenized: Path) -> Output:
+    """`raw`.en and, where the recipe works on Moses' tokens, `tokenized`.en."""
+    paths = [path.with_name(f"{path.name}.{recipe.text.target}") for path in (raw, tokenized)]
+    return Output(read_lines(paths[0]), read_lines(paths[1]) if recipe.text.tokenizer == "moses" else None)
 
 
 def system(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

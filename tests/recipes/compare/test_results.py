@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import random
@@ -16,6 +17,7 @@ from recipes.common.errors import RecipeError
 from recipes.compare import report, results
 from recipes.compare.experiment import Experiment
 from recipes.translation import scoring
+from recipes.translation.recipe import load
 
 SEEDS = (1, 2, 3)
 WORDS = ["the", "a", "cat", "dog", "sees", "runs", "to", "house", "and", "tree", "in", "green", "big", "old"]
@@ -75,7 +77,7 @@ def experiment(folder: Path, seeds: tuple[int, ...] = SEEDS, **others: Any) -> E
 
 def collect(folder: Path, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
     of = experiment(folder, seeds)
-    found = results.collect(of, "en", "multi30k", samples=100)
+    found = results.collect(of, load("multi30k_de_en"), samples=100)
     matched = {"parameters": 0.0005, **results.check(of, found)}
     return found | {"notice": NOTICE, "matched": matched, "environment": {"cores": 2}, "commands": {"a": "b <c>"}}
 
@@ -124,6 +126,15 @@ def test_markdown(found: dict[str, Any]) -> None:
     widths = {line.count("|") for line in text.split("\n\n")[4].splitlines()}
     assert len(widths) == 1
     assert "nrefs:1|bs:40" in text
+
+
+def test_recipes_without_moses_are_scored_on_words(folder: Path) -> None:
+    """With sentencepiece the `tokenized` files hold raw text; BLEU is of Moses' tokens all the same."""
+    moses = load("multi30k_de_en")
+    plain = moses.changed(text=dataclasses.replace(moses.text, tokenizer="none", subword="sentencepiece"))
+    raw, tokenized = (folder / "data" / kind / "test" for kind in ("raw", "text"))
+    assert results.output(plain, raw, tokenized).tokenized is None
+    assert results.output(moses, raw, tokenized).tokenized == results.output(plain, raw, raw).completed("en")[1]
 
 
 def test_csv(found: dict[str, Any]) -> None:
