@@ -1,8 +1,9 @@
-"""The `macaron` command: `user-dir`, `average` and `convert`.
+"""The `macaron` command: `user-dir`, `average`, `convert` and `export-hub`.
 
     fairseq-train data-bin --user-dir "$(macaron user-dir)" --arch macaron_base …
     macaron average --last 10 --dir checkpoints --output checkpoints/average.pt
     macaron convert original.pt --output converted.pt
+    macaron export-hub model --output for-the-hub
 
 Checkpoints are read by `macaron.legacy.checkpoint.load`, that is with torch's safe loader.
 """
@@ -78,6 +79,18 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("input", type=Path, metavar="FILE", help="the original checkpoint")
     _add_output(convert)
     convert.set_defaults(run=_convert)
+
+    export = commands.add_parser(
+        "export-hub",
+        help="make a Macaron BERT loadable where this package is not installed",
+        description="Write a folder with model, tokenizer and code that AutoModel….from_pretrained(FOLDER, "
+        "trust_remote_code=True) loads with nothing but transformers installed; upload it with `hf upload`.",
+    )
+    export.add_argument("model", metavar="MODEL", help="folder, or name on the hub, of a Macaron BERT")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    export.add_argument("--tokenizer", metavar="DIR", help="where its tokenizer is (default: beside the model)")
+    export.add_argument("--force", action="store_true", help="replace --output if it exists")
+    export.set_defaults(run=_export_hub)
     return parser
 
 
@@ -118,6 +131,19 @@ def _convert(args: argparse.Namespace) -> None:
     # Tied parameters count once, and what fairseq keeps beside the parameters does not count.
     sizes = {t.data_ptr(): t.numel() for name, t in state["model"].items() if not name.endswith(_NO_PARAMETERS)}
     print(f"converted {args.input} (arch {_arch(state)}, {sum(sizes.values()):,} parameters) into {args.output}")
+
+
+def _export_hub(args: argparse.Namespace) -> None:
+    if args.output.exists() and not args.force:  # before transformers is imported, which takes seconds
+        raise FileExistsError(f"--output {args.output} exists; add --force to replace it, or choose another name")
+    try:
+        from macaron.bert import export_for_hub
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"no module named {error.name!r}; install what the BERT side needs: pip install 'macaron-net[bert]'"
+        ) from error
+    folder = export_for_hub(args.model, args.output, args.tokenizer, force=args.force)
+    print(f"exported {args.model} into {folder}; load it with from_pretrained({str(folder)!r}, trust_remote_code=True)")
 
 
 def last_checkpoints(folder: Path, n: int, *, kind: str = "epoch", up_to: int | None = None) -> list[Path]:

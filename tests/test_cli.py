@@ -290,3 +290,26 @@ def test_convert_of_the_original(golden, tmp_path, capsys):
     assert f"{count:,} parameters" in line
     message = fails(["convert", source / "checkpoint.pt", "--output", output], capsys)
     assert "exists; add --force to overwrite it" in message
+
+
+# -- export-hub
+
+
+def test_export_hub(tmp_path, capsys):
+    from macaron.bert import MacaronBertConfig, MacaronBertModel
+
+    config = MacaronBertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    MacaronBertModel(config).save_pretrained(tmp_path / "model")
+    output = tmp_path / "hub"
+    command = ["export-hub", str(tmp_path / "model"), "--output", str(output)]
+    assert main(command) == 0
+    assert f"exported {tmp_path / 'model'} into {output}; load it with from_pretrained(" in capsys.readouterr().out
+    assert (output / "modeling_macaron_bert.py").exists()
+    assert "exists; add --force to replace it" in fails(command, capsys)
+    assert main([*command, "--force"]) == 0
+    capsys.readouterr()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    command = ["export-hub", str(tmp_path / "other"), "--output", str(tmp_path / "no")]
+    assert "holds a model of type 'bert', not 'macaron_bert'" in fails(command, capsys)
+    assert "macaron export-hub: " in fails(["export-hub", str(tmp_path / "gone"), "--output", "no"], capsys)
