@@ -119,7 +119,10 @@ def pretrain(settings: Settings, args: argparse.Namespace) -> int:
         space = Workspace(out, record, restart=args.restart)
         print(f"pre-train {args.preset} in {args.out}", flush=True)
         Preparation(settings.data, args.text, prepared).run()
-    show(Run(settings, prepared, space, targs).run(), args.out)
+    try:
+        show(Run(settings, prepared, space, targs).run(), args.out)
+    finally:
+        space.lock.close()
     return 0
 
 

@@ -114,8 +114,8 @@ def tokenize(documents: Iterable[str], tokenizer: Any, sentences: Any, unit: int
         unit: longer sentences are cut, so that a pair of units always fits an example.
     """
     for text in documents:
-        encoded = tokenizer(sentences(text), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        pieces = [ids[start : start + unit] for ids in encoded for start in range(0, len(ids), unit)]
+        encoded = tokenizer(sentences(text), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        pieces = [ids[start : start + unit] for ids in encoded["input_ids"] for start in range(0, len(ids), unit)]
         if pieces:
             yield Document(np.concatenate(pieces).astype(np.int32), np.cumsum([len(piece) for piece in pieces]))
 

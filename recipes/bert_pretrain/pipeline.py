@@ -103,7 +103,7 @@ class Preparation:
         from recipes.bert_pretrain import tokenizer
 
         trained = tokenizer.train(
-            iter(self.texts("train", "tokenizer")),
+            lambda: self.texts("train", "tokenizer"),
             self.data.vocab_size,
             self.data.lowercase,
             self.data.max_length,
@@ -234,7 +234,7 @@ def train(settings: Settings, prepared: Path, args: Any) -> Any:
     facts = read_json(prepared / "stamps" / "examples.json")
     tokenizer = AutoTokenizer.from_pretrained(prepared / "tokenizer")
     sets = {split: mapped(prepared / f"{split}.arrow") for split in SPLITS}
-    held_out = training.spread(sets["valid"], settings.data.valid_examples)
+    held_out = training.spread(sets["valid"], t.valid_examples)
     trainer = training.Pretraining(
         model=training.build_model(settings, tokenizer),
         args=args,

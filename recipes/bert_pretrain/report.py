@@ -96,13 +96,10 @@ def samples(model: Path) -> list[dict[str, Any]]:
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # the next-sentence head is not used here
     try:
-        fill = pipeline(
-            "fill-mask",
-            model=AutoModelForMaskedLM.from_pretrained(model),
-            tokenizer=AutoTokenizer.from_pretrained(model),
-            device="cpu",
-        )
-        return [{"text": text, "words": [guess["token_str"] for guess in fill(text, top_k=5)]} for text in SAMPLES]
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        fill = pipeline("fill-mask", AutoModelForMaskedLM.from_pretrained(model), tokenizer=tokenizer, device="cpu")
+        fitting = [text for text in SAMPLES if len(tokenizer(text)["input_ids"]) <= tokenizer.model_max_length]
+        return [{"text": text, "words": [guess["token_str"] for guess in fill(text, top_k=5)]} for text in fitting]
     finally:
         logging.set_verbosity(before)
 

@@ -33,12 +33,11 @@ class Data:
     blank_lines: int = option(2, "so many blank lines in a row end a document; fewer end a paragraph")
     min_characters: int = option(20, "shorter documents are dropped")
     valid_fraction: float = option(0.01, "share of the documents that is held out, chosen by their content")
-    valid_examples: int = option(2000, "at most so many held-out examples are used")
     short_fraction: float = option(0.1, "share of sentence pairs of a random shorter length")
     data_seed: int = option(1, "of the held-out documents and the sentence pairs")
 
     def check(self) -> None:
-        at_least(self, 1, "vocab_size", "blank_lines", "valid_examples")
+        at_least(self, 1, "vocab_size", "blank_lines")
         at_least(self, 0, "data_seed", "min_characters")
         at_least(self, 8, "max_length")
         between(self, 0, 1, "valid_fraction", "short_fraction")
@@ -68,6 +67,7 @@ class Model:
     hidden_dropout_prob: float = option(0.1, "dropout")
     attention_probs_dropout_prob: float = option(0.1, "dropout of attention weights")
     activation_dropout: float = option(0.0, "dropout inside the FFN")
+    classifier_dropout: float | None = option(None, "dropout of classifiers fine-tuned from it (default: as dropout)")
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,10 @@ class Training:
     mask_probability: float = option(0.15, "share of the tokens that are predicted")
     precision: str = option("fp32", "arithmetic", PRECISIONS)
     eval_every: int = option(500, "updates between validations")
+    valid_examples: int = option(2000, "at most so many held-out examples are used")
 
     def check(self) -> None:
-        at_least(self, 1, "updates", "batch_size", "static_copies", "eval_every")
+        at_least(self, 1, "updates", "batch_size", "static_copies", "eval_every", "valid_examples")
         at_least(self, 0, "seed", "warmup_updates", "weight_decay", "clip_norm")
         between(self, 0, 1, "mask_probability", "beta1", "beta2")
         one_of(self, MASKINGS, "masking")
@@ -121,15 +122,16 @@ class Settings:
 PRESETS = {
     # Minutes on a CPU.
     "tiny": Settings(
-        Data(max_length=64, vocab_size=8192, valid_examples=1000),
+        Data(max_length=128, vocab_size=8192),
         Model(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, hidden_dropout_prob=0.0,
-              attention_probs_dropout_prob=0.0),
-        Training(updates=3000, batch_size=32, lr=2e-3, warmup_updates=300, beta2=0.98, eval_every=500),
+              attention_probs_dropout_prob=0.0, classifier_dropout=0.1),
+        Training(updates=4000, batch_size=16, lr=2e-3, warmup_updates=400, beta2=0.98, eval_every=500,
+                 valid_examples=1000),
     ),
     # The paper's sizes and schedule (arXiv:1906.02762 and its code): 128k tokens in an update, Adam (.9, .999, 1e-6),
     # lr 3e-4, linear to 800k updates. Its warm-up of one update went on from an earlier stage; this one is real.
     "base_original": Settings(
-        Data(max_length=512, vocab_size=32768, valid_examples=5000),
+        Data(max_length=512, vocab_size=32768),
         Model(first_hidden_act="relu", norm_affine=False, position_embedding_type="sinusoidal", position_offset=2,
               scale_embeddings=True, segment_padding_idx=0, mlm_bias=False),
         Training(updates=800_000, batch_size=256, lr=3e-4, warmup_updates=10_000, decay_all=True, clip_norm=0.0,
@@ -138,8 +140,8 @@ PRESETS = {
     # Meant for one day on one GPU of the H100 class; not measured. Packed sequences of equal length, so that no
     # position is padding; short ones and one pass of high rate as in Cramming (arXiv:2212.14034).
     "base": Settings(
-        Data(objective="mlm", max_length=128, vocab_size=32768, valid_examples=5000),
-        Model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        Data(objective="mlm", max_length=128, vocab_size=32768),
+        Model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.1),
         Training(updates=100_000, batch_size=2048, lr=1e-3, warmup_updates=5000, beta2=0.98, adam_eps=1e-12,
                  clip_norm=0.5, precision="bf16", eval_every=2000),
     ),

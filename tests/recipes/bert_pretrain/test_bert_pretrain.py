@@ -1,0 +1,232 @@
+"""The whole recipe through its command line: killed, resumed, spread over processes, left alone when finished."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes.bert_pretrain.__main__ import main
+
+SIZES = [
+    "--vocab-size=150", "--max-length=24", "--valid-fraction=0.2", "--hidden-size=16", "--num-hidden-layers=2",
+    "--num-attention-heads=2", "--batch-size=8", "--warmup-updates=3",
+]  # fmt: skip
+LONG = [
+    *SIZES,
+    "--updates=30",
+    "--eval-every=15",
+    "--save-every=6",
+]  # where the log has a line, or its next loss would be of fewer updates
+SHORT = [*SIZES, "--updates=6", "--eval-every=6"]
+NO_DROPOUT = ["--hidden-dropout-prob=0", "--attention-probs-dropout-prob=0"]
+DROPOUT = ["--hidden-dropout-prob=0.1", "--attention-probs-dropout-prob=0.1"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 documents of random sentences."""
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abdeiklmnorstu", k=rng.randint(2, 5))) for _ in range(60)]
+    documents = [
+        "\n".join(" ".join(rng.choices(words, k=rng.randint(3, 9))) + "." for _ in range(rng.randint(3, 9)))
+        for _ in range(60)
+    ]
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n\n".join(documents), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def prepared(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    assert main(["--stage=prepare", "--data", str(folder), "--text", str(text), *SIZES]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Here as in the processes that are started, so that sums are taken in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    x, y = weights(a), weights(b)
+    assert x.keys() == y.keys()
+    return max((x[name] - y[name]).abs().max().item() for name in x)
+
+
+def test_killed_and_resumed_gives_the_same_bits(
+    prepared: Path, text: Path, tmp_path: Path, project_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(prepared), *LONG, *DROPOUT]
+    assert main(["--out", str(tmp_path / "whole"), *arguments]) == 0
+
+    out = tmp_path / "killed"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recipes.bert_pretrain", "--out", str(out), *arguments],
+            cwd=project_root, env=environment(), stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.time() + 600
+        try:
+            while not list(out.glob("checkpoints/checkpoint-*/complete")):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.time() < deadline, "no checkpoint after ten minutes"
+                time.sleep(0.005)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert not (out / "stamps" / "train.json").exists()
+    half = out / "checkpoints" / "checkpoint-29"  # as if the kill had come while it was written
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+
+    capsys.readouterr()
+    assert main(["--out", str(out), *arguments]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"going on from checkpoint-(6|12|18|24)\n", said.out)
+    assert "checkpoint-29 was cut short" in said.err
+    assert largest_difference(tmp_path / "whole", out) == 0.0
+    metrics = [(folder / "metrics.csv").read_text().splitlines() for folder in (tmp_path / "whole", out)]
+    throughput = metrics[0][0].split(",").index("tokens_per_second")
+    for a, b in zip(*(csv.reader(lines) for lines in metrics), strict=True):
+        assert a[:throughput] + a[throughput + 1 :] == b[:throughput] + b[throughput + 1 :]
+    check_results(out)
+
+    model = (out / "model" / "model.safetensors").stat()
+    assert main(["--out", str(out), *arguments]) == 0
+    assert capsys.readouterr().out.count("done before") == 5
+    assert (out / "model" / "model.safetensors").stat().st_mtime_ns == model.st_mtime_ns
+
+    assert main(["--out", str(out), *arguments, "--seed=9"]) == 1
+    assert "made with other settings" in (error := capsys.readouterr().err) and "--restart" in error
+    assert main(["--out", str(tmp_path / "b"), *arguments, "--text", str(text), "--vocab-size=90"]) == 1
+    assert "vocab_size = 150 there, 90 now" in capsys.readouterr().err
+
+
+def check_results(out: Path) -> None:
+    """The files that a run leaves."""
+    from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertTokenizer
+
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["update"]) for row in rows] == list(range(3, 31, 3))
+    assert all(float(row["tokens_per_second"]) > 0 for row in rows)
+    assert [row["update"] for row in rows if row["valid_mlm_accuracy"]] == ["15", "30"]
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert result["updates"] == 30 and result["data"]["sources"][0]["documents"] == 60
+    assert {"mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"} <= result["results"].keys()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == 2 and not re.search(r'(src|href)="http', page)
+    assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("loss", "throughput"))
+    card = (out / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers") and "text.txt" in card and "mlm_accuracy" in card
+    assert f"{result['results']['mlm_accuracy']:.4f}" in card and result["environment"]["commit"] in card
+    assert isinstance(AutoTokenizer.from_pretrained(out / "model"), BertTokenizer)
+    assert AutoModelForPreTraining.from_pretrained(out / "model").nsp_head.weight.shape == (1, 16)
+    assert not AutoModelForMaskedLM.from_pretrained(out / "model").config.sparse_prediction
+
+
+def same_update_in(launcher: list[str], prepared: Path, tmp_path: Path, project_root: Path) -> None:
+    arguments = ["--data", str(prepared), *SHORT, *NO_DROPOUT]
+    assert main(["--out", str(tmp_path / "one"), *arguments]) == 0
+    done = subprocess.run(
+        [*launcher, "-m", "recipes.bert_pretrain", "--out", str(tmp_path / "two"), *arguments],
+        cwd=project_root, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert (result["processes"], result["device_batch"], result["accumulation"]) == (2, 4, 1)
+    # float32 sums in another order; Adam divides by the root of small second moments, which enlarges that
+    assert largest_difference(tmp_path / "one", tmp_path / "two") < 2e-5
+    single = json.loads((tmp_path / "one" / "result.json").read_text())["results"]
+    assert result["results"] == pytest.approx(single, rel=1e-4)
+
+
+def test_two_processes_give_the_same_model(prepared: Path, tmp_path: Path, project_root: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    same_update_in(launcher, prepared, tmp_path, project_root)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_gives_the_same_model(prepared: Path, tmp_path: Path, project_root: Path) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--multi_cpu"]
+    same_update_in(launcher, prepared, tmp_path, project_root)
+
+
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+@pytest.mark.parametrize("splitting", ["strang", "lie"])
+def test_accumulation_gives_the_same_model(
+    text: Path, prepared: Path, tmp_path: Path, objective: str, splitting: str
+) -> None:
+    data = prepared if objective == "mlm+nsp" else tmp_path / "data"
+    arguments = ["--data", str(data), "--text", str(text), *SHORT, *NO_DROPOUT,
+                 f"--objective={objective}", f"--splitting={splitting}", "--masking=static"]  # fmt: skip
+    assert main(["--out", str(tmp_path / "one"), *arguments]) == 0
+    assert main(["--out", str(tmp_path / "four"), *arguments, "--device-batch=2"]) == 0
+    moved = largest_difference(tmp_path / "one", tmp_path / "four")
+    assert moved < 2e-5
+    assert ("nsp_head.weight" in weights(tmp_path / "one")) is (objective == "mlm+nsp")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "{folder}/none.txt"], "--text .*none.txt: cannot be read"),
+        ([], "nothing is prepared there; give the text files with --text"),
+        (["--text", "{text}", "--blank-lines=3"], "1 documents in 1 files leave .* change --blank-lines"),
+        (["--text", "{text}", "--vocab-size=9000"], "vocab_size is 9000 but the text gives"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [argument.format(folder=tmp_path, text=text) for argument in arguments]
+    assert main(["--out", str(tmp_path / "out"), *filled]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "data" / "stamps" / "examples.json").exists()
+
+
+def test_preparation_goes_on_after_an_interruption(prepared: Path, text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(prepared, folder)
+    for name in ("train.arrow", "valid.arrow", "stamps/examples.json"):
+        (folder / name).unlink()
+    (folder / "train.arrow.part").write_bytes(b"half")
+    stamp = (folder / "stamps" / "tokenizer.json").stat().st_mtime_ns
+    assert main(["--stage=prepare", "--data", str(folder), *SIZES]) == 0  # the cleaned text is there: no --text
+    assert (folder / "train.arrow").read_bytes() == (prepared / "train.arrow").read_bytes()
+    assert (folder / "stamps" / "tokenizer.json").stat().st_mtime_ns == stamp
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(option in said for option in ("--preset", "--text", "--no-norm-affine", "--objective", "--save-every"))

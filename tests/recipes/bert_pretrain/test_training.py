@@ -1,0 +1,162 @@
+"""The parts around Trainer, without a training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from recipes.bert_pretrain import training
+from recipes.bert_pretrain.masking import IGNORED
+from recipes.bert_pretrain.settings import settings_for
+from recipes.common.errors import RecipeError
+
+
+def rows(count: int) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {"input_ids": [[2, n + 5, 3] for n in range(count)], "second": [3] * count, "is_next": [-1] * count}
+    )
+
+
+def test_each_pass_is_an_order_of_all_examples() -> None:
+    passes = training.Passes(rows(7), 21, seed=3)
+    items = passes.__getitems__(range(21))
+    orders = [[item["example"] for item in items[start : start + 7]] for start in (0, 7, 14)]
+    assert all(sorted(order) == list(range(7)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert [item["pass"] for item in items] == [0] * 7 + [1] * 7 + [2] * 7
+    assert all(item["input_ids"][1] == item["example"] + 5 for item in items)
+    backwards = [training.Passes(rows(7), 21, seed=3)[position]["example"] for position in reversed(range(21))]
+    assert backwards[::-1] == [example for order in orders for example in order]  # a position alone says which example
+    assert [item["example"] for item in training.Passes(rows(4), 4, seed=None).__getitems__(range(4))] == [0, 1, 2, 3]
+
+
+def test_spread() -> None:
+    assert training.spread(rows(10), 3)["input_ids"] == [[2, 5, 3], [2, 9, 3], [2, 14, 3]]
+    assert len(training.spread(rows(10), 30)) == 10
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_validation_sums_are_exact(sparse: bool) -> None:
+    logits = torch.randn(3, 4, 9)
+    labels = torch.tensor([[IGNORED, 1, 2, IGNORED], [IGNORED] * 4, [3, IGNORED, IGNORED, 8]])
+    chosen = labels != IGNORED
+    score, pair = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([1, 1, 0])
+    sums = training.example_sums((logits[chosen] if sparse else logits, score), (labels, pair))
+    expected = torch.nn.functional.cross_entropy(logits[chosen], labels[chosen])
+    metrics = training.validation_metrics(
+        training.EvalPrediction(predictions=sums.numpy(), label_ids=(labels.numpy(), pair.numpy()))
+    )
+    assert metrics["mlm_loss"] == pytest.approx(expected.item(), rel=1e-6)
+    assert metrics["mlm_accuracy"] == pytest.approx((logits.argmax(-1) == labels)[chosen].float().mean().item())
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(score, pair.float())
+    assert metrics["nsp_loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert metrics["nsp_accuracy"] == pytest.approx(1 / 3)
+    alone = training.validation_metrics(training.EvalPrediction(predictions=sums.numpy(), label_ids=labels.numpy()))
+    assert "nsp_loss" not in alone
+
+
+@pytest.mark.parametrize(("batch", "device", "expected"), [(256, 32, (32, 8)), (30, 8, (6, 5)), (7, 4, (1, 7))])
+def test_the_batch_is_the_same_whatever_fits(
+    tmp_path: Path, batch: int, device: int, expected: tuple[int, int]
+) -> None:
+    args = training.arguments(
+        settings_for("tiny", batch_size=batch), training.Machine(device_batch=device), tmp_path / "checkpoints"
+    )
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == expected
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_half_written_checkpoints_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert training.newest_checkpoint(tmp_path) is None
+    for step in (5, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}" / training.COMPLETE).touch()
+    assert training.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-100").exists() and "checkpoint-100 was cut short" in capsys.readouterr().err
+
+
+def test_presets_are_what_they_say() -> None:
+    original = settings_for("base_original")
+    t = original.training
+    assert t.batch_size * original.data.max_length == 128 * 1024
+    assert (t.lr, t.beta1, t.beta2, t.adam_eps, t.weight_decay, t.updates) == (3e-4, 0.9, 0.999, 1e-6, 0.01, 800_000)
+    assert t.warmup_updates == 10_000 and t.schedule == "linear" and t.decay_all
+    base = settings_for("base")
+    assert base.data.objective == "mlm" and base.training.precision == "bf16"
+
+
+def test_base_original_has_the_parameters_of_the_original() -> None:
+    """golden/param_counts.json, transformer_bert_base_macaron: 110,787,073 with 32,768 words."""
+    from macaron.bert import MacaronBertConfig, MacaronBertForPreTraining
+
+    s = settings_for("base_original")
+    config = MacaronBertConfig(
+        vocab_size=s.data.vocab_size, max_position_embeddings=s.data.max_length, **dataclasses.asdict(s.model)
+    )
+    with torch.device("meta"):
+        model = MacaronBertForPreTraining(config)
+    trainable = sum(p.numel() for p in model.parameters())
+    assert trainable == 110_787_073
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"warmup_updates": 4000}, "warmup_updates is 4000 but must be less than updates"),
+        ({"mask_probability": 1.0}, r"mask_probability is 1.0 but must lie in \[0, 1\); change --mask-probability"),
+        ({"max_length": 4}, "max_length is 4 but must be at least 8"),
+        ({"objective": "clm"}, "objective is 'clm'; choose one of mlm, mlm.nsp"),
+        ({"hidden": 4}, "hidden: no such setting"),
+    ],
+)
+def test_settings_are_checked(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        settings_for("tiny", **overrides)
+
+
+def test_a_model_that_cannot_be_built() -> None:
+    class Tokenizer:
+        pad_token_id, cls_token_id, sep_token_id, mask_token_id = 0, 2, 3, 4
+
+        def __len__(self) -> int:
+            return 50
+
+    with pytest.raises(RecipeError, match=r"the model cannot be built: .*splitting='runge'"):
+        training.build_model(settings_for("tiny", splitting="runge"), Tokenizer())
+
+
+def test_weight_decay_of_everything(tmp_path: Path) -> None:
+    class Tokenizer:
+        pad_token_id, cls_token_id, sep_token_id, mask_token_id = 0, 2, 3, 4
+
+        def __len__(self) -> int:
+            return 50
+
+    for decay_all in (False, True):
+        s = settings_for("tiny", hidden_size=8, num_hidden_layers=1, num_attention_heads=2, decay_all=decay_all)
+        model = training.build_model(s, Tokenizer())
+        trainer = training.Pretraining(
+            model=model,
+            args=training.arguments(s, training.Machine(), tmp_path),
+            eval_dataset=training.Passes(rows(2), 2, seed=None),
+            training=s.training,
+            tokens_per_example=1.0,
+            validation_collator=None,
+        )
+        decayed = set(trainer.get_decay_parameter_names(model))
+        names = {name for name, _ in model.named_parameters()}
+        assert decayed & names == names if decay_all else decayed & names < names
+        assert ("mlm_head.dense.bias" in decayed) is decay_all
+
+
+def test_order_needs_no_list_of_all_passes() -> None:
+    passes = training.Passes(rows(50), 10**9, seed=1)
+    for position in range(0, 10**9, 10**8):
+        passes[position]
+    assert len(passes.orders) <= 2 and isinstance(passes.order(3), np.ndarray)
