@@ -11,7 +11,8 @@ from pathlib import Path
 
 from recipes.common.download import Remote
 from recipes.common.errors import RecipeError
-from recipes.translation.data.corpus import Corpus, Input, Part, Rules, detected
+from recipes.translation.data.corpus import Corpus, Input, Part, Rules, detected, places
+from recipes.translation.data.files import packed
 from recipes.translation.text import TextSettings
 
 VALID = ("newstest2013", "train")
@@ -81,13 +82,13 @@ class Wmt14(Corpus):
 
     def newstest(self, folder: Path, name: str) -> Part:
         """Plain text or SGM, in the folder, below it, or in a folder beside it."""
-        for place in (folder, folder.parent):
-            if plain := self.pair_below(place, name):
+        for place in (*places(folder), *places(folder.parent, depth=1)):
+            if plain := self.pair(place, name):
                 return plain
-            source = self.pair_below(place, f"{name}-deen-src", suffix=".sgm", reader="sgm")
-            reference = self.pair_below(place, f"{name}-deen-ref", suffix=".sgm", reader="sgm")
+            source = packed(place / f"{name}-deen-src.{self.source}.sgm")
+            reference = packed(place / f"{name}-deen-ref.{self.target}.sgm")
             if source and reference:
-                return Part(source.source, reference.target, reader="sgm")
+                return Part(source, reference, reader="sgm")
         raise RecipeError(
             f"{folder}: {name} is missing; looked there, below and beside it for {name}.{{en,de}} and "
             f"{name}-deen-{{src.en,ref.de}}.sgm (plain, .xz or .gz). Put one of them there"

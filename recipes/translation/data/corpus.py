@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import tarfile
 import zlib
@@ -138,14 +137,20 @@ class Corpus:
 
     def pair_below(self, folder: Path, stem: str, suffix: str = "", **options: str) -> Part | None:
         """The same in `folder` or, as archives are laid out, one or two folders below it."""
-        places = itertools.chain([folder], *(sorted(folder.glob(depth)) for depth in ("*/", "*/*/")))
-        return next((part for place in places if (part := self.pair(place, stem, suffix, **options))), None)
+        return next((part for place in places(folder) if (part := self.pair(place, stem, suffix, **options))), None)
 
     def splits(self, folder: Path, names: dict[str, str] | None = None) -> dict[str, Part] | None:
         """train, valid and test by name, when all three are there."""
         parts = {split: self.pair(folder, (names or {}).get(split, split)) for split in SPLITS}
         found = {split: part for split, part in parts.items() if part}
         return found if len(found) == len(SPLITS) else None
+
+
+def places(folder: Path, depth: int = 2) -> Iterator[Path]:
+    """`folder` and those below it."""
+    yield folder
+    for level in range(1, depth + 1):
+        yield from sorted(folder.glob("*/" * level))
 
 
 def detected(part: Part, final: bool = False) -> Part:

@@ -59,7 +59,7 @@ def side_of(settings: TextSettings, rules: Rules, language: str, task: Task, sen
         return ("" if training else moses_of(language).decode(sentence)), sentence
     raw = (sentence if task.form == "raw" else moses_of(language).decode(sentence)).strip()
     if training:
-        return raw, words.training(normaliser(language)(raw) if rules.normalise and moses else raw)
+        return raw, words.training(normaliser(language)(raw) if rules.normalise and moses else raw).strip()
     if task.reader == "segments":
         # fairseq's script tokenises &amp; as it stands, so the canonical test set does too; people see &.
         return unescaped(raw), words.encode(raw if moses else unescaped(raw))
