@@ -73,8 +73,10 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], lock: IO[An
                     job, slot = waiting.popleft(), free.popleft()
                     running[job.name] = job, start(job, slot, lock), slot
                 time.sleep(POLL_SECONDS)
-                bar.set_postfix_str(", ".join(running), refresh=False)
-                bar.update(sum(progress.updates() for progress in seen.values()) - bar.n)
+                done = sum(progress.updates() for progress in seen.values())
+                if done > bar.n:
+                    bar.set_postfix_str(", ".join(running), refresh=False)
+                    bar.update(done - bar.n)
                 for job, process, slot in [*running.values()]:
                     if process.poll() is not None:
                         statuses[job.name] = process.returncode
