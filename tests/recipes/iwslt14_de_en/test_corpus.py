@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import tarfile
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,7 +21,7 @@ from recipes.common.workspace import Workspace, digest, read_lines
 from recipes.iwslt14_de_en import corpus as iwslt14
 from recipes.iwslt14_de_en.corpus import CORPUS, SHA256, SIZES
 from recipes.translation.data import prepare
-from recipes.translation.data.corpus import locate
+from recipes.translation.data.corpus import Corpus, locate
 from recipes.translation.data.files import lines
 from recipes.translation.data.sentences import process, segment, tasks
 from recipes.translation.text import TextSettings
@@ -68,11 +74,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def text_step(
-    folder: Path, data_dir: Path, workers: int = 1, settings: TextSettings = SETTINGS
+    folder: Path, data_dir: Path | None, corpus: Corpus = CORPUS, sha256: dict[str, str] | None = None
 ) -> dict[str, list[str]]:
     space = Workspace(folder, {})
-    files, _ = prepare.Preparation(CORPUS, settings, space, workers).text(data_dir, {}, False)
-    space.lock.close()
+    try:
+        files, _ = prepare.Preparation(corpus, SETTINGS, space, workers=1).text(data_dir, sha256 or {}, False)
+    finally:
+        space.lock.close()
     return {f"{path.parent.name}/{path.name}": read_lines(path) for path in files}
 
 
@@ -90,6 +98,32 @@ def test_archive_and_folder(
     assert made["text/test.de"] == [f"test {n} von de ." for n in range(5)]
     assert made["raw/test.en"] == [f"Test {n} von en." for n in range(5)]
     assert not list(tmp_path.parent.glob("train.tags*"))
+
+
+@pytest.fixture
+def served(archive: Path) -> Iterator[Corpus]:
+    """The corpus with the archive on a server of this machine."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(archive))
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    url = f"http://127.0.0.1:{http.server_port}/de-en.tgz"
+    yield replace(CORPUS, remotes=(replace(iwslt14.ARCHIVE, urls=(f"{url}.absent", url)),))
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def test_download(served: Corpus, archive: Path, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody states the archive's sum: it is asked for, demanded, and what comes out is checked all the same."""
+    with pytest.raises(RecipeError, match=r"de-en\.tgz: its publisher states no checksum.*--trust-first-download"):
+        text_step(tmp_path / "run", None, served)
+    sums = {"de-en.tgz": digest(archive / "de-en.tgz")}
+    with pytest.raises(RecipeError, match=r"not give the canonical"):
+        text_step(tmp_path / "run", None, served, sums)
+    monkeypatch.setattr(iwslt14, "SHA256", {})
+    assert len(text_step(tmp_path / "run", None, served)["text/train.de"]) == 44
+    assert json.loads((tmp_path / "run" / "download" / "downloads.json").read_text()) == sums
 
 
 def test_another_release_is_refused(extracted: Path, tmp_path: Path, small: None) -> None:
