@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import signal
 import sys
@@ -114,15 +115,14 @@ def pretrain(settings: Settings, args: argparse.Namespace) -> int:
         if not (out / "stamps" / "train.json").exists():
             train(settings, prepared, targs)
         return 0
-    with targs.main_process_first(local=False):
-        record = {"preset": args.preset, **dataclasses.asdict(settings)}
-        space = Workspace(out, record, restart=args.restart)
-        print(f"pre-train {args.preset} in {args.out}", flush=True)
-        Preparation(settings.data, args.text, prepared).run()
-    try:
+    with contextlib.ExitStack() as stack:
+        with targs.main_process_first(local=False):
+            record = {"preset": args.preset, **dataclasses.asdict(settings)}
+            space = Workspace(out, record, restart=args.restart)
+            stack.enter_context(space.lock)
+            print(f"pre-train {args.preset} in {args.out}", flush=True)
+            Preparation(settings.data, args.text, prepared).run()
         show(Run(settings, prepared, space, targs).run(), args.out)
-    finally:
-        space.lock.close()
     return 0
 
 

@@ -68,10 +68,14 @@ class Workspace:
             )
         (folder / "stamps").mkdir(parents=True, exist_ok=True)
         self._lock(wait)
-        if record.exists():
-            self._compare(read_json(record), settings)
-        else:
+        if not record.exists():
             write_json(record, settings)
+            return
+        try:
+            self._compare(read_json(record), settings)
+        except RecipeError:
+            self.lock.close()
+            raise
 
     def _lock(self, wait: bool) -> None:
         """Held by this process and, through inheritance, by the training it starts, even if orphaned."""
@@ -80,6 +84,7 @@ class Workspace:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
+            self.lock.close()
             raise RecipeError(
                 f"--out {self.folder}: another run, or a training it left behind, is at work there; "
                 f"wait for it, stop it, or give another folder with --out"
