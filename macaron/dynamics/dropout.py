@@ -1,7 +1,8 @@
 """The rate of a dropout that a fused operation applies."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from macaron.ops._dropout import dropout_reference
 
 
 class Dropout(nn.Module):
@@ -23,8 +24,7 @@ class Dropout(nn.Module):
         return self.p if self.training or self.apply_during_inference else 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        rate = self.rate()
-        return F.dropout(x, rate, training=True) if rate > 0.0 else x
+        return dropout_reference(x, self.rate())
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from macaron.ops._backend import use_triton
+from macaron.ops._dropout import dropout_reference
 
 # Shapes: B sentences, H heads, T queries, S keys, D channels a head; packed, N queries and M keys in all.
 
@@ -58,8 +59,7 @@ def _attention_with_weights(
     if mask is not None:
         # a query that sees no key gets weights 0, as in torch's kernels, instead of 0/0
         weights = weights.masked_fill(scores == -math.inf, 0.0)
-    kept = F.dropout(weights, dropout, training=True) if dropout > 0.0 else weights
-    return torch.matmul(kept.to(v.dtype), v), weights
+    return torch.matmul(dropout_reference(weights, dropout).to(v.dtype), v), weights
 
 
 def attention(
@@ -103,9 +103,12 @@ def attention(
             raise AssertionError("unreachable: no kernel is registered")
     if q.size(2) == 1:  # a statement, since torch.compile would make `and` a symbol
         is_causal = False  # a single newest query sees everything
-    if need_weights:
+    # with dropout torch has no kernel for a CPU, and does the same in more steps
+    explicit = dropout > 0.0 and q.device.type == "cpu"
+    if need_weights or explicit:
         mask = _visible(q, k, key_padding_mask, attn_mask, is_causal)
-        return _attention_with_weights(q, k, v, mask, dropout)
+        out, weights = _attention_with_weights(q, k, v, mask, dropout)
+        return out, weights if need_weights else None
     if key_padding_mask is None and attn_mask is None and (not is_causal or q.size(2) == k.size(2)):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal), None
     mask = _visible(q, k, key_padding_mask, attn_mask, is_causal)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from macaron.ops._backend import use_triton
-from macaron.ops._dropout import draw_seed, keep
+from macaron.ops._dropout import draw_seed, dropout_reference, keep
 from macaron.ops._triton import OPTIONS, as_rows, ceil_div, device_of, jit, next_power_of_2, resident_programs, tl
 
 # Shapes: F channels; "..." is (T, B) under fairseq and (B, T) under Hugging Face; N = T · B rows.
@@ -35,8 +35,7 @@ def _activate(u: Tensor, activation: str) -> Tensor:
 def bias_act_reference(u: Tensor, bias: Tensor | None, activation: str, dropout: float) -> Tensor:
     if bias is not None:
         u = (u + bias).to(u.dtype)
-    u = _activate(u, activation)
-    return F.dropout(u, dropout, training=True) if dropout > 0.0 else u
+    return dropout_reference(_activate(u, activation), dropout)
 
 
 # Kernels. A program holds tiles of ROWS × BLOCK entries; all arithmetic is float32.

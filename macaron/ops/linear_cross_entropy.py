@@ -148,8 +148,11 @@ def _cross_entropy_torch(
 
 
 def _default_chunk(x: Tensor, vocabulary: int) -> int:
-    """Tokens at a time: 64 Mi logits on an accelerator, which keeps its products large, and 4 Mi on a CPU."""
-    return max(1, (2**22 if x.device.type == "cpu" else 2**26) // vocabulary)
+    """Tokens at a time: 64 Mi logits on an accelerator, which keeps its products large, and 4 Mi on a CPU.
+
+    But at least 128, since the weights and their gradient pass through memory once for each chunk.
+    """
+    return max(128, (2**22 if x.device.type == "cpu" else 2**26) // vocabulary)
 
 
 # Custom operator. One pass over the chunks yields the losses and, as asked in `grads`, the gradients of their sum, or

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from macaron.ops._backend import use_triton
-from macaron.ops._dropout import draw_seed, keep
+from macaron.ops._dropout import draw_seed, dropout_reference, keep
 from macaron.ops._triton import OPTIONS, as_rows, ceil_div, device_of, jit, next_power_of_2, resident_programs, tl
 
 # Shapes: C channels; "..." is (T, B) under fairseq and (B, T) under Hugging Face; N = T · B rows.
@@ -21,8 +21,7 @@ MAX_WIDTH = 8192  # a row stays in registers, between its statistics and its nor
 def euler_step_reference(x: Tensor, v: Tensor, v_bias: Tensor | None, step: float, dropout: float) -> Tensor:
     if v_bias is not None:
         v = v + v_bias
-    if dropout > 0.0:
-        v = F.dropout(v, dropout, training=True)
+    v = dropout_reference(v, dropout)
     return torch.add(x, v, alpha=step).to(x.dtype)
 
 

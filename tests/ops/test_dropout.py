@@ -1,4 +1,4 @@
-"""The mask inside the kernels: Philox of (seed, row, column), whatever the launch."""
+"""The mask inside the kernels: Philox of (seed, row, column), whatever the launch. The references' dropout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from macaron.ops._dropout import dropout_reference
 from macaron.ops._triton import OPTIONS
 
 step_norm_file = importlib.import_module("macaron.ops.step_norm")
@@ -89,3 +90,38 @@ def test_rate_is_kept_in_rows_columns_and_neighbours(dropout, device):
         assert near(
             (kept * kept.roll(shift, dim)).mean(), both, n * m / 3
         )  # products overlap, so fewer are independent
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_reference_drops_that_share_and_scales_the_rest(p, dtype):
+    x = torch.randn(100, 101).to(dtype).t().requires_grad_()  # strided
+    y = dropout_reference(x, p)
+    assert (y.dtype, y.shape) == (x.dtype, x.shape)
+    kept = y != 0
+    torch.testing.assert_close(y[kept], x[kept] / (1 - p))
+    assert (~kept).double().mean() == pytest.approx(p, abs=0.02)  # 5 standard deviations
+    assert (~kept[:, ::4]).double().mean() == pytest.approx(p, abs=0.05)  # four entries share a random number
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, kept.to(dtype) / (1 - p))
+
+
+def test_reference_at_the_edges():
+    for shape in ((), (1,), (3,), (0, 4), (5, 0)):
+        assert dropout_reference(torch.ones(shape), 0.5).shape == shape
+    x = torch.randn(7)
+    assert dropout_reference(x, 0.0) is x
+    assert dropout_reference(torch.ones(1000), 1 - 1e-9).count_nonzero() <= 2
+
+
+def test_reference_follows_the_seed_and_is_scripted_and_compiled():
+    x = torch.ones(1000)
+    script = torch.jit.script(dropout_reference)
+    compiled = torch.compile(dropout_reference, fullgraph=True, backend="aot_eager")
+    for op in (dropout_reference, script, compiled):
+        torch.manual_seed(0)
+        first = op(x, 0.5)
+        torch.manual_seed(0)
+        assert torch.equal(op(x, 0.5), first)
+        assert 400 < first.count_nonzero() < 600
+        assert not torch.equal(op(x, 0.5), first)
