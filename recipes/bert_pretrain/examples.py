@@ -92,6 +92,8 @@ class Documents(Sequence[Document]):
             [(c.offsets.to_numpy(), c.values.to_numpy()) for c in (chunk.column("ids"), chunk.column("ends"))]
             for chunk in chunks
         ]
+        lengths = np.concatenate([np.diff(offsets) for (offsets, _), _ in self.chunks])
+        self.begins = np.concatenate([[0], np.cumsum(lengths)])  # of the documents, all ids in a row
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -145,7 +147,7 @@ def pairs(tokens: Documents, length: int, short_fraction: float, seed: int, cls:
     """[CLS] A [SEP] B [SEP], as BERT makes them (arXiv:1810.04805, A.2).
 
     Consecutive units are taken until they fill an example. A is a random number of them. In half of the cases B is
-    the rest (is_next 1); else B comes from a random place of another document (is_next 0) and the rest is used for
+    the rest (is_next 1); else B comes from a random place of the other documents (is_next 0) and the rest is used for
     the next example. Both are cut to fit, the longer one first. Each document is read once, the others by random
     access to the mapped file.
     """
@@ -173,10 +175,17 @@ def pairs(tokens: Documents, length: int, short_fraction: float, seed: int, cls:
 
 
 def elsewhere(tokens: Documents, index: int, wanted: int, rng: random.Random) -> Array:
-    """At least one unit, or so many that they reach `wanted` ids, from a random place of another document."""
-    other = rng.randrange(len(tokens) - 1)
-    ids, ends = tokens[other + (other >= index)]
-    first = rng.randrange(len(ends))
+    """At least one unit, or so many that they reach `wanted` ids, from a random place of the other documents.
+
+    All places are equally likely, not all documents, as in BERT: where their lengths differ much, as those of novels
+    and newswire, a second segment would else give away by its style that it was drawn.
+    """
+    own, end = (int(tokens.begins[i]) for i in (index, index + 1))
+    place = rng.randrange(int(tokens.begins[-1]) - (end - own))
+    place += (end - own) * (place >= own)
+    other = int(np.searchsorted(tokens.begins, place, "right")) - 1
+    ids, ends = tokens[other]
+    first = int(np.searchsorted(ends, place - int(tokens.begins[other]), "right"))
     begin = int(ends[first - 1]) if first else 0
     last = min(int(np.searchsorted(ends, begin + wanted)), len(ends) - 1)
     return ids[begin : ends[last]]

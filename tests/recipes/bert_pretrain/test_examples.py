@@ -87,6 +87,20 @@ def test_pairs(tmp_path: Path) -> None:
     assert [len(x.input_ids) for x in other] != [len(x.input_ids) for x in made]
 
 
+def test_drawn_segments_come_from_all_places_alike(tmp_path: Path) -> None:
+    """A long document gives more of them than a short one: each in proportion to its ids."""
+    import random
+
+    ends = [np.arange(1, n + 1) for n in (50, 400, 100, 450)]
+    documents = stored(tmp_path, [Document(1000 * (n + 1) + np.arange(len(e)), e) for n, e in enumerate(ends)])
+    rng = random.Random(1)
+    drawn = np.array([examples.elsewhere(documents, 1, 1, rng)[0] for _ in range(6000)])
+    shares = [(drawn // 1000 == n + 1).mean() for n in range(4)]
+    assert shares[1] == 0  # its own document
+    assert np.allclose(shares, [50 / 600, 0, 100 / 600, 450 / 600], atol=0.02)
+    assert len(np.unique(drawn)) == 600  # each place, the first and the last ones too
+
+
 @pytest.mark.parametrize(("a", "b", "room"), [(10, 10, 30), (50, 10, 30), (10, 50, 30), (50, 50, 31), (1, 1, 2)])
 def test_fitted(a: int, b: int, room: int) -> None:
     import random
