@@ -115,20 +115,32 @@ def _reference(c: type) -> str:
 def sources(modules: Iterable[str]) -> dict[str, str]:
     """File name -> text of `modules` and of those that they need, importing each other as neighbours in one folder."""
     modules = list(modules)
-    texts = {}
+    texts, needs = {}, {}
     for name in modules:  # grows
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.origin is not None
-        text = Path(spec.origin).read_text(encoding="utf-8")
-        texts[name], imported = _with_neighbours(text)
-        modules += [module for module in imported if module not in modules]
+        texts[name], needs[name] = _with_neighbours(Path(spec.origin).read_text(encoding="utf-8"))
+        modules += [module for module in needs[name] if module not in modules]
     # Operators are registered in one process-wide table, where other copies of this code may be.
     digest = hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:8]
     about = f"# Part of macaron-net {macaron.__version__} (MIT licence), exported from "
-    return {
-        f"{_flat(name)}.py": f"{about}{name}\n" + text.replace(f'"{_PACKAGE}::', f'"{_PACKAGE}_{digest}::')
-        for name, text in texts.items()
-    }
+    files = {}
+    for name, text in texts.items():
+        text = text.replace(f'"{_PACKAGE}::', f'"{_PACKAGE}_{digest}::')
+        if name.startswith(f"{_PACKAGE}.bert."):
+            text += _direct_imports(name, needs)
+        files[f"{_flat(name)}.py"] = f"{about}{name}\n{text}"
+    return files
+
+
+def _direct_imports(name: str, needs: dict[str, list[str]]) -> str:
+    """Lines that import what a module needs through others: old versions of transformers copy no more than what the
+    file itself imports."""
+    reached = list(needs[name])
+    for module in reached:  # grows
+        reached += [other for other in needs[module] if other not in reached]
+    indirect = sorted({_flat(module) for module in reached} - {_flat(module) for module in needs[name]})
+    return "".join(f"from .{module} import __doc__ as _  # noqa\n" for module in indirect)
 
 
 def _flat(module: str) -> str:
