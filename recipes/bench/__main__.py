@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="glue|N",
         help="tokens per sentence: as in GLUE's tasks, which take turns, or always N (default: %(default)s)",
     )
+    bert.add_argument("--profile", action="store_true", help="also print where a step's time goes (torch.profiler)")
     bert.add_argument("--data-dir", metavar="DIR", help="measure GLUE's lengths in these files instead of the table")
 
     train = command(
@@ -157,7 +158,7 @@ def benchmark(args: argparse.Namespace) -> None:
             args.out or RESULTS, "bert", args.precision, args.seed, plan.clock, dataclasses.asdict(settings)
         )
         cases = args.cases or list(bert.CASES)
-        bert.run(record, plan, settings, cases, args.contenders, args.precision, args.seed)
+        bert.run(record, plan, settings, cases, args.contenders, args.precision, args.seed, args.profile)
     elif args.command == "train":
         from recipes.bench import train
 

@@ -20,7 +20,7 @@ from macaron.bert import (
     MacaronBertModel,
 )
 from recipes.bench.lengths import VOCABULARY, glue_lengths, measure_glue
-from recipes.bench.measure import Contender, Plan, check_equal, count_parameters, interleaved
+from recipes.bench.measure import Contender, Plan, check_equal, count_parameters, interleaved, profiled
 from recipes.bench.record import Record
 
 SIZES = {  # hidden size, layers, heads
@@ -55,7 +55,14 @@ class Settings:
 
 
 def run(
-    record: Record, plan: Plan, settings: Settings, cases: list[str], names: list[str], precision: str, seed: int
+    record: Record,
+    plan: Plan,
+    settings: Settings,
+    cases: list[str],
+    names: list[str],
+    precision: str,
+    seed: int,
+    profile: bool = False,
 ) -> None:
     for case in cases:
         torch.manual_seed(seed)
@@ -67,6 +74,10 @@ def run(
         for row, it in zip(rows, contenders, strict=True):
             row["parameters"] = it.parameters
         record.add(f"{case} {settings.size}", rows)
+        if profile:
+            work = next(works)
+            for it in contenders:
+                print(f"\n{it.name}, {work['tokens']} tokens\n{profiled(lambda it=it, work=work: it.step(work))}")
 
 
 def contender(name: str, case: str, size: str, device: torch.device, precision: str) -> Contender:

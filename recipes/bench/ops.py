@@ -145,7 +145,7 @@ def run(
 ) -> None:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     copy = copy_bandwidth(settings, plan, dtype)
-    print(f"copy {copy:.2f} GB/s")
+    print(f"copy {copy:.2f} GB/s, matrix product {product_rate(settings, plan, dtype):.1f} GFLOP/s")
     for op in ops:
         torch.manual_seed(seed)
         case = OPS[op](settings, plan.device)
@@ -187,3 +187,11 @@ def copy_bandwidth(settings: Settings, plan: Plan, dtype: torch.dtype) -> float:
     target = torch.empty_like(source)
     timing = interleaved([Contender("copy", lambda _: target.copy_(source))], itertools.repeat(None), plan)
     return 2 * source.numel() * dtype.itemsize / timing.rows()[0]["median_ms"] / 1e6
+
+
+def product_rate(settings: Settings, plan: Plan, dtype: torch.dtype) -> float:
+    """GFLOP/s of (1024, C) times (C, 4 C)."""
+    C = settings.dim
+    a, b = (torch.randn(*shape, device=plan.device).to(dtype) for shape in ((1024, C), (C, 4 * C)))
+    timing = interleaved([Contender("product", lambda _: a @ b)], itertools.repeat(None), plan)
+    return 2 * 1024 * C * 4 * C / timing.rows()[0]["median_ms"] / 1e6

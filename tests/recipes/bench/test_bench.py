@@ -41,7 +41,7 @@ def bench(project_root, tmp_path):
 
 
 def test_bert(bench):
-    written = bench("bert", "--size", "tiny", "--batch-size", "2")
+    written = bench("bert", "--size", "tiny", "--batch-size", "2", "--profile")
     assert [(row["case"], row["contender"]) for row in written] == [
         (f"{case} tiny", name) for case in ("forward", "finetune", "mlm") for name in ("transformers", "macaron")
     ]
