@@ -185,7 +185,7 @@ class Recipe:
         """Raise a RecipeError for values that cannot work, before an hour is spent on data."""
         if self.precision not in PRECISIONS:
             raise RecipeError(f"--precision {self.precision}: must be one of {', '.join(PRECISIONS)}")
-        at_least_one = {name: self.get(KEYS[name]) for name in ("max_update", "max_tokens", "beam")}
+        at_least_one = {name: self.get(KEYS[name]) for name in ("max_update", "max_tokens", "beam", "warmup_updates")}
         for name, value in {**at_least_one, "average": self.average}.items():
             if not isinstance(value, int) or value < 1:
                 raise RecipeError(f"--{name.replace('_', '-')} {value}: must be a whole number of at least 1")

@@ -1,0 +1,48 @@
+"""The report: everything in it, and nothing from outside."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from recipes.common.workspace import read_json
+from recipes.translation.report import bucket, length_figure
+
+
+@pytest.fixture(scope="module")
+def page(finished) -> str:
+    return (finished.folder / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_it_opens_without_a_network(finished, page: str) -> None:
+    assert not re.search(r'(src|href)="(?!(curves|length|attention)\.png")', page)
+    assert "@import" not in page and "<script" not in page
+    for name in re.findall(r'src="([^"]+)"', page):
+        assert (finished.folder / "report" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_everything_is_in_it(finished, page: str) -> None:
+    result = read_json(finished.folder / "report" / "result.json")
+    for entry in result["scores"].values():
+        assert entry["signature"] in page and f"{entry['low']:.2f} to {entry['high']:.2f}" in page
+    assert sum(entry["sentences"] for entry in result["by_length"]) == 12
+    assert len(result["samples"]) == 12
+    assert [update for update, _ in result["learning_curve_bits_per_token"]["valid"]][-1] == 24
+    for text in (
+        "fairseq-hydra-train --config-dir",
+        "macaron average",
+        "fairseq-generate",
+        "torch",
+        "commit",
+        "_24.pt",
+    ):
+        assert text in page, text
+    assert result["environment"]["command"].startswith("python -m recipes.iwslt14_de_en")
+    assert "Macaron (Strang–Marchuk splitting)" in page
+
+
+def test_buckets_of_length() -> None:
+    entries = [{"from": 0, "to": 9, "sentences": 5, "BLEU": 3.0}, {"from": 60, "to": None, "sentences": 1, "BLEU": 0}]
+    assert [bucket(entry) for entry in entries] == ["0–9", "≥ 60"]
+    assert [bar.get_height() for bar in length_figure(entries).axes[0].patches] == [3.0, 0]
