@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import DataCollatorWithFlattening
 
 from macaron.bert import (
     MacaronBertConfig,
@@ -473,3 +474,13 @@ def test_without_segments(build, batch):
     with_segments = model(**batch).last_hidden_state
     del batch["token_type_ids"]
     close(model(**batch).last_hidden_state, with_segments, atol=0)
+
+
+@pytest.mark.parametrize("return_flash_attn_kwargs", [True, False])
+def test_the_flattening_collator_of_transformers(return_flash_attn_kwargs, build):
+    model = build(MacaronBertForMaskedLM)
+    sentences = [torch.randint(1, 50, (n,)).tolist() for n in (4, 2, 3)]
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=return_flash_attn_kwargs)
+    row = collate([{"input_ids": ids, "labels": ids} for ids in sentences])
+    alone = torch.cat([model(torch.tensor([ids])).logits for ids in sentences], 1)
+    close(model(**row).logits, alone)
