@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,11 +36,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """
+    """Every splitting with every seed, and all else the same.
+
     Args:
         recipe: a folder under recipes/ with the command line of `recipes.translation.cli`.
         splittings: the first is the one that the others are compared with.
         options: passed on to the recipe in every run, such as --max-update 2000.
+        data_options: passed on to its preparation alone, such as --data-dir DIR.
         folder: data/ is prepared once; runs/<splitting>-seed<seed>/ and the results lie beside it.
     """
 
@@ -90,8 +93,6 @@ class Experiment:
         return [sys.executable, "-m", f"recipes.{self.recipe}", *map(str, arguments)]
 
 
-def shown(commands: Sequence[str]) -> str:
+def shown(command: Sequence[str]) -> str:
     """As one would type it."""
-    import shlex
-
-    return shlex.join(["python" if word == sys.executable else word for word in commands])
+    return shlex.join(["python" if word == sys.executable else word for word in command])

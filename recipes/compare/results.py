@@ -40,7 +40,7 @@ def row(run: Run) -> dict[str, Any]:
 
 def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPLES) -> Results:
     """Everything about the seeds that all splittings have finished."""
-    finished = {run.seed: {} for run in experiment.runs}  # type: dict[int, dict[str, Run]]
+    finished: dict[int, dict[str, Run]] = {run.seed: {} for run in experiment.runs}
     for run in experiment.runs:
         if run.finished:
             finished[run.seed][run.splitting] = run
