@@ -1,4 +1,4 @@
-"""WMT 2014 English-German: Europarl, CommonCrawl and News Commentary v9, as in fairseq's prepare-wmt14en2de.sh --icml17.
+"""WMT 2014 English-German: Europarl, CommonCrawl, News Commentary v9; fairseq's prepare-wmt14en2de.sh --icml17.
 
 Validation is newstest2013, as in the papers, or every 100th training pair, as in the script; the test set is
 newstest2014 (all 3,003 sentences).
