@@ -126,9 +126,9 @@ class Pipeline:
                 f"training ended after {updates} of {self.recipe.max_update} updates; see the end of "
                 f"{self.train_log}, then run the same command again"
             )
+        seconds = float(state["extra_state"]["previous_training_time"])  # a tensor, where several processes shared it
         return self.space.finish(
-            "train", [], started,
-            updates=updates, train_seconds=round(state["extra_state"]["previous_training_time"], 1),
+            "train", [], started, updates=updates, train_seconds=round(seconds, 1),
             parameters=sum(tensor.numel() for _, tensor in checkpoints.distinct(state["model"])),
             processes=tree["distributed_training"]["distributed_world_size"], batch_tokens=self.recipe.batch_tokens,
             command=commands.shown(command),
