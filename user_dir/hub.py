@@ -8,8 +8,6 @@ from typing import Any
 from fairseq import hub_utils
 from fairseq.data import encoders
 
-from macaron.moses import Moses
-
 # The description of a released folder: how text becomes pieces, and the recipe's beam search.
 DESCRIPTION = "text.json"
 # Where fairseq's own from_pretrained looks for the sub-word model.
@@ -24,6 +22,13 @@ class Words:
         self.lower = settings["lowercase"]
         self.moses = None
         if settings["tokenizer"] == "moses":
+            try:
+                from macaron.moses import Moses  # training needs no sacremoses
+            except ModuleNotFoundError as error:
+                raise ImportError(
+                    f"this model takes text that Moses tokenises, but there is no module named {error.name!r}; "
+                    f"pip install sacremoses subword-nmt sentencepiece, or 'macaron-net[recipes]'"
+                ) from error
             options = {"aggressive_hyphens": settings["aggressive_hyphens"], "lower": self.lower}
             self.moses = [Moses(settings[side], **options) for side in ("source", "target")]
 
