@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import os
 import shutil
 import time
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from recipes.bert_pretrain import text
 from recipes.bert_pretrain.settings import Data, Settings
 from recipes.common.errors import RecipeError
-from recipes.common.workspace import Workspace, read_json
+from recipes.common.workspace import Workspace, digest, read_json
 
 SPLITS = ("train", "valid")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -86,9 +85,9 @@ class Preparation:
                         (train if split == "train" else valid).write(document)
                     bar.update()
                 count = cleaner.counts.documents - before
-                with path.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                sources.append({"name": path.name, "bytes": size_of(path), "sha256": sha256, "documents": count})
+                sources.append(
+                    {"name": path.name, "bytes": size_of(path), "sha256": digest(path), "documents": count}
+                )
         counts = dataclasses.asdict(cleaner.counts)
         if not train.written or not valid.written:
             raise RecipeError(

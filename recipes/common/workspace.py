@@ -37,8 +37,12 @@ def read_lines(path: Path) -> list[str]:
 
 
 def digest(path: Path) -> str:
+    """sha256 of a file (hashlib.file_digest once Python 3.10 is not supported any more)."""
+    sha256 = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 class Workspace:
