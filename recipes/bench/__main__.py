@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="glue|N",
         help="tokens per sentence: as in GLUE's tasks, which take turns, or always N (default: %(default)s)",
     )
-    bert.add_argument("--profile", action="store_true", help="also print where a step's time goes (torch.profiler)")
+    profile = {"action": "store_true", "help": "also print where a step's time goes (torch.profiler)"}
+    bert.add_argument("--profile", **profile)
     bert.add_argument("--data-dir", metavar="DIR", help="measure GLUE's lengths in these files instead of the table")
 
     train = command(
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--size", choices=("tiny", "iwslt", "base", "big"), default="base")
     train.add_argument("--max-tokens", type=positive, default=2048, metavar="N", help="default: %(default)s")
+    train.add_argument("--profile", **profile)
     train.add_argument("--vocabulary", type=positive, default=32768, metavar="V", help="default: %(default)s")
     train.add_argument(
         "--contenders",
@@ -165,7 +167,7 @@ def benchmark(args: argparse.Namespace) -> None:
         check_choices("--contenders", args.contenders, train.CONTENDERS)
         chosen = train.Settings(args.size, args.max_tokens, args.vocabulary)
         record = Record(args.out or RESULTS, "train", args.precision, args.seed, plan.clock, dataclasses.asdict(chosen))
-        train.run(record, plan, chosen, args.contenders, args.precision, args.seed)
+        train.run(record, plan, chosen, args.contenders, args.precision, args.seed, args.profile)
     elif args.command == "ops":
         from recipes.bench import ops
 

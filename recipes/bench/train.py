@@ -20,7 +20,16 @@ from fairseq.trainer import Trainer
 
 import macaron
 from recipes.bench.lengths import wmt_lengths
-from recipes.bench.measure import Contender, Plan, check_equal, chosen_backend, count_parameters, interleaved, peak_mib
+from recipes.bench.measure import (
+    Contender,
+    Plan,
+    check_equal,
+    chosen_backend,
+    count_parameters,
+    interleaved,
+    peak_mib,
+    profiled,
+)
 from recipes.bench.record import Record
 
 SIZES: dict[str, tuple[list[str], list[str]]] = {  # fairseq's architecture and ours
@@ -57,7 +66,9 @@ class Settings:
     vocabulary: int = 32768
 
 
-def run(record: Record, plan: Plan, settings: Settings, names: list[str], precision: str, seed: int) -> None:
+def run(
+    record: Record, plan: Plan, settings: Settings, names: list[str], precision: str, seed: int, profile: bool = False
+) -> None:
     macaron.register_fairseq()
     for chatty in ("fairseq", "hydra"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -79,6 +90,8 @@ def run(record: Record, plan: Plan, settings: Settings, names: list[str], precis
         row["parameters"] = contender.parameters
         row["peak_mib"] = peak_mib(lambda contender=contender: contender.step(sample), plan.device)
     record.add(f"train {settings.size}", rows)
+    for it in contenders if profile else ():
+        print(f"\n{it.name}, {sample['ntokens']} tokens\n{profiled(lambda it=it: it.step(sample))}")
 
 
 def trainer(name: str, size: str, folder: str, device: torch.device, seed: int) -> Trainer:
