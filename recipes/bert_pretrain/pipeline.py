@@ -85,9 +85,7 @@ class Preparation:
                         (train if split == "train" else valid).write(document)
                     bar.update()
                 count = cleaner.counts.documents - before
-                sources.append(
-                    {"name": path.name, "bytes": size_of(path), "sha256": digest(path), "documents": count}
-                )
+                sources.append({"name": path.name, "bytes": size_of(path), "sha256": digest(path), "documents": count})
         counts = dataclasses.asdict(cleaner.counts)
         if not train.written or not valid.written:
             raise RecipeError(
