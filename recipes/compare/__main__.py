@@ -154,7 +154,7 @@ def publish(experiment: Experiment, recipe: Recipe, difference: float, facts: di
     from recipes.compare import report, results
 
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)  # hydra lets everything through to the terminal
-    data = read_json(experiment.data / "stamps" / "prepare-text.json")
+    data = read_json(experiment.data / "stamps" / "prepare.json")
     found = results.collect(experiment, recipe)
     found |= {
         "notice": data["notice"],

@@ -38,7 +38,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "templates"
     lines = [f"line {number} is about a green house ." for number in range(30)]
     contents = {
-        "data/stamps/prepare-text.json": json.dumps({"notice": "a subset, not comparable with anything"}),
+        "data/stamps/prepare.json": json.dumps({"notice": "a subset, not comparable with anything"}),
         "data/raw/test.en": "\n".join(lines) + "\n",
         "data/text/test.en": "\n".join(lines) + "\n",
         "run/hyp/test.en": "\n".join(lines).replace("green", "red") + "\n",
