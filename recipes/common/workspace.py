@@ -32,8 +32,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines end at LF only: `splitlines` would also break at characters inside a sentence."""
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    """Lines end at LF or CR LF: `splitlines`, and a text file's universal line ends, also break inside a sentence."""
+    return path.read_bytes().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def digest(path: Path) -> str:

@@ -187,12 +187,22 @@ class Pipeline:
         """The sentences of kind/name.language, of the target language by default."""
         return read_lines(self.folder / kind / f"{name}.{language or self.target}")
 
+    def words(self) -> tuple[list[str], list[str], list[str]]:
+        """Hypotheses, references and sources of the test set in Moses' words, whatever the model works on."""
+        from recipes.translation.scoring import tokenize
+
+        if self.recipe.text.tokenizer == "moses":
+            return self.lines("hyp", "test.tok"), self.lines("text"), self.lines("text", language=self.source)
+        raw = (("hyp", self.target), ("raw", self.target), ("raw", self.source))
+        hypotheses, references, sources = (tokenize(self.lines(kind, language=x), x) for kind, x in raw)
+        return hypotheses, references, sources
+
     def score(self, started: float) -> dict[str, Any]:
         """The papers' BLEU, sacreBLEU and chrF of the test set."""
         from recipes.translation import scoring
 
-        texts = [self.lines("hyp"), self.lines("raw"), self.lines("hyp", "test.tok"), self.lines("text")]
-        scores = scoring.score(*texts, self.recipe.metrics)
+        hypotheses, references, _ = self.words()
+        scores = scoring.score(self.lines("hyp"), self.lines("raw"), hypotheses, references, self.recipe.metrics)
         target = self.folder / "scores.json"
         write_json(target, scores)
         return self.space.finish("score", [target], started, shown=scoring.show(scores))

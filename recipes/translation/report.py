@@ -62,12 +62,11 @@ def collect(run: Pipeline) -> dict[str, Any]:
     rows = list(zip(*texts, run.lines("bpe", language=run.source), pieces, strict=True))
     names = ("source", "reference", "hypothesis", "source pieces", "hypothesis pieces")
     chosen = random.Random(1).sample(rows, min(SAMPLES, len(rows)))
-    tokens = (run.lines("hyp", "test.tok"), run.lines("text"), run.lines("text", language=run.source))
     return {
         "recipe": run.recipe.name,
         "languages": [run.source, run.target],
         "scores": run.scores(),
-        "by_length": bleu_by_length(*tokens),
+        "by_length": bleu_by_length(*run.words()),
         "data": {key: value for key, value in stamps["prepare"].items() if key not in ("files", "seconds")},
         "parameters": stamps["train"]["parameters"],
         "updates": stamps["train"]["updates"],

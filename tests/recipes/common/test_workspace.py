@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes.common.errors import RecipeError
-from recipes.common.workspace import Workspace, read_json
+from recipes.common.workspace import Workspace, read_json, read_lines
 
 SETTINGS = {"corpus": "grammar", "seed": 1}
 
@@ -82,3 +82,9 @@ def test_a_damaged_record_is_refused(stamped: Path) -> None:
 
 def test_json_is_read_back(stamped: Path) -> None:
     assert read_json(stamped / "settings.json") == SETTINGS
+
+
+def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes("a\u2028b\rc\n\r\nd\r\n".encode())
+    assert read_lines(path) == ["a\u2028b\rc", "", "d"]
