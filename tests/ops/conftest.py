@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    # Read when triton is imported, which no test module does on import; `Kernel.load` says so if one did.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 Judge = Callable[[Sequence[str], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], None]
 
