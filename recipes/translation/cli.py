@@ -145,19 +145,24 @@ def recipe_of(name: str, args: argparse.Namespace) -> Recipe:
         precision=args.precision,
         valid=getattr(args, "valid", None),
         text=dataclasses.replace(recipe.text, **text) if text else None,
-        changes=pairs("--set", args.set),
+        changes=[(key, read_yaml(value)) for key, value in pairs("--set", args.set)],
     )
 
 
-def pairs(option: str, given: Sequence[str]) -> list[tuple[str, Any]]:
-    """KEY=VALUE with values read as yaml does."""
+def pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:
+    """KEY=VALUE, each apart."""
     result = []
     for text in given:
         key, sign, value = text.partition("=")
         if not (key and sign):
             raise RecipeError(f"{option} {text}: must be of the form KEY=VALUE")
-        result.append((key, OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"]))  # type: ignore[index,call-overload]
+        result.append((key, value))
     return result
+
+
+def read_yaml(value: str) -> Any:
+    """`true`, `0.1`, `[1, 2]` … as in the recipes' yaml files."""
+    return OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"]  # type: ignore[index,call-overload]
 
 
 def machine_of(args: argparse.Namespace) -> Machine:
@@ -171,7 +176,7 @@ def machine_of(args: argparse.Namespace) -> Machine:
 
 
 def data_of(args: argparse.Namespace) -> Data:
-    sums = {key: str(value) for key, value in pairs("--sha256", args.sha256)}
+    sums = dict(pairs("--sha256", args.sha256))
     options = {"bpe_codes": args.bpe_codes, "dictionaries": args.dictionaries, "sha256": sums}
     return Data(
         args.data_dir, args.prepared, args.workers, {**options, "trust_first_download": args.trust_first_download}
