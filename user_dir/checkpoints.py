@@ -36,6 +36,8 @@ def install() -> None:
 
     @functools.wraps(original)
     def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # again each time, since others take names of theirs away that are ours too (transformers' Trainer, numpy's)
+        torch.serialization.add_safe_globals(SAFE_GLOBALS)
         try:
             state = original(path, *args, **kwargs)
         except FileNotFoundError:

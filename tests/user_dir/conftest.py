@@ -15,6 +15,7 @@ import torch
 from fairseq.data import Dictionary
 
 import macaron
+from macaron.legacy.checkpoint import SAFE_GLOBALS
 
 macaron.register_fairseq()
 
@@ -27,6 +28,12 @@ TRAINING = [
 # fairseq drops the last batch of a data set if it is no multiple of this, by default 8, in every command.
 WHOLE = ["--required-batch-size-multiple", "1"]
 BATCHES = ["--batch-size", "15", *WHOLE]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def safe_globals() -> None:
+    """What fairseq's loader allows while it reads; the tests themselves read with plain `torch.load`."""
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fairseq import checkpoint_utils
 
 from macaron.legacy.checkpoint import SAFE_GLOBALS, CheckpointError, load
 
@@ -55,6 +56,12 @@ def test_load_leaves_the_allow_list_of_the_process_alone(trained):
     before = set(torch.serialization.get_safe_globals())
     load(trained.checkpoint)
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_others_cannot_take_names_away(trained, no_safe_globals):
+    with torch.serialization.safe_globals([np.ndarray]):  # as transformers' Trainer does
+        pass
+    assert "model" in checkpoint_utils.load_checkpoint_to_cpu(str(trained.checkpoint))
 
 
 def test_a_model_of_ours_needs_nothing_but_tensors(train, tiny_data_bin, batches, no_safe_globals):
