@@ -27,6 +27,22 @@ def test_the_layer_example_runs(readme: str) -> None:
     assert isinstance(y, torch.Tensor) and y.shape == (20, 4, 512) and y.isfinite().all()
 
 
+def test_the_bert_example_runs(readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "MacaronBertConfig" in b)
+    assert len(example.strip().splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})  # our own text
+    assert (tmp_path / "my-bert" / "model.safetensors").is_file()
+    assert (tmp_path / "my-bert-for-the-hub" / "modeling_macaron_bert.py").is_file()
+
+
+def test_the_recipes_exist(readme: str, project_root: Path) -> None:
+    names = set(re.findall(r"recipes\.(\w+)", readme))
+    assert {"iwslt14_de_en", "wmt14_en_de", "compare", "bert_pretrain", "glue", "bench"} <= names
+    for name in names:
+        assert (project_root / "recipes" / name / "__main__.py").is_file(), name
+
+
 def test_a_scheme_of_ones_own_is_what_it_says(readme: str) -> None:
     expression = re.search(r"`(Splitting\(.*\))`", readme)
     assert expression is not None
