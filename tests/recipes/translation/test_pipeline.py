@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, read_json, read_lines
 from recipes.translation.cli import recipe_from
 from recipes.translation.pipeline import STAGES, Pipeline
+from recipes.translation.recipe import load
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -143,3 +145,15 @@ def test_data_prepared_otherwise_is_not_shared(finished, recipe_command, tmp_pat
     done = recipe_command("prepare", "--out", tmp_path / "out", "--prepared", finished.folder, "--units=70")
     assert done.returncode == 1
     assert "prepared otherwise (text.units = 60 there, 70 here)" in done.stdout
+
+
+def test_recipes_on_raw_text_are_scored_in_words(tmp_path: Path) -> None:
+    recipe = load("multi30k_de_en")
+    text = dataclasses.replace(recipe.text, tokenizer="none", subword="sentencepiece")
+    recipe = recipe.changed(text=text)
+    pipeline = Pipeline(recipe, Workspace(tmp_path / "run", recipe.settings()))
+    for name, line in (("hyp/test.en", "Yes, it's."), ("raw/test.en", "No!"), ("raw/test.de", "Nein, z.B. so.")):
+        (pipeline.folder / name).parent.mkdir(exist_ok=True)
+        (pipeline.folder / name).write_text(line + "\n", encoding="utf-8")
+    assert pipeline.words() == (["Yes , it &apos;s ."], ["No !"], ["Nein , z.B. so ."])
+    pipeline.space.lock.close()
