@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from macaron.ops._backend import use_triton
-from macaron.ops._triton import OPTIONS, device_of, jit, next_power_of_2, tl
+from macaron.ops._triton import OPTIONS, ceil_div, device_of, jit, next_power_of_2, tl
 
 # Shapes: N tokens, C channels, V entries of the vocabulary; "..." is any shape with N elements.
 
@@ -106,14 +106,13 @@ def _cross_entropy_triton(
     nll: Tensor,
     rule: tuple[float, int],
     grad: bool,
-) -> Tensor:
+) -> None:
     (n, V), (label_smoothing, ignore_index) = logits.shape, rule
     block = min(4096, next_power_of_2(V))
     launch = {"V": V, "GRAD": grad, "BLOCK": block, "num_warps": max(1, min(8, block // 512)), **OPTIONS}
     rates = (label_smoothing, label_smoothing / max(1, V - 1), ignore_index)
     with device_of(logits):
         _cross_entropy_kernel[(n,)](logits, target, row_grad, loss, nll, *rates, **launch)
-    return logits
 
 
 def _cross_entropy_torch(
@@ -124,35 +123,41 @@ def _cross_entropy_torch(
     nll: Tensor,
     rule: tuple[float, int],
     grad: bool,
-) -> Tensor:
-    """The kernel in torch, over the memory of `logits` too where that is float32 or wider."""
-    (_, V), (label_smoothing, ignore_index) = logits.shape, rule
+) -> None:
+    """The kernel in torch; on a CPU so few rows at a time that they stay in the cache."""
+    (n, V), (label_smoothing, ignore_index) = logits.shape, rule
     eps_i = label_smoothing / max(1, V - 1)
-    wide = logits.to(loss.dtype)  # (n, V)
+    cpu = logits.device.type == "cpu"
     ignored = target.eq(ignore_index)  # (n,)
+    some = not cpu or bool(ignored.any())  # an accelerator would have to be waited for
     index = target.masked_fill(ignored, 0).unsqueeze(-1)  # (n, 1)
-    lse = torch.logsumexp(wide, -1)  # (n,)
-    torch.sub(lse, wide.gather(-1, index).squeeze(-1), out=nll)
-    torch.mul(nll, 1.0 - label_smoothing - eps_i, out=loss)
-    if eps_i > 0.0:
-        loss.add_(V * lse - wide.sum(-1), alpha=eps_i)
-    nll.masked_fill_(ignored, 0.0)
-    loss.masked_fill_(ignored, 0.0)
-    if not grad:
-        return logits
-    wide.sub_(lse.unsqueeze(-1)).exp_().sub_(eps_i)
-    wide.scatter_add_(-1, index, wide.new_full((1, 1), -(1.0 - label_smoothing - eps_i)).expand_as(index))
-    if row_grad is not None:
-        wide.mul_(row_grad.unsqueeze(-1))
-    return wide.masked_fill_(ignored.unsqueeze(-1), 0.0).to(logits.dtype)
+    rows = max(1, 2**20 // V) if cpu else n
+    lprobs = torch.empty(min(rows, n), V, dtype=loss.dtype, device=logits.device)
+    for part in (slice(i, min(i + rows, n)) for i in range(0, n, rows)):
+        block, at = lprobs[: part.stop - part.start], index[part]
+        torch.log_softmax(logits[part], -1, dtype=loss.dtype, out=block)
+        torch.neg(block.gather(-1, at).squeeze(-1), out=nll[part])
+        torch.mul(nll[part], 1.0 - label_smoothing - eps_i, out=loss[part])
+        if eps_i > 0.0:
+            loss[part].sub_(block.sum(-1), alpha=eps_i)
+        if grad:
+            block.exp_().sub_(eps_i)
+            block.scatter_add_(-1, at, block.new_full((1, 1), -(1.0 - label_smoothing - eps_i)).expand_as(at))
+            if row_grad is not None:
+                block.mul_(row_grad[part].unsqueeze(-1))
+            logits[part] = block.masked_fill_(ignored[part].unsqueeze(-1), 0.0) if some else block
+    if some:
+        nll.masked_fill_(ignored, 0.0)
+        loss.masked_fill_(ignored, 0.0)
 
 
-def _default_chunk(x: Tensor, vocabulary: int) -> int:
+def _default_chunk(x: Tensor, compute_dtype: torch.dtype, vocabulary: int) -> int:
     """Tokens at a time: 64 Mi logits on an accelerator, which keeps its products large, and 4 Mi on a CPU.
 
-    But at least 128, since the weights and their gradient pass through memory once for each chunk.
+    But at least as many as fill the memory of the weights' gradient, (V, C) in float32: that passes through the
+    processor once for each chunk.
     """
-    return max(128, (2**22 if x.device.type == "cpu" else 2**26) // vocabulary)
+    return max(x.size(-1) * 4 // compute_dtype.itemsize, (2**22 if x.device.type == "cpu" else 2**26) // vocabulary)
 
 
 # Custom operator. One pass over the chunks yields the losses and, as asked in `grads`, the gradients of their sum, or
@@ -180,26 +185,36 @@ def _linear_cross_entropy(
     cross_entropy = _cross_entropy_triton if triton else _cross_entropy_torch
     loss, nll = (torch.empty(n, dtype=wide, device=x.device) for _ in range(2))
     dx = torch.empty(x.shape if grads[0] else (0,), dtype=x.dtype, device=x.device)
-    dweight = torch.zeros(weight.shape if grads[1] else (0,), dtype=wide, device=x.device)
+    dweight = torch.zeros(weight.shape if grads[1] and not n else (0,), dtype=wide, device=x.device)
     dbias = torch.zeros(V if grads[2] else 0, dtype=wide, device=x.device)
     target = target.contiguous()
+    count = ceil_div(n, chunk)
+    chunk = ceil_div(n, max(1, count))  # so that all are of nearly one size
+    rule = (label_smoothing, ignore_index)
     with torch.autocast(x.device.type, enabled=False):
         w = weight.to(compute_dtype)
         b = None if bias is None else bias.to(compute_dtype)
-        for part in (slice(i, min(i + chunk, n)) for i in range(0, n, chunk)):
-            xs = x[part].to(compute_dtype)
-            logits = F.linear(xs, w, b)  # (chunk, V)
+        # one piece of memory for all chunks: fresh pages cost a CPU half as much as the product that fills them
+        memory = torch.empty(chunk, V, dtype=compute_dtype, device=x.device)
+        for i in range(count):
+            part = slice(i * chunk, min((i + 1) * chunk, n))
+            xs, logits = x[part].to(compute_dtype), memory[: part.stop - part.start]
+            if b is None:
+                torch.mm(xs, w.t(), out=logits)
+            else:
+                torch.addmm(b, xs, w.t(), out=logits)
             row = None if row_grad is None else row_grad[part]
-            rule = (label_smoothing, ignore_index)
-            dlogits = cross_entropy(logits, target[part], row, loss[part], nll[part], rule, any(grads))
+            cross_entropy(logits, target[part], row, loss[part], nll[part], rule, any(grads))  # logits → their gradient
             if grads[0]:
-                dx[part] = dlogits @ w
-            if grads[1] and dlogits.dtype == wide:
-                dweight.addmm_(dlogits.t(), xs)
+                dx[part] = logits @ w
+            if grads[1] and i == 0:
+                dweight = (logits.t() @ xs).to(wide if count > 1 else weight.dtype)
+            elif grads[1] and compute_dtype == wide:
+                dweight.addmm_(logits.t(), xs)
             elif grads[1]:
-                dweight += dlogits.t() @ xs
+                dweight += logits.t() @ xs
             if grads[2]:
-                dbias += dlogits.sum(0, dtype=wide)
+                dbias += logits.sum(0, dtype=wide)
     if not rows:
         loss, nll = loss.sum(), nll.sum()
     return loss, nll, dx, dweight.to(weight.dtype), dbias if bias is None else dbias.to(bias.dtype)
@@ -230,26 +245,40 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, target, bias, _, *ctx.options, ctx.rows, ctx.grads = inputs
-    _, nll, dx, dweight, dbias = output
-    ctx.mark_non_differentiable(nll, dx, dweight, dbias)
+    _, nll, *grads = output
+    ctx.mark_non_differentiable(nll, *grads)
     ctx.set_materialize_grads(False)  # zeros of the size of dweight, say
-    # the sum of the losses has one factor in its backward, and `none` one for each row, unknown until then
-    ctx.save_for_backward(*((x, weight, target, bias) if ctx.rows else (dx, dweight, dbias)))
+    # The sum of the losses has one factor in its backward, and `none` one for each row, unknown until then. The first
+    # backward gives the gradients away, so that they become someone's `.grad` without a copy; another computes anew.
+    # A graph that is traced keeps them as saved tensors.
+    ctx.traced = not ctx.rows and type(grads[0]) is not Tensor
+    ctx.ready = None if ctx.rows or ctx.traced else grads
+    ctx.save_for_backward(*(grads if ctx.traced else (x, weight, target, bias)))
 
 
 def _gradient(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if dloss is None:
         return (None,) * 12
-    if ctx.rows:
+    grads, ctx.ready = ctx.saved_tensors if ctx.traced else ctx.ready, None
+    wanted = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[3]] if ctx.rows else ctx.grads
+    if grads is None:
         x, weight, target, bias = ctx.saved_tensors
-        wanted = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[3]]
-        _, _, *grads = _linear_cross_entropy(x, weight, target, bias, dloss.contiguous(), *ctx.options, True, wanted)
-    else:
-        wanted = ctx.grads
-        # in the loss's float32 and then rounded: a loss scale of 2¹⁶ is infinite in float16
-        grads = [(grad.to(dloss.dtype) * dloss).to(grad.dtype) for grad in ctx.saved_tensors]
+        row_grad = dloss.contiguous() if ctx.rows else None
+        _, _, *grads = _linear_cross_entropy(x, weight, target, bias, row_grad, *ctx.options, ctx.rows, wanted)
+    if not ctx.rows:
+        grads = [_scaled(grad, dloss) for grad in grads]
     dx, dweight, dbias = (grad if given else None for grad, given in zip(grads, wanted, strict=True))
     return dx, dweight, None, dbias, *(None,) * 8
+
+
+def _scaled(grad: Tensor, dloss: Tensor) -> Tensor:
+    """grad · dloss, in its memory where it can be."""
+    if type(dloss) is Tensor and dloss.device.type == "cpu" and dloss.item() == 1.0:
+        return grad  # at the root of a graph; to ask costs an accelerator a wait, and what is traced has no value
+    if type(grad) is Tensor and grad.dtype == dloss.dtype:
+        return grad.mul_(dloss)
+    # in the loss's float32 and then rounded: a loss scale of 2¹⁶ is infinite in float16
+    return (grad.to(dloss.dtype) * dloss).to(grad.dtype)
 
 
 _linear_cross_entropy.register_autograd(_gradient, setup_context=_setup)
@@ -288,7 +317,8 @@ def linear_cross_entropy(
         label_smoothing: ε in [0, 1).
         ignore_index: label of tokens that count nowhere, fairseq's padding.
         reduction: `sum` over tokens, `mean` over those not ignored, or `none`.
-        chunk_size: tokens at a time; None takes about 64 Mi logits on a GPU and 4 Mi on a CPU.
+        chunk_size: tokens at a time, at most; None takes about 64 Mi logits on a GPU and 4 Mi on a CPU, or as much
+            memory for them as the gradient of `weight` takes in float32, if this is more.
         backend: `auto`, `reference` (the chunk in torch) or `triton`; None takes `MACARON_BACKEND`.
 
     Returns:
@@ -304,14 +334,20 @@ def linear_cross_entropy(
     if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
         compute_dtype = torch.get_autocast_dtype(x.device.type)
     triton = use_triton("linear_cross_entropy", x, _linear_cross_entropy, backend)
-    flat = x.reshape(-1, x.size(-1))
+    flat, labels = x.reshape(-1, x.size(-1)), target.reshape(-1)
     rows = reduction == "none"
+    # a CPU leaves out what is ignored; an accelerator would have to wait until it is counted
+    real = None if x.device.type != "cpu" or torch.compiler.is_compiling() else labels.ne(ignore_index)
+    if real is not None and not real.all():
+        flat, labels = flat[real], labels[real]
     learns = torch.is_grad_enabled() and not rows
     grads = [learns and t is not None and t.requires_grad for t in (x, weight, bias)]
-    chunk = _default_chunk(x, weight.size(0)) if chunk_size is None else chunk_size
+    chunk = _default_chunk(x, compute_dtype, weight.size(0)) if chunk_size is None else chunk_size
     options = (label_smoothing, ignore_index, chunk, compute_dtype, triton, rows, grads)
-    loss, nll, _, _, _ = _linear_cross_entropy(flat, weight, target.reshape(-1), bias, None, *options)
+    loss, nll, _, _, _ = _linear_cross_entropy(flat, weight, labels, bias, None, *options)
     if rows:
+        if real is not None and len(labels) < target.numel():
+            loss, nll = (t.new_zeros(target.numel()).masked_scatter(real, t) for t in (loss, nll))
         return loss.view(target.shape), nll.view(target.shape)
     if reduction == "mean":
         tokens = target.ne(ignore_index).sum()

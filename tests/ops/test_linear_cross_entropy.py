@@ -174,6 +174,17 @@ def test_upstream_gradient_and_retained_graph(device):
     assert weight.grad is None
 
 
+def test_a_graph_that_is_kept_yields_the_same_gradient_again(device):
+    """Also where the gradient was not scaled, and `.grad` could have become the tensor that the graph holds."""
+    (x, weight, bias), target = make((6,), 8, 20, device=device)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    loss, _ = linear_cross_entropy(*leaves[:2], target, bias)
+    expected = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for times in (1, 2, 3):
+        loss.backward(retain_graph=True)
+        torch.testing.assert_close([t.grad for t in leaves], [times * t for t in expected])
+
+
 def test_loss_scale_beyond_float16(device):
     """AMP starts with a loss scale of 2¹⁶, infinite in float16."""
     (x, weight, _), target = make((6,), 8, 20, torch.float16, device, bias=False)
@@ -219,15 +230,38 @@ def test_autocast(reduction, device_type):
 
 
 def test_logits_exist_one_chunk_at_a_time(device, monkeypatch):
+    """And in the same memory, of chunks of nearly one size."""
     (x, weight, bias), target = make((50,), 8, 30, device=device)
     seen = []
-    linear = F.linear
-    monkeypatch.setattr(F, "linear", lambda *args: seen.append(linear(*args)) or seen[-1])
-    file = importlib.import_module("macaron.ops.linear_cross_entropy")
-    linear_cross_entropy(x.requires_grad_(), weight, target, bias, chunk_size=20)
-    assert [len(logits) for logits in seen] == [20, 20, 10]
-    assert file._default_chunk(torch.empty(0), 2**30) == 128
-    assert file._default_chunk(torch.empty(0), 32768) == 128
+    product = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *args, out: seen.append(out) or product(*args, out=out))
+    linear_cross_entropy(x.requires_grad_(), weight, target.clamp(min=2), bias, chunk_size=20)
+    assert [len(logits) for logits in seen] == [17, 17, 16]
+    assert len({logits.data_ptr() for logits in seen}) == 1
+
+
+def test_default_chunk():
+    """4 Mi logits on a CPU, or the size of the weights' gradient."""
+    chunk = importlib.import_module("macaron.ops.linear_cross_entropy")._default_chunk
+    assert chunk(torch.empty(0, 512), torch.float32, 1024) == 4096
+    assert chunk(torch.empty(0, 512), torch.float32, 2**20) == 512
+    assert chunk(torch.empty(0, 512), torch.bfloat16, 2**20) == 1024
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_what_is_ignored_costs_nothing_on_a_cpu(reduction, monkeypatch):
+    (x, weight, bias), target = make((50,), 8, 30)
+    target[3:40] = PAD
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    expected, _ = linear_cross_entropy_reference(*leaves[:2], target, bias, 0.1, PAD, reduction)
+    wanted = torch.autograd.grad(expected.sum(), leaves)
+    seen = []
+    product = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *args, out: seen.append(len(out)) or product(*args, out=out))
+    loss, _ = linear_cross_entropy(*leaves[:2], target, bias, 0.1, PAD, reduction)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), leaves), wanted)
+    assert set(seen) == {int(target.ne(PAD).sum())}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
