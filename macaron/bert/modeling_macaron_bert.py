@@ -149,7 +149,7 @@ class MacaronBertSelfAttention(SelfAttention):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        query, key, value = self.split(self.qkv_proj(x), 3).unbind(0)  # (B, H, T, D)
+        query, key, value = self.split(self.qkv_proj(x), 3)  # (B, H, T, D)
         out, weights = attention(
             self,
             query,

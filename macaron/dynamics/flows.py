@@ -103,11 +103,13 @@ class _MultiHead(nn.Module):
         self.batch_first = batch_first
         self.dropout_module = Dropout(dropout)
 
-    def split(self, packed: Tensor, n: int) -> Tensor:
-        """(T, B, n·C) or (B, T, n·C) → (n, B, H, T, D), a view."""
+    def split(self, packed: Tensor, n: int) -> list[Tensor]:
+        """(T, B, n·C) or (B, T, n·C) → n times (B, H, T, D), views; in the backward one copy joins their gradients."""
         a, b = packed.size(0), packed.size(1)
-        heads = packed.view(a, b, n, self.num_heads, self.head_dim)
-        return heads.permute(2, 0, 3, 1, 4) if self.batch_first else heads.permute(2, 1, 3, 0, 4)
+        parts = packed.view(a, b, n, self.num_heads, self.head_dim).unbind(2)
+        if self.batch_first:
+            return [part.transpose(1, 2) for part in parts]
+        return [part.permute(1, 2, 0, 3) for part in parts]
 
     def merge(self, out: Tensor) -> Tensor:
         """(B, H, T, D) → (T, B, C) or (B, T, C)."""
@@ -142,8 +144,7 @@ class SelfAttention(_MultiHead):
         """`forward` under a name that a scriptable sub-class can call."""
         if not torch.jit.is_scripting() and surroundings.offsets is not None:
             return self._attend_packed(x, surroundings, surroundings.offsets), None
-        qkv = self.split(self.qkv_proj(x), 3)
-        q, k, v = qkv[0], qkv[1], qkv[2]  # (B, H, T, D)
+        q, k, v = self.split(self.qkv_proj(x), 3)  # (B, H, T, D)
         padding_mask = surroundings.padding_mask
         cache = surroundings.self_cache
         if cache is not None:
@@ -237,8 +238,7 @@ class CrossAttention(_MultiHead):
         else:
             memory = surroundings.memory
             assert memory is not None, "cross-attention needs a memory: the encoder's output"
-            kv = self.split(self.kv_proj(memory), 2)
-            k, v = kv[0], kv[1]  # (B, H, S, D)
+            k, v = self.split(self.kv_proj(memory), 2)  # (B, H, S, D)
             if cache is not None:
                 cache["k"], cache["v"] = k, v
         out, weights = attention(
