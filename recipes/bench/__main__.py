@@ -45,18 +45,13 @@ def parser() -> argparse.ArgumentParser:
     train = command(
         commands, "train", "one training step of fairseq's Transformer and of Macaron, by fairseq's Trainer"
     )
-    train.add_argument("--size", choices=("tiny", "iwslt", "base", "big"), default="base")
-    train.add_argument("--max-tokens", type=positive, default=2048, metavar="N", help="default: %(default)s")
     train.add_argument("--profile", **profile)
-    train.add_argument("--vocabulary", type=positive, default=32768, metavar="V", help="default: %(default)s")
-    train.add_argument(
-        "--contenders",
-        nargs="+",
-        default=["fairseq", "macaron"],
-        metavar="NAME",
-        help="fairseq, macaron, macaron-lie (the Transformer's splitting), macaron-fairseq-loss-and-adam, "
-        "macaron-compile, macaron-triton, macaron-triton-compile (default: the first two)",
-    )
+    translation(train, max_tokens=2048)
+
+    cost = command(commands, "cost", "the same step against the length of sentences or the size of the vocabulary")
+    cost.add_argument("--over", choices=("length", "vocabulary"), required=True)
+    cost.add_argument("--values", type=positive, nargs="+", metavar="N", help="default: 128 … 4096, 8192 … 262144")
+    translation(cost, max_tokens=4096)
 
     loss = command(commands, "loss", "linear_cross_entropy beside fairseq's label_smoothed_cross_entropy")
     loss.add_argument("--tokens", type=positive, default=1024, metavar="N", help="default: %(default)s")
@@ -73,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["eager", "compile", "macaron"],
         metavar="NAME",
-        help="eager, compile, macaron (as its default chooses), triton (default: the first three)",
+        help="eager, compile, macaron (as its default chooses), triton, liger (where liger-kernel is installed) "
+        "(default: the first three)",
     )
 
     lengths = commands.add_parser("lengths", help="measure the tables of sentence lengths")
@@ -89,7 +85,12 @@ def command(commands: argparse._SubParsersAction, name: str, text: str) -> argpa
     """A benchmark, with the options that all have."""
     p: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     p.add_argument("--device", help="cpu, cuda, … (default: a GPU where there is one)")
-    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is by autocast")
+    p.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16 is by autocast; with train and cost by --bf16",
+    )
     p.add_argument("--threads", type=positive, metavar="N", help="of torch on the CPU (default: its own choice)")
     p.add_argument("--repeats", type=positive, default=20, metavar="N", help="default: %(default)s")
     p.add_argument("--seconds", type=float, default=600, metavar="S", help="at most for a case (default: %(default)s)")
@@ -102,6 +103,22 @@ def command(commands: argparse._SubParsersAction, name: str, text: str) -> argpa
     p.add_argument("--seed", type=int, default=1, metavar="N")
     p.add_argument("--out", type=Path, metavar="FILE", help="CSV file (default: results.csv of the recipe)")
     return p
+
+
+def translation(p: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Options of fairseq's training step."""
+    p.add_argument("--size", choices=("tiny", "iwslt", "base", "big"), default="base")
+    p.add_argument("--max-tokens", type=positive, default=max_tokens, metavar="N", help="default: %(default)s")
+    p.add_argument("--vocabulary", type=positive, default=32768, metavar="V", help="default: %(default)s")
+    p.add_argument(
+        "--contenders",
+        nargs="+",
+        default=["fairseq", "macaron"],
+        metavar="NAME",
+        help="fairseq, macaron, macaron-lie (the Transformer's splitting), macaron-fairseq-loss-and-adam, "
+        "macaron-compile, macaron-triton, macaron-triton-compile; macaron:bf16 has a precision of its own "
+        "(default: the first two)",
+    )
 
 
 def positive(text: str) -> int:
@@ -161,13 +178,18 @@ def benchmark(args: argparse.Namespace) -> None:
         )
         cases = args.cases or list(bert.CASES)
         bert.run(record, plan, settings, cases, args.contenders, args.precision, args.seed, args.profile)
-    elif args.command == "train":
-        from recipes.bench import train
+    elif args.command in ("train", "cost"):
+        from recipes.bench import cost, train
 
-        check_choices("--contenders", args.contenders, train.CONTENDERS)
         chosen = train.Settings(args.size, args.max_tokens, args.vocabulary)
-        record = Record(args.out or RESULTS, "train", args.precision, args.seed, plan.clock, dataclasses.asdict(chosen))
-        train.run(record, plan, chosen, args.contenders, args.precision, args.seed, args.profile)
+        record = Record(
+            args.out or RESULTS, args.command, args.precision, args.seed, plan.clock, dataclasses.asdict(chosen)
+        )
+        if args.command == "train":
+            train.run(record, plan, chosen, args.contenders, args.precision, args.seed, args.profile)
+        else:
+            values = args.values or list(cost.VALUES[args.over])
+            cost.run(record, plan, chosen, args.over, values, args.contenders, args.precision, args.seed)
     elif args.command == "ops":
         from recipes.bench import ops
 

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from tqdm import tqdm
 
+import macaron.ops  # noqa: F401  has the operator whose FLOPs are told below
 from recipes.common.errors import RecipeError
 
 
@@ -158,6 +161,28 @@ def profiled(step: Callable[[], object], rows: int = 20) -> str:
         sort_by=f"self_{device}_time_total", row_limit=rows, max_name_column_width=40
     )
     return table
+
+
+def product(tokens: int, dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Callable[[Any], Tensor], int]:
+    """A matrix product of the shape of a layer's, (tokens, C) times (C, 4 C), and its FLOPs: what a step's rate of
+    FLOPs is compared with."""
+    a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((tokens, dim), (dim, 4 * dim)))
+    out = torch.empty(tokens, 4 * dim, device=device, dtype=dtype)
+    return lambda _: torch.mm(a, b, out=out), 2 * tokens * dim * 4 * dim
+
+
+def flops(step: Callable[[], object]) -> int:
+    """Of the matrix products of a step, as torch counts them; it does not see into compiled graphs."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+@register_flop_formula(torch.ops.macaron.linear_cross_entropy)  # type: ignore[untyped-decorator]
+def _(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Logits, and the two gradients."""
+    (n, C), (V, _), grads = x, weight, args[-1]
+    return int(2 * n * C * V * (1 + sum(grads[:2])))
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -6,6 +6,7 @@ returns, written once, in both directions; as a share of the bandwidth of a copy
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ from recipes.bench.lengths import glue_lengths
 from recipes.bench.loss import PADDING, SMOOTHING, fairseq_loss
 from recipes.bench.measure import Contender, Plan, chosen_backend, interleaved
 from recipes.bench.record import Record
+from recipes.common.errors import RecipeError
 
-CONTENDERS = ("eager", "compile", "macaron", "triton")
+CONTENDERS = ("eager", "compile", "macaron", "triton", "liger")
 STEP, DROPOUT, HEAD_DIM = STRANG.substeps[0].share, 0.1, 64
 
 
@@ -45,6 +47,7 @@ class Case:
     entries: int = 0  # 0: bound by arithmetic
     others: dict[str, Callable[..., Any]] = field(default_factory=dict)
     real: Tensor | None = None  # where the plain one's output counts, if not everywhere
+    liger: Callable[..., Any] | None = None
 
 
 def step_norm_case(settings: Settings, device: torch.device) -> Case:
@@ -59,8 +62,12 @@ def step_norm_case(settings: Settings, device: torch.device) -> Case:
     def ours(x: Tensor, v: Tensor, weight: Tensor, bias: Tensor, v_bias: Tensor) -> tuple[Tensor, Tensor]:
         return step_norm(x, v, weight, bias, step=STEP, v_bias=v_bias, dropout=DROPOUT)
 
+    def liger(x: Tensor, v: Tensor, weight: Tensor, bias: Tensor, v_bias: Tensor) -> tuple[Tensor, Tensor]:
+        y = x + STEP * F.dropout(v + v_bias, DROPOUT)
+        return y, liger_functions().liger_layer_norm(y, weight, bias, 1e-5)
+
     # x, v → y, z; dy, dz, y → dx, dv
-    return Case([x, v, weight, bias, v_bias], eager, ours, 9 * N * C)
+    return Case([x, v, weight, bias, v_bias], eager, ours, 9 * N * C, liger=liger)
 
 
 def bias_act_case(settings: Settings, device: torch.device) -> Case:
@@ -87,7 +94,13 @@ def linear_cross_entropy_case(settings: Settings, device: torch.device) -> Case:
     def ours(x: Tensor, weight: Tensor) -> Tensor:
         return linear_cross_entropy(x, weight, target, label_smoothing=SMOOTHING, ignore_index=PADDING)[0]
 
-    return Case([x, weight], eager, ours)
+    def liger(x: Tensor, weight: Tensor) -> Tensor:
+        loss: Tensor = liger_functions().liger_fused_linear_cross_entropy(
+            x, weight, target, ignore_index=PADDING, label_smoothing=SMOOTHING * V / (V - 1), reduction="sum"
+        )
+        return loss
+
+    return Case([x, weight], eager, ours, liger=liger)
 
 
 def packed_attention_case(settings: Settings, device: torch.device) -> Case:
@@ -132,6 +145,14 @@ def packed_attention_case(settings: Settings, device: torch.device) -> Case:
     return Case([qkv, padded], eager, ours, entries, {"buckets": buckets}, real)
 
 
+def liger_functions() -> Any:
+    """Liger Kernel's functions (arXiv:2410.10989); it has a layer normalisation and a projection with loss."""
+    try:
+        return importlib.import_module("liger_kernel.transformers.functional")
+    except ImportError as error:
+        raise RecipeError(f"--contenders liger: {error}; pip install liger-kernel, which needs triton") from error
+
+
 OPS: dict[str, Callable[[Settings, torch.device], Case]] = {
     "step_norm": step_norm_case,
     "bias_act": bias_act_case,
@@ -144,8 +165,10 @@ def run(
     record: Record, plan: Plan, settings: Settings, ops: list[str], names: list[str], precision: str, seed: int
 ) -> None:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if "liger" in names:
+        liger_functions()
     copy = copy_bandwidth(settings, plan, dtype)
-    print(f"copy {copy:.2f} GB/s, matrix product {product_rate(settings, plan, dtype):.1f} GFLOP/s")
+    print(f"copy {copy:.2f} GB/s")
     for op in ops:
         torch.manual_seed(seed)
         case = OPS[op](settings, plan.device)
@@ -155,6 +178,8 @@ def run(
             functions["compile"] = torch.compile(case.eager)
         if "triton" in names:
             functions["triton"] = case.macaron
+        if case.liger is not None:
+            functions["liger"] = case.liger
         chosen = {name: fn for name, fn in functions.items() if name in names or name in case.others}
         contenders = [Contender(name, forward_and_backward(name, fn, inputs)) for name, fn in chosen.items()]
         rows = interleaved(contenders, itertools.repeat(None), plan, label=op).rows()
@@ -187,11 +212,3 @@ def copy_bandwidth(settings: Settings, plan: Plan, dtype: torch.dtype) -> float:
     target = torch.empty_like(source)
     timing = interleaved([Contender("copy", lambda _: target.copy_(source))], itertools.repeat(None), plan)
     return 2 * source.numel() * dtype.itemsize / timing.rows()[0]["median_ms"] / 1e6
-
-
-def product_rate(settings: Settings, plan: Plan, dtype: torch.dtype) -> float:
-    """GFLOP/s of (1024, C) times (C, 4 C)."""
-    C = settings.dim
-    a, b = (torch.randn(*shape, device=plan.device).to(dtype) for shape in ((1024, C), (C, 4 * C)))
-    timing = interleaved([Contender("product", lambda _: a @ b)], itertools.repeat(None), plan)
-    return 2 * 1024 * C * 4 * C / timing.rows()[0]["median_ms"] / 1e6

@@ -1,9 +1,13 @@
-"""Figures of all results in the CSV file: of each case the latest row of every contender."""
+"""Figures of all results in the CSV file: of each case the latest row of every contender.
+
+Bars, or for `cost` curves over what it varies.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from recipes.bench.record import read
 from recipes.common.errors import RecipeError
@@ -22,7 +26,7 @@ def draw_all(results: Path, folder: Path) -> None:
         groups[row["benchmark"], device].append(row)
     for (benchmark, device), group in groups.items():
         path = folder / f"{benchmark}_{device}.png"
-        draw(group, path)
+        (draw_curves if benchmark == "cost" else draw)(group, path)
         print(path)
 
 
@@ -34,11 +38,7 @@ def latest(rows: list[Row]) -> list[Row]:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Speed beside the baseline, with quartiles; and where it was measured, memory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     panels = [("speedup", "times as fast as {baseline}")]
     if any(row["peak_mib"] for row in rows):
         panels.append(("peak_mib", "peak memory of a step, MiB"))
@@ -62,7 +62,47 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.set_yticks(places, names)
         axis.invert_yaxis()
         axis.set_xlabel(text.format(baseline=rows[0]["baseline"]))
+    finish(figure, rows, path)
+
+
+def draw_curves(rows: list[Row], path: Path) -> None:
+    """Time of a thousand tokens and memory of a step, against length and vocabulary, a line for each contender."""
+    plt = pyplot()
+    varied = sorted({row["case"].split()[0] for row in rows})
+    panels = [("ms for 1000 target tokens", lambda row: 1e6 / float(row["tokens_per_s"]))]
+    panels += [("peak memory of a step, MiB", lambda row: float(row["peak_mib"] or "nan"))]
+    shape = (len(panels), len(varied))
+    figure, axes = plt.subplots(*shape, figsize=(5.5 * len(varied), 7), squeeze=False, layout="constrained")
+    for column, over in enumerate(varied):
+        lines: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            if row["case"].split()[0] == over:
+                name = row["contender"].partition(":")[0]
+                lines[f"{name}, {row['precision']}"].append(row)
+        for axis, (text, value) in zip(axes[:, column], panels, strict=True):
+            for name, line in lines.items():
+                line.sort(key=lambda row: int(row["case"].split()[1]))
+                axis.plot([int(row["case"].split()[1]) for row in line], list(map(value, line)), "o-", label=name)
+            axis.set_xscale("log", base=2)
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel({"length": "tokens of a sentence", "vocabulary": "vocabulary"}.get(over, over))
+            axis.set_ylabel(text)
+            axis.legend()
+    finish(figure, rows, path)
+
+
+def pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def finish(figure: Any, rows: list[Row], path: Path) -> None:
+    """Say where it was measured, and write."""
     where = rows[-1]["GPU"] if rows[-1]["GPU"] != "none" else f"{rows[-1]['processor']}, {rows[-1]['threads']} threads"
     figure.suptitle(f"{rows[0]['benchmark']} on {where}, torch {rows[-1]['torch']}", fontsize=10)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    pyplot().close(figure)

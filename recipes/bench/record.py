@@ -19,6 +19,7 @@ PACKAGES = ("torch", "transformers", "fairseq-fixed", "triton", "numpy")
 FIGURES = (
     *("benchmark", "case", "contender", "baseline", "median_ms", "q1_ms", "q3_ms"),
     *("speedup", "speedup_q1", "speedup_q3", "tokens_per_s", "peak_mib", "gb_per_s", "share_of_copy"),
+    *("gflop_per_s", "share_of_products"),
     *("parameters", "repeats", "precision", "settings", "seed", "clock", "load"),
 )
 ORIGIN = ("date", "command", "commit", "python", *PACKAGES, "machine", "processor", "cores", "threads", "GPU")
@@ -32,15 +33,14 @@ class Record:
         self, path: Path, benchmark: str, precision: str, seed: int, clock: str, settings: dict[str, Any]
     ) -> None:
         self.path = path
-        self.common = {
-            "benchmark": benchmark,
-            "precision": precision,
-            "seed": seed,
-            "clock": clock,
-            "settings": json.dumps(settings, sort_keys=True),
-        }
+        self.common: dict[str, Any] = {"benchmark": benchmark, "precision": precision, "seed": seed, "clock": clock}
+        self.describe(settings)
         self.origin = environment(shlex.join(["python", "-m", "recipes.bench", *sys.argv[1:]]), PACKAGES)
         read(path)  # a file of another kind is refused before hours are spent
+
+    def describe(self, settings: dict[str, Any]) -> None:
+        """Settings of the rows to come."""
+        self.common["settings"] = json.dumps(settings, sort_keys=True)
 
     def add(self, case: str, rows: list[dict[str, Any]]) -> None:
         """Append the rows and print them."""

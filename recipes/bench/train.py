@@ -26,11 +26,14 @@ from recipes.bench.measure import (
     check_equal,
     chosen_backend,
     count_parameters,
+    flops,
     interleaved,
     peak_mib,
+    product,
     profiled,
 )
 from recipes.bench.record import Record
+from recipes.common.errors import RecipeError
 
 SIZES: dict[str, tuple[list[str], list[str]]] = {  # fairseq's architecture and ours
     "tiny": (
@@ -57,6 +60,8 @@ COMMON = [
     *["--label-smoothing", "0.1", "--adam-betas", "(0.9, 0.98)", "--lr", "1e-4", "--lr-scheduler", "fixed"],
 ]
 CORPUS, UNUSUAL = 20_000, 4  # sentence pairs that batches are made of; special symbols of a dictionary
+PRODUCT_TOKENS, PRODUCT_DIM = 1024, 1024  # of the product whose rate is the limit
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,31 @@ class Settings:
     size: str = "base"
     max_tokens: int = 2048
     vocabulary: int = 32768
+    length: int | None = None  # of every sentence; None for WMT14's
+
+
+def parse(name: str, precision: str) -> tuple[str, str]:
+    """Contender and its precision, from `macaron` or `macaron:bf16`."""
+    contender, _, own = name.partition(":")
+    if contender not in CONTENDERS or (own or precision) not in PRECISIONS:
+        raise RecipeError(
+            f"--contenders: {name} unknown; choose from {', '.join(CONTENDERS)}, alone or with a precision of its own, "
+            f"as in macaron:bf16"
+        )
+    return contender, own or precision
 
 
 def run(
-    record: Record, plan: Plan, settings: Settings, names: list[str], precision: str, seed: int, profile: bool = False
+    record: Record,
+    plan: Plan,
+    settings: Settings,
+    names: list[str],
+    precision: str,
+    seed: int,
+    profile: bool = False,
+    case: str = "",
 ) -> None:
+    parsed = [parse(name, precision) for name in names]
     macaron.register_fairseq()
     for chatty in ("fairseq", "hydra"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -76,30 +101,47 @@ def run(
         words = "".join(f"w{i} 1\n" for i in range(settings.vocabulary - UNUSUAL))
         for language in ("en", "de"):
             Path(folder, f"dict.{language}.txt").write_text(words)
-        built = [trainer(name, settings.size, folder, plan.device, seed) for name in names]
+        built = [trainer(name, chosen, settings, folder, plan.device, seed) for name, chosen in parsed]
     contenders = [
-        Contender(name, step(it, CONTENDERS[name][2], plan.device, precision), count_parameters(it.model))
-        for name, it in zip(names, built, strict=True)
+        Contender(text, step(it, CONTENDERS[name][2]), count_parameters(it.model))
+        for text, (name, _), it in zip(names, parsed, built, strict=True)
     ]
     check_equal(contenders)
     works = samples(built[0].task, settings, seed)
-    timing = interleaved(contenders, works, plan, amount=lambda sample: sample["ntokens"], label="train")
+    limits = [product(PRODUCT_TOKENS, PRODUCT_DIM, plan.device, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    bounds = [Contender(name, run) for name, (run, _) in zip(PRECISIONS, limits, strict=True)]
+    timing = interleaved(
+        [*contenders, *bounds], works, plan, amount=lambda sample: sample["ntokens"], label=case or "train"
+    )
     rows = timing.rows()
+    rates = {
+        row["contender"]: count / row["median_ms"] / 1e6
+        for row, (_, count) in zip(rows[len(contenders) :], limits, strict=True)
+    }
     sample = next(works)
-    for row, contender in zip(rows, contenders, strict=True):
+    per_token = max(flops(lambda it=it: it.step(sample)) for it in contenders) / sample["ntokens"]
+    for row, contender, (_, chosen) in zip(rows, contenders, parsed, strict=False):
+        row["precision"] = chosen
         row["parameters"] = contender.parameters
         row["peak_mib"] = peak_mib(lambda contender=contender: contender.step(sample), plan.device)
-    record.add(f"train {settings.size}", rows)
+        row["gflop_per_s"] = round(per_token * row["tokens_per_s"] / 1e9, 1)
+        row["share_of_products"] = round(row["gflop_per_s"] / rates[chosen], 3)
+    record.add(case or f"train {settings.size}", rows[: len(contenders)])
     for it in contenders if profile else ():
         print(f"\n{it.name}, {sample['ntokens']} tokens\n{profiled(lambda it=it: it.step(sample))}")
 
 
-def trainer(name: str, size: str, folder: str, device: torch.device, seed: int) -> Trainer:
+def trainer(name: str, precision: str, settings: Settings, folder: str, device: torch.device, seed: int) -> Trainer:
     """What `fairseq-train` would build."""
     ours, chosen, _ = CONTENDERS[name]
-    arguments = [folder, *COMMON, *chosen, *SIZES[size][ours], "--seed", str(seed)]
+    arguments = [folder, *COMMON, *chosen, *SIZES[settings.size][ours], "--seed", str(seed)]
     arguments += ["--cpu"] if device.type == "cpu" else []
+    arguments += ["--bf16"] if precision == "bf16" else []
+    if settings.length is not None:
+        limit = str(max(1024, settings.length))
+        arguments += ["--max-source-positions", limit, "--max-target-positions", limit]
     args = options.parse_args_and_arch(options.get_training_parser(), arguments)
+    args.tpu = False  # which fairseq alone asks for with --bf16
     cfg = convert_namespace_to_omegaconf(args)
     torch.manual_seed(seed)
     task = tasks.setup_task(cfg.task)
@@ -108,10 +150,9 @@ def trainer(name: str, size: str, folder: str, device: torch.device, seed: int) 
     return it
 
 
-def step(it: Trainer, backend: str, device: torch.device, precision: str) -> Callable[[dict[str, Any]], None]:
+def step(it: Trainer, backend: str) -> Callable[[dict[str, Any]], None]:
     def train_step(sample: dict[str, Any]) -> None:
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with chosen_backend(backend), autocast, metrics.aggregate(new_root=True):
+        with chosen_backend(backend), metrics.aggregate(new_root=True):
             it.train_step([sample])
 
     return train_step
@@ -120,13 +161,19 @@ def step(it: Trainer, backend: str, device: torch.device, precision: str) -> Cal
 def samples(task: FairseqTask, settings: Settings, seed: int) -> Iterator[dict[str, Any]]:
     """Batches as fairseq makes them: of sentences of similar length, in random order; the words are random."""
     random = np.random.default_rng(seed)
-    lengths = wmt_lengths(CORPUS, random)
+    if settings.length is None:
+        lengths = wmt_lengths(CORPUS, random)
+    else:
+        lengths = (np.full(max(8, 4 * settings.max_tokens // settings.length), settings.length),) * 2
     sides = [
         [torch.from_numpy(random.integers(UNUSUAL, settings.vocabulary, n)) for n in of_side] for of_side in lengths
     ]
     for side in sides:
         for sentence in side:
             sentence[-1] = task.source_dictionary.eos()
+    longest = max(int(of_side.max()) for of_side in lengths)
+    if longest > settings.max_tokens:
+        raise RecipeError(f"--max-tokens {settings.max_tokens}: the longest sentence has {longest} tokens; raise it")
     data = LanguagePairDataset(
         sides[0], lengths[0], task.source_dictionary, sides[1], lengths[1], task.target_dictionary, shuffle=False
     )

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import torch
 
 from recipes.bench import bert, lengths, ops, record
 from recipes.bench.__main__ import main
-from recipes.bench.measure import Contender, Plan, Timing, check_equal, interleaved, peak_mib
+from recipes.bench.loss import LOSSES
+from recipes.bench.measure import Contender, Plan, Timing, check_equal, flops, interleaved, peak_mib, product
 from recipes.common.errors import RecipeError
 
 CPU = torch.device("cpu")
@@ -63,6 +65,52 @@ def test_train(bench):
     assert (theirs["contender"], ours["contender"], ours["case"]) == ("fairseq", "macaron", "train tiny")
     assert int(theirs["parameters"]) == pytest.approx(int(ours["parameters"]), rel=0.01)
     assert float(ours["peak_mib"]) > 0
+    assert 0 < float(ours["share_of_products"]) < 1
+
+
+def test_cost_over_length_and_vocabulary(bench, tmp_path):
+    """Curves, with a contender of a precision of its own."""
+    sizes = ["--size", "tiny", "--max-tokens", "300", "--contenders", "fairseq", "macaron:bf16"]
+    written = bench("cost", "--over", "length", "--values", "16", "64", "--vocabulary", "200", *sizes)
+    written = bench("cost", "--over", "vocabulary", "--values", "100", "200", *sizes)
+    cases = [
+        f"{over} {value}" for over, values in (("length", (16, 64)), ("vocabulary", (100, 200))) for value in values
+    ]
+    assert [row["case"] for row in written] == [case for case in cases for _ in range(2)]
+    assert [row["precision"] for row in written] == ["fp32", "bf16"] * 4
+    assert [json.loads(row["settings"])["length"] for row in written[::2]] == [16, 64, None, None]
+    assert [json.loads(row["settings"])["vocabulary"] for row in written[::2]] == [200, 200, 100, 200]
+    assert main(["plot", "--out", str(tmp_path / "results.csv")]) == 0
+    assert (tmp_path / "cost_cpu.png").stat().st_size > 20_000
+
+
+def test_flops_are_those_of_the_products():
+    """Logits and both gradients; padding counts on neither side."""
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    target = torch.randint(2, 30, (5,))
+
+    def loss(function) -> int:
+        return flops(lambda: function(x, weight, target).backward())
+
+    assert loss(LOSSES["macaron"]) == loss(LOSSES["fairseq"]) == 3 * 2 * 5 * 8 * 30
+    run, count = product(6, 4, CPU, torch.float32)
+    assert flops(lambda: run(None)) == count == 2 * 6 * 4 * 16
+
+
+def test_liger_computes_the_same(monkeypatch):
+    """Its functions, stood in for by torch's; the true ones need a GPU."""
+    torch_loss = torch.nn.functional.cross_entropy
+    stand_in = SimpleNamespace(
+        liger_layer_norm=lambda x, weight, bias, eps: torch.nn.functional.layer_norm(
+            x, x.shape[-1:], weight, bias, eps
+        ),
+        liger_fused_linear_cross_entropy=lambda x, weight, target, **rule: torch_loss(x @ weight.t(), target, **rule),
+    )
+    monkeypatch.setattr(ops, "DROPOUT", 0.0)
+    monkeypatch.setattr(ops, "liger_functions", lambda: stand_in)
+    for op in ("step_norm", "linear_cross_entropy"):
+        case = ops.OPS[op](ops.Settings(tokens=90, dim=64, vocabulary=50), CPU)
+        torch.testing.assert_close(case.liger(*case.inputs), case.eager(*case.inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_loss_and_ops_are_appended_and_drawn(tmp_path, capsys):
@@ -167,11 +215,14 @@ def test_wrong_requests_are_refused(tmp_path, capsys):
         (["bert", "--lengths", "long"], "--lengths long: give glue, or a number"),
         (["bert", "--clock", "cpu", "--threads", "2"], "use --threads 1 on a CPU"),
         (["ops", "--ops", "softmax"], "--ops: softmax unknown"),
+        (["train", "--contenders", "macaron:fp64"], "--contenders: macaron:fp64 unknown; choose from fairseq, macaron"),
+        (["train", "--size", "tiny", "--vocabulary", "9", "--max-tokens", "64"], "the longest sentence has "),
+        (["cost", "--over", "length", "--max-tokens", "64"], "4096 tokens does not fit into --max-tokens 64"),
         (["loss", "--out", str(other)], "its columns are not those of this benchmark"),
         (["plot", "--out", str(tmp_path / "none.csv")], "no results there; measure something first"),
         (["lengths", "--data-dir", str(tmp_path / "none")], "none"),
     ]:
-        assert main([*arguments, *(["--device", "cpu"] if arguments[0] in ("bert", "ops", "loss") else [])]) == 1
+        assert main([*arguments, *(["--device", "cpu"] if arguments[0] not in ("plot", "lengths") else [])]) == 1
         assert message in capsys.readouterr().err
     assert other.read_text() == "a,b\n1,2\n"
 
