@@ -124,6 +124,40 @@ def test_half_precision(dtype, need_weights):
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_training_in_half_precision(dtype, masks, judge):
+    """On a CPU written out, since torch's kernel is slower; no less exact than that."""
+    inputs = [t.to(dtype) for t in make()]
+    upstream = torch.randn(2, 3, 4, 8)
+
+    def run(op, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        out = op(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, upstream.to(dtype))]
+
+    def torchs(q, k, v):
+        visible = module._visible(q, k, masks.get("key_padding_mask"), masks.get("attn_mask"), "is_causal" in masks)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+
+    def ours(q, k, v):
+        return attention(q, k, v, **masks)[0]
+
+    assert module._better_written_out(*(t.requires_grad_() for t in inputs[:2]), 0.0)
+    judge(("out", "dq", "dk", "dv"), run(torchs, torch.float64), run(torchs, dtype), run(ours, dtype))
+
+
+def test_what_is_written_out_on_a_cpu():
+    q = torch.empty(1, 1, 4, 8, requires_grad=True)
+    half, long = q.bfloat16(), torch.empty(1, 1, 513, 8)
+    assert module._better_written_out(q, q, 0.1)
+    assert module._better_written_out(half, long[:, :, :512], 0.0)
+    for case in ((q, q, 0.0), (half, long, 0.0), (half.detach(), half, 0.0), (half.to("meta"), half, 0.0)):
+        assert not module._better_written_out(*case)
+    with torch.no_grad():
+        assert not module._better_written_out(half, half, 0.0)
+
+
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_gradients(need_weights):
     q, k, v = (t.double().requires_grad_() for t in make(B=2, H=1, T=2, S=5, D=3))

@@ -7,8 +7,9 @@ import importlib
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 
-from macaron.ops._dropout import dropout_reference
+from macaron.ops._dropout import _dropout_mask, dropout_reference
 from macaron.ops._triton import OPTIONS
 
 step_norm_file = importlib.import_module("macaron.ops.step_norm")
@@ -112,6 +113,24 @@ def test_reference_at_the_edges():
     x = torch.randn(7)
     assert dropout_reference(x, 0.0) is x
     assert dropout_reference(torch.ones(1000), 1 - 1e-9).count_nonzero() <= 2
+
+
+def test_the_masks_operator():
+    """What torch.compile calls in place of drawing numbers itself."""
+    x = torch.randn(6, 7)
+    torch.library.opcheck(_dropout_mask, (x, 0.25), test_utils=("test_schema", "test_faketensor"))
+    compiled = torch.compile(lambda x: dropout_reference(dropout_reference(x, 0.5), 0.5), backend="aot_eager")
+    first = compiled(torch.ones(10_000, requires_grad=True))
+    assert first.detach().unique().tolist() == [0, 4]
+    assert first.count_nonzero() == pytest.approx(2500, abs=250)  # two masks, not one twice
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_reference_under_activation_checkpointing(reentrant):
+    x = torch.ones(1000, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(dropout_reference, x, 0.5, use_reentrant=reentrant)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
 
 
 def test_reference_follows_the_seed_and_is_scripted_and_compiled():
