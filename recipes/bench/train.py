@@ -113,20 +113,21 @@ def run(
     timing = interleaved(
         [*contenders, *bounds], works, plan, amount=lambda sample: sample["ntokens"], label=case or "train"
     )
-    rows = timing.rows()
+    rows = timing.rows()[: len(contenders)]
     rates = {
-        row["contender"]: count / row["median_ms"] / 1e6
-        for row, (_, count) in zip(rows[len(contenders) :], limits, strict=True)
+        bound.name: count / np.array(timing.seconds[bound.name])
+        for bound, (_, count) in zip(bounds, limits, strict=True)
     }
     sample = next(works)
     per_token = max(flops(lambda it=it: it.step(sample)) for it in contenders) / sample["ntokens"]
-    for row, contender, (_, chosen) in zip(rows, contenders, parsed, strict=False):
+    for row, contender, (_, chosen) in zip(rows, contenders, parsed, strict=True):
         row["precision"] = chosen
         row["parameters"] = contender.parameters
         row["peak_mib"] = peak_mib(lambda contender=contender: contender.step(sample), plan.device)
-        row["gflop_per_s"] = round(per_token * row["tokens_per_s"] / 1e9, 1)
-        row["share_of_products"] = round(row["gflop_per_s"] / rates[chosen], 3)
-    record.add(case or f"train {settings.size}", rows[: len(contenders)])
+        rate = per_token * np.array(timing.work) / np.array(timing.seconds[contender.name])
+        row["gflop_per_s"] = round(float(np.median(rate)) / 1e9, 1)
+        row["share_of_products"] = round(float(np.median(rate / rates[chosen])), 3)
+    record.add(case or f"train {settings.size}", rows)
     for it in contenders if profile else ():
         print(f"\n{it.name}, {sample['ntokens']} tokens\n{profiled(lambda it=it: it.step(sample))}")
 
