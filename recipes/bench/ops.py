@@ -1,7 +1,7 @@
 """Each fused operation, forward and backward, beside the same in plain PyTorch, eager and compiled.
 
 The bandwidth is that of the bytes which an operation cannot do without: what it is given, read once, and what it
-returns, written once, in both directions; as a share of the bandwidth of a copy, measured here too.
+returns, written once, in both directions; as a share of the bandwidth of a copy that takes its turn with them.
 """
 
 from __future__ import annotations
@@ -167,8 +167,7 @@ def run(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if "liger" in names:
         liger_functions()
-    copy = copy_bandwidth(settings, plan, dtype)
-    print(f"copy {copy:.2f} GB/s")
+    copy, moved = copying(settings, plan, dtype)
     for op in ops:
         torch.manual_seed(seed)
         case = OPS[op](settings, plan.device)
@@ -182,11 +181,14 @@ def run(
             functions["liger"] = case.liger
         chosen = {name: fn for name, fn in functions.items() if name in names or name in case.others}
         contenders = [Contender(name, forward_and_backward(name, fn, inputs)) for name, fn in chosen.items()]
-        rows = interleaved(contenders, itertools.repeat(None), plan, label=op).rows()
+        timing = interleaved([*contenders, copy], itertools.repeat(None), plan, label=op)
+        rows = timing.rows()[: len(contenders)]
+        limit = moved / np.array(timing.seconds[copy.name])
         for row in rows:
             if case.entries:
-                speed = case.entries * dtype.itemsize / row["median_ms"] / 1e6
-                row |= {"gb_per_s": round(speed, 2), "share_of_copy": round(speed / copy, 3)}
+                speed = case.entries * dtype.itemsize / np.array(timing.seconds[row["contender"]])
+                row["gb_per_s"] = round(float(np.median(speed)) / 1e9, 2)
+                row["share_of_copy"] = round(float(np.median(speed / limit)), 3)
         record.add(op, rows)
 
 
@@ -206,9 +208,8 @@ def forward_and_backward(name: str, fn: Callable[..., Any], inputs: list[Tensor]
     return step
 
 
-def copy_bandwidth(settings: Settings, plan: Plan, dtype: torch.dtype) -> float:
-    """GB/s read and written by a copy of (tokens, dim)."""
+def copying(settings: Settings, plan: Plan, dtype: torch.dtype) -> tuple[Contender, int]:
+    """A copy of (tokens, dim), and the bytes that it reads and writes: what a bandwidth is compared with."""
     source = torch.randn(settings.tokens, settings.dim, device=plan.device).to(dtype)
     target = torch.empty_like(source)
-    timing = interleaved([Contender("copy", lambda _: target.copy_(source))], itertools.repeat(None), plan)
-    return 2 * source.numel() * dtype.itemsize / timing.rows()[0]["median_ms"] / 1e6
+    return Contender("copy", lambda _: target.copy_(source)), 2 * source.numel() * dtype.itemsize
