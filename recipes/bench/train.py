@@ -119,14 +119,17 @@ def run(
         for bound, (_, count) in zip(bounds, limits, strict=True)
     }
     sample = next(works)
-    per_token = max(flops(lambda it=it: it.step(sample)) for it in contenders) / sample["ntokens"]
+    # the same for all; torch cannot count within a compiled layer
+    eager = [it for it, (name, _) in zip(contenders, parsed, strict=True) if "--compile" not in CONTENDERS[name][1]]
+    per_token = flops(lambda: eager[0].step(sample)) / sample["ntokens"] if eager else None
     for row, contender, (_, chosen) in zip(rows, contenders, parsed, strict=True):
         row["precision"] = chosen
         row["parameters"] = contender.parameters
         row["peak_mib"] = peak_mib(lambda contender=contender: contender.step(sample), plan.device)
-        rate = per_token * np.array(timing.work) / np.array(timing.seconds[contender.name])
-        row["gflop_per_s"] = round(float(np.median(rate)) / 1e9, 1)
-        row["share_of_products"] = round(float(np.median(rate / rates[chosen])), 3)
+        if per_token is not None:
+            rate = per_token * np.array(timing.work) / np.array(timing.seconds[contender.name])
+            row["gflop_per_s"] = round(float(np.median(rate)) / 1e9, 1)
+            row["share_of_products"] = round(float(np.median(rate / rates[chosen])), 3)
     record.add(case or f"train {settings.size}", rows)
     for it in contenders if profile else ():
         print(f"\n{it.name}, {sample['ntokens']} tokens\n{profiled(lambda it=it: it.step(sample))}")

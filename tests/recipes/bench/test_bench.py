@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from macaron.dynamics import ParticleLayer
 from recipes.bench import bert, lengths, ops, record
 from recipes.bench.__main__ import main
 from recipes.bench.loss import LOSSES
@@ -66,6 +68,20 @@ def test_train(bench):
     assert int(theirs["parameters"]) == pytest.approx(int(ours["parameters"]), rel=0.01)
     assert float(ours["peak_mib"]) > 0
     assert 0 < float(ours["share_of_products"]) < 1
+
+
+@pytest.mark.parametrize("names", [["macaron-compile"], ["macaron-compile", "macaron"]], ids=str)
+def test_flops_are_not_counted_within_compiled_layers(names, tmp_path, monkeypatch):
+    layers = importlib.import_module("macaron.user_dir.layers")
+    compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True, backend="eager")
+    monkeypatch.setattr(layers, "_compiled", compiled)
+    out = tmp_path / "results.csv"
+    sizes = ["--size", "tiny", "--vocabulary", "200", "--max-tokens", "300"]
+    assert main(["train", *sizes, "--contenders", *names, *QUICK, "--out", str(out)]) == 0
+    written = rows(out)
+    assert [row["contender"] for row in written] == names
+    assert all(bool(row["share_of_products"]) == ("macaron" in names) for row in written)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_cost_over_length_and_vocabulary(bench, tmp_path):
