@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from macaron.dynamics import STRANG
-from macaron.ops import bias_act, linear_cross_entropy, packed_attention, step_norm
+from macaron.ops import attention, bias_act, linear_cross_entropy, packed_attention, step_norm
 from recipes.bench.lengths import glue_lengths
 from recipes.bench.loss import PADDING, SMOOTHING, fairseq_loss
 from recipes.bench.measure import Contender, Plan, chosen_backend, interleaved
@@ -27,7 +27,7 @@ from recipes.bench.record import Record
 from recipes.common.errors import RecipeError
 
 CONTENDERS = ("eager", "compile", "macaron", "triton", "liger")
-STEP, DROPOUT, HEAD_DIM = STRANG.substeps[0].share, 0.1, 64
+STEP, DROPOUT, HEAD_DIM, LENGTH = STRANG.substeps[0].share, 0.1, 64, 32
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,21 @@ def linear_cross_entropy_case(settings: Settings, device: torch.device) -> Case:
     return Case([x, weight], eager, ours, liger=liger)
 
 
+def attention_case(settings: Settings, device: torch.device) -> Case:
+    """A padded batch of short sentences, of about the length of WMT14's."""
+    B, H = max(1, settings.tokens // LENGTH), max(1, settings.dim // HEAD_DIM)
+    q, k, v = (torch.randn(B, H, LENGTH, HEAD_DIM, device=device) for _ in range(3))
+    padding = torch.arange(LENGTH, device=device) >= torch.randint(LENGTH // 2, LENGTH + 1, (B, 1), device=device)
+
+    def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=~padding[:, None, None])
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, key_padding_mask=padding)[0]
+
+    return Case([q, k, v], eager, ours, 12 * q.numel())  # q, k, v → out; q, k, v, out, dout → dq, dk, dv
+
+
 def packed_attention_case(settings: Settings, device: torch.device) -> Case:
     """Sentences of GLUE's lengths; in plain PyTorch padded to one batch, which its inputs already are, or, as
     `buckets`, sorted and padded eight at a time."""
@@ -156,6 +171,7 @@ def liger_functions() -> Any:
 OPS: dict[str, Callable[[Settings, torch.device], Case]] = {
     "step_norm": step_norm_case,
     "bias_act": bias_act_case,
+    "attention": attention_case,
     "packed_attention": packed_attention_case,
     "linear_cross_entropy": linear_cross_entropy_case,
 }

@@ -5,6 +5,7 @@ Bars, or for `cost` curves over what it varies.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from recipes.bench.record import read
 from recipes.common.errors import RecipeError
 
 Row = dict[str, str]
+UNITS = {"max_tokens": "tokens", "tokens": "tokens", "batch_size": "sentences"}  # of a batch, by the setting's name
 
 
 def draw_all(results: Path, folder: Path) -> None:
@@ -49,7 +51,7 @@ def draw(rows: list[Row], path: Path) -> None:
     for axis, (key, text) in zip(axes[0], panels, strict=True):
         shown = [row for row in (compared if key == "speedup" else rows) if row[key]]
         values = [float(row[key]) for row in shown]
-        names = [f"{row['case']} {row['precision']}: {row['contender']}" for row in shown]
+        names = [label(row) for row in shown]
         spread = None
         if key == "speedup":
             axis.axvline(1.0, color="gray", linewidth=1)
@@ -63,6 +65,14 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.invert_yaxis()
         axis.set_xlabel(text.format(baseline=rows[0]["baseline"]))
     finish(figure, rows, path)
+
+
+def label(row: Row) -> str:
+    """What tells a bar from the others."""
+    settings = json.loads(row["settings"])
+    amount = [f"{settings[key]} {unit}" for key, unit in UNITS.items() if key in settings]
+    name = row["contender"].partition(":")[0]
+    return f"{', '.join([row['case'], *amount, row['precision'], row['threads'] + ' threads'])}: {name}"
 
 
 def draw_curves(rows: list[Row], path: Path) -> None:
@@ -102,7 +112,7 @@ def pyplot() -> Any:
 
 def finish(figure: Any, rows: list[Row], path: Path) -> None:
     """Say where it was measured, and write."""
-    where = rows[-1]["GPU"] if rows[-1]["GPU"] != "none" else f"{rows[-1]['processor']}, {rows[-1]['threads']} threads"
+    where = rows[-1]["GPU"] if rows[-1]["GPU"] != "none" else rows[-1]["processor"]
     figure.suptitle(f"{rows[0]['benchmark']} on {where}, torch {rows[-1]['torch']}", fontsize=10)
     figure.savefig(path, dpi=110)
     pyplot().close(figure)
