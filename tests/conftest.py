@@ -20,6 +20,9 @@ if not torch.cuda.is_available():
     # Read when triton is imported, by whichever test comes first; `Kernel.load` says so if it came too late.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# As in the processes that tests start, so that sums are taken in the same order; and each worker has a core.
+torch.set_num_threads(1)
+
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
@@ -27,7 +30,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test starts from the same random numbers, whatever ran before it."""
+    """Every test starts from the same random numbers and threads, whatever ran before it."""
+    torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

@@ -121,8 +121,9 @@ def attention(
 def _better_written_out(q: Tensor, k: Tensor, dropout: float) -> bool:
     """Whether torch's kernel for a CPU is slower than its parts.
 
-    With dropout it has none, and does the same in more steps. In half precision its backward takes four times as
-    long as theirs for 24 keys, twice for 256 and 512, and no longer for 1024.
+    With dropout it has none, and does the same in more steps. In half precision it takes four times as long for
+    short sentences in training (recipes/bench, `ops --ops attention --precision bf16`), and less only from about 1024
+    keys on.
     """
     if q.device.type != "cpu":
         return False

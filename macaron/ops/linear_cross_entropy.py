@@ -194,7 +194,7 @@ def _linear_cross_entropy(
     with torch.autocast(x.device.type, enabled=False):
         w = weight.to(compute_dtype)
         b = None if bias is None else bias.to(compute_dtype)
-        # one piece of memory for all chunks: fresh pages cost a CPU half as much as the product that fills them
+        # one piece of memory for all chunks: on a CPU fresh pages take a good part of the time of a product
         memory = torch.empty(chunk, V, dtype=compute_dtype, device=x.device)
         for i in range(count):
             part = slice(i * chunk, min((i + 1) * chunk, n))
