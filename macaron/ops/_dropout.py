@@ -15,27 +15,29 @@ def dropout_reference(x: Tensor, dropout: float) -> Tensor:
     if dropout == 0.0:
         return x
     if not torch.jit.is_scripting() and x.device.type == "cpu":
-        # to torch.compile an operator, since the numbers that it would draw itself cost it more than all the rest
-        mask = _dropout_mask(x.detach(), dropout) if torch.compiler.is_compiling() else _mask(x, dropout)
-        return x * mask
+        if torch.compiler.is_compiling():  # an operator, since the numbers that inductor draws itself take longer
+            return x * _dropout_mask(x.detach(), draw_seed(x), dropout)
+        return x * _mask(x, dropout)
     return F.dropout(x, dropout, training=True)
 
 
-def _mask(x: Tensor, dropout: float) -> Tensor:
+def _mask(x: Tensor, dropout: float, generator: torch.Generator | None = None) -> Tensor:
     """Of the shape and dtype of `x`: 0 with probability `dropout`, else 1 / (1 − dropout)."""
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    bits = words.view(torch.int16)
     dropped = min(round(dropout * 2**16), 2**16 - 1)
     mask = torch.empty(x.shape, dtype=x.dtype)
     return torch.ge(bits[: x.numel()].view(x.shape), dropped - 2**15, out=mask).mul_(1 / (1 - dropout))
 
 
-_dropout_mask = torch.library.custom_op(
-    "macaron::dropout_mask", _mask, mutates_args=(), device_types="cpu", tags=torch.Tag.nondeterministic_seeded
-)
+@torch.library.custom_op("macaron::dropout_mask", mutates_args=(), device_types="cpu")
+def _dropout_mask(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    """`_mask` from a seed () int64 alone, so that computing it again gives the same, and no two masks are one."""
+    return _mask(x, dropout, torch.Generator().manual_seed(int(seed)))
 
 
 @_dropout_mask.register_fake
-def _(x: Tensor, dropout: float) -> Tensor:
+def _(x: Tensor, seed: Tensor, dropout: float) -> Tensor:
     return x.new_empty(x.shape)
 
 

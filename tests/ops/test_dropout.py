@@ -118,7 +118,10 @@ def test_reference_at_the_edges():
 def test_the_masks_operator():
     """What torch.compile calls in place of drawing numbers itself."""
     x = torch.randn(6, 7)
-    torch.library.opcheck(_dropout_mask, (x, 0.25), test_utils=("test_schema", "test_faketensor"))
+    seed = torch.tensor(7)
+    torch.library.opcheck(_dropout_mask, (x, seed, 0.25))
+    assert torch.equal(_dropout_mask(x, seed, 0.25), _dropout_mask(-x, seed, 0.25))
+    assert not torch.equal(_dropout_mask(x, seed, 0.25), _dropout_mask(x, seed + 1, 0.25))
     compiled = torch.compile(lambda x: dropout_reference(dropout_reference(x, 0.5), 0.5), backend="aot_eager")
     first = compiled(torch.ones(10_000, requires_grad=True))
     assert first.detach().unique().tolist() == [0, 4]

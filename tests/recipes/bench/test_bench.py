@@ -101,7 +101,7 @@ def test_cost_over_length_and_vocabulary(bench, tmp_path):
 
 
 def test_flops_are_those_of_the_products():
-    """Logits and both gradients; padding counts on neither side."""
+    """Of the loss: logits and both gradients; and of the product that is the limit."""
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
     target = torch.randint(2, 30, (5,))
 
