@@ -185,14 +185,7 @@ class MacaronBertLayer(GradientCheckpointingLayer, ParticleLayer):
 
     def forward(self, hidden_states: Tensor, context: Any) -> Tensor:  # type: ignore[override]
         """(B, T, C) or packed (N, C), with a `LayerContext`, → the same."""
-        # accelerate fetches offloaded weights when their module is called, and the fused steps do not call the norms
-        offloaded: list[Any] = [norm for norm in self.norms if hasattr(norm, "_hf_hook")]
-        for norm in offloaded:
-            norm._hf_hook.pre_forward(norm)
-        moved, _ = self.integrate(hidden_states, context)
-        for norm in offloaded:
-            norm._hf_hook.post_forward(norm, None)
-        return moved
+        return self.integrate(hidden_states, context)[0]
 
 
 class MacaronBertPreTrainedModel(PreTrainedModel):

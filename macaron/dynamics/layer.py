@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from macaron.dynamics.dropout import Dropout
 from macaron.dynamics.flows import Surroundings
+from macaron.dynamics.norm import StepNorm
 from macaron.dynamics.splitting import Splitting
-from macaron.ops.step_norm import euler_step, step_norm
+from macaron.ops.step_norm import euler_step
 
 _EMPTY = Surroundings()
 
@@ -57,7 +57,7 @@ class ParticleLayer(nn.Module):
         self.shares = [s.share for s in splitting.substeps]
         self.normalize_before = normalize_before
         self.flows = nn.ModuleList(flows)
-        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps, elementwise_affine=affine) for _ in flows)
+        self.norms = nn.ModuleList(StepNorm(dim, eps=eps, elementwise_affine=affine) for _ in flows)
         self.dropout_module = Dropout(dropout)
 
     def forward(self, x: Tensor, surroundings: Surroundings = _EMPTY) -> tuple[Tensor, Tensor | None]:
@@ -79,18 +79,15 @@ class ParticleLayer(nn.Module):
         velocity: Tensor | None = None  # pre-norm: of the substep whose move awaits the next normalisation
         share = 0.0
         for i, (flow, norm) in enumerate(zip(self.flows, self.norms)):  # noqa: B905  TorchScript's zip has no strict=
-            if not self.normalize_before:
-                z = x
-            elif velocity is None:
-                z = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-            else:
-                x, z = step_norm(x, velocity, norm.weight, norm.bias, step=share, dropout=dropout, eps=norm.eps)
+            z = x
+            if self.normalize_before:
+                x, z = norm(x, velocity, share, dropout)
             velocity, attended = flow(z, surroundings)
             share = self.shares[i]
             if attended is not None:
                 weights = attended
             if not self.normalize_before:
-                _, x = step_norm(x, velocity, norm.weight, norm.bias, step=share, dropout=dropout, eps=norm.eps)
+                _, x = norm(x, velocity, share, dropout)
         if self.normalize_before and velocity is not None:
             x = euler_step(x, velocity, step=share, dropout=dropout)
         return x, weights

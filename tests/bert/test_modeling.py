@@ -81,9 +81,9 @@ def test_strang_is_two_ffns_around_attention(normalize_before, build):
     velocities = [lambda z: ffn(first, F.relu, z), attend, lambda z: ffn(second, F.gelu, z)]
     for substep, norm, velocity in zip(STRANG.substeps, layer.norms, velocities, strict=True):
         if normalize_before:
-            x = x + substep.share * velocity(norm(x))
+            x = x + substep.share * velocity(norm(x)[1])
         else:
-            x = norm(x + substep.share * velocity(x))
+            x = norm(x, velocity(x), substep.share)[1]
     close(model(ids).last_hidden_state, model.final_norm(x) if normalize_before else x)
 
 

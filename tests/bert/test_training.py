@@ -163,3 +163,18 @@ def test_training_without_padding_learns_like_training_with_it(build, batch):
             losses[padding_free].append(loss.item())
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
     assert losses[True][-1] < 0.6 * losses[True][0]
+
+
+def test_layer_norm_tuning(build, batch):
+    """peft puts a module of its own in the place of each norm: it must be called, in pre- and post-norm."""
+    peft = pytest.importorskip("peft")
+    for normalize_before in (True, False):
+        base = build(MacaronBertForSequenceClassification, normalize_before=normalize_before)
+        expected = base(**batch).logits
+        config = peft.LNTuningConfig(task_type="SEQ_CLS", target_modules=["norms.0", "norms.1", "norms.2"])
+        model = peft.get_peft_model(base, config)
+        torch.testing.assert_close(model(**batch).logits, expected)  # it starts from the norms as they are
+        tuned = {name: p for name, p in model.named_parameters() if p.requires_grad and "ln_tuning_layers" in name}
+        assert len(tuned) == 2 * 3 * 2  # gain and offset of three norms in two layers
+        model(**batch, labels=torch.tensor([0, 1, 1])).loss.backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in tuned.values())
