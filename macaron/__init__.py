@@ -10,9 +10,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from macaron.dynamics.flows import CrossAttention, FeedForward, SelfAttention
-    from macaron.dynamics.layer import ParticleLayer
     from macaron.dynamics.splitting import LIE, STRANG, Splitting, Substep
+    from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention
+    from macaron.particles.layer import ParticleLayer
     from macaron.user_dir.models.macaron import MacaronModel
 
 __version__ = "0.1.0"
@@ -36,10 +36,10 @@ _HOME_OF = {
     "STRANG": "macaron.dynamics.splitting",
     "Splitting": "macaron.dynamics.splitting",
     "Substep": "macaron.dynamics.splitting",
-    "CrossAttention": "macaron.dynamics.flows",
-    "FeedForward": "macaron.dynamics.flows",
-    "SelfAttention": "macaron.dynamics.flows",
-    "ParticleLayer": "macaron.dynamics.layer",
+    "CrossAttention": "macaron.particles.flows",
+    "FeedForward": "macaron.particles.flows",
+    "SelfAttention": "macaron.particles.flows",
+    "ParticleLayer": "macaron.particles.layer",
     "MacaronModel": "macaron.user_dir.models.macaron",
 }
 

@@ -8,10 +8,10 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
-from macaron.dynamics.dropout import Dropout
-from macaron.dynamics.flows import CrossAttention, FeedForward, SelfAttention, Surroundings
-from macaron.dynamics.layer import ParticleLayer
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, Splitting, get_splitting
+from macaron.particles.dropout import Dropout
+from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention, Surroundings
+from macaron.particles.layer import ParticleLayer
 
 # Shapes: T target or source positions, S source positions, B sentences, C channels; fairseq's layers are time first.
 

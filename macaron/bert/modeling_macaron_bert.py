@@ -29,10 +29,10 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
-from macaron.dynamics.flows import FeedForward, SelfAttention, Surroundings
-from macaron.dynamics.layer import ParticleLayer
 from macaron.ops.bias_act import bias_act
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
+from macaron.particles.flows import FeedForward, SelfAttention, Surroundings
+from macaron.particles.layer import ParticleLayer
 
 IGNORED = -100  # label of what takes no part in a loss
 

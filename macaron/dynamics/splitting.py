@@ -11,27 +11,35 @@ F lets particles interact (attention), G carries each one along by itself (FFN).
 
 `Splitting.order` is the order of the scheme when every flow is solved exactly. With one Euler sub-step per flow,
 as in any residual network, every scheme is of first order.
+
+A splitting can be written down: its flows in order, each with its divisor where that is not 1. `ffn/2 attention ffn/2`
+is Strang, `attention ffn` Lie.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 FFN = "ffn"
 SELF_ATTENTION = "self_attention"
 CROSS_ATTENTION = "cross_attention"
-FLOWS = (FFN, SELF_ATTENTION, CROSS_ATTENTION)
+
+_SHORT = {"attention": SELF_ATTENTION}  # as one writes it
+_LONG = {flow: short for short, flow in _SHORT.items()}
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_SUBSTEP = re.compile(r"([A-Za-z_]\w*)(?:/(\d+(?:\.\d+)?))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Substep:
-    """One flow, followed for `share` of the layer's time step Δt (dimensionless, in (0, 1])."""
+    """One flow, by whatever name, followed for `share` of the layer's time step Δt (dimensionless, in (0, 1])."""
 
     flow: str
     share: float
 
     def __post_init__(self) -> None:
-        if self.flow not in FLOWS:
-            raise ValueError(f"Substep: flow={self.flow!r} is unknown; choose one of {', '.join(FLOWS)}")
+        if not isinstance(self.flow, str) or not _NAME.fullmatch(self.flow):
+            raise ValueError(f"Substep: flow={self.flow!r} is no name; use letters, digits and underscores")
         if not 0.0 < self.share <= 1.0:
             raise ValueError(f"Substep: share={self.share} of {self.flow!r} must lie in (0, 1], in units of Δt")
 
@@ -65,6 +73,30 @@ class Splitting:
                     f"Splitting {self.name!r}: the shares of {flow!r} add up to {total:g}, but each flow must be "
                     f"followed for the whole step (1); rescale its shares"
                 )
+
+    @classmethod
+    def parse(cls, notation: str, name: str | None = None) -> "Splitting":
+        """From its notation, `ffn/2 attention ffn/2`; the notation is its name unless it gets another.
+
+        Raises:
+            ValueError: a substep that is not `flow` or `flow/divisor`, or shares that do not add up.
+        """
+        substeps = []
+        for word in notation.split():
+            match = _SUBSTEP.fullmatch(word)
+            divisor = float(match[2] or 1) if match else 0.0
+            if not match or divisor < 1.0:
+                raise ValueError(
+                    f"splitting={notation!r}: {word!r} is no substep; write a flow, or a flow and its divisor of at "
+                    f"least 1, such as {STRANG.notation!r}"
+                )
+            substeps.append(Substep(_SHORT.get(match[1], match[1]), 1.0 / divisor))
+        return cls(name or " ".join(notation.split()), tuple(substeps))
+
+    @property
+    def notation(self) -> str:
+        """The substeps as `parse` reads them."""
+        return " ".join(_word(substep) for substep in self.substeps)
 
     @property
     def flows(self) -> tuple[str, ...]:
@@ -104,6 +136,30 @@ class Splitting:
             return self
         return Splitting(self.name, tuple(_after_each_self_attention(self.substeps)))
 
+    def without(self, flow: str) -> "Splitting":
+        """The same with no substep of `flow`: of cross-attention, where there is no memory."""
+        return Splitting(self.name, tuple(s for s in self.substeps if s.flow != flow))
+
+    def check_flows(self, known: Iterable[str], needed: Iterable[str] = ()) -> "Splitting":
+        """Itself, for a host that has the flows `known`.
+
+        Raises:
+            ValueError: a flow that the host does not have, or one lacking that each layer needs.
+        """
+        for flow in self.flows:
+            if flow not in known:
+                raise ValueError(
+                    f"splitting={self.name!r}: flow {flow!r} is unknown here; choose from "
+                    f"{', '.join(_LONG.get(k, k) for k in known)}"
+                )
+        for flow in needed:
+            if flow not in self.flows:
+                raise ValueError(
+                    f"splitting={self.name!r}: no substep follows {_LONG.get(flow, flow)!r}, which every layer needs; "
+                    f"add it"
+                )
+        return self
+
 
 def _after_each_self_attention(substeps: Iterable[Substep]) -> Iterable[Substep]:
     for substep in substeps:
@@ -120,12 +176,44 @@ STRANG = Splitting("strang", (Substep(FFN, _HALF), Substep(SELF_ATTENTION, 1.0),
 SPLITTINGS = {s.name: s for s in (STRANG, LIE)}
 
 
-def get_splitting(name: str) -> Splitting:
-    """The splitting of that name.
+def _word(substep: Substep) -> str:
+    name = _LONG.get(substep.flow, substep.flow)
+    divisor = round(1.0 / substep.share, 12)
+    return name if divisor == 1.0 else f"{name}/{divisor:.12g}"
+
+
+def register_splitting(splitting: Splitting) -> Splitting:
+    """Let both hosts' `splitting` take `splitting.name`; registering the same again changes nothing.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: a name that means another splitting, or that could be read as a notation.
     """
-    if name not in SPLITTINGS:
-        raise ValueError(f"splitting={name!r} is unknown; choose one of {', '.join(SPLITTINGS)}")
-    return SPLITTINGS[name]
+    known = SPLITTINGS.get(splitting.name)
+    if known is not None and known != splitting:
+        raise ValueError(
+            f"splitting={splitting.name!r} is registered as {known.notation!r} already; choose another name"
+        )
+    if not _NAME.fullmatch(splitting.name) or splitting.name in (FFN, SELF_ATTENTION, CROSS_ATTENTION, *_SHORT):
+        raise ValueError(
+            f"splitting={splitting.name!r} cannot be a name; use letters, digits and underscores, and no name of a flow"
+        )
+    SPLITTINGS[splitting.name] = splitting
+    return splitting
+
+
+def get_splitting(splitting: str | Splitting) -> Splitting:
+    """The splitting of a registered name or of a notation; a `Splitting` is taken as it is.
+
+    Raises:
+        ValueError: an unknown name, or a notation that does not hold together.
+    """
+    if isinstance(splitting, Splitting):
+        return splitting
+    if splitting in SPLITTINGS:
+        return SPLITTINGS[splitting]
+    if _NAME.fullmatch(splitting.strip()):
+        raise ValueError(
+            f"splitting={splitting!r} is unknown; choose one of {', '.join(SPLITTINGS)}, or write its flows in order, "
+            f"such as {STRANG.notation!r}"
+        )
+    return Splitting.parse(splitting)

@@ -130,7 +130,7 @@ def test_another_model_is_refused(config, tmp_path):
 def test_code_in_the_folder_is_the_code_of_the_package():
     """Apart from imports and names of operators; nothing in it asks for this package."""
     texts = sources([MacaronBertModel.__module__])
-    assert {"modeling_macaron_bert.py", "macaron_dynamics_layer.py", "macaron_ops_step_norm.py"} <= set(texts)
+    assert {"modeling_macaron_bert.py", "macaron_particles_layer.py", "macaron_ops_step_norm.py"} <= set(texts)
     for text in texts.values():
         assert text.startswith("# Part of macaron-net ")
         assert "from macaron" not in text.partition("\n")[2] and '"macaron::' not in text

@@ -1,15 +1,15 @@
-"""Splittings: validation, the named ones, and the mathematics: measured orders of convergence."""
+"""Splittings: validation, the named ones, their notation and their registry."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import pickle
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from macaron.dynamics import splitting as module
 from macaron.dynamics.splitting import (
     CROSS_ATTENTION,
     FFN,
@@ -19,9 +19,8 @@ from macaron.dynamics.splitting import (
     Splitting,
     Substep,
     get_splitting,
+    register_splitting,
 )
-
-Flow = Callable[[torch.Tensor, float], torch.Tensor]  # (position, time) → position
 
 
 def test_named_splittings() -> None:
@@ -37,8 +36,9 @@ def test_named_splittings() -> None:
 def test_errors_name_value_rule_and_remedy() -> None:
     with pytest.raises(ValueError, match=r"splitting='yoshida' is unknown; choose one of strang, lie"):
         get_splitting("yoshida")
-    with pytest.raises(ValueError, match=r"flow='conv' is unknown; choose one of ffn"):
-        Substep("conv", 1.0)
+    for flow in ("", "f g", "f/2", None):
+        with pytest.raises(ValueError, match="is no name; use letters, digits and underscores"):
+            Substep(flow, 1.0)
     for share in (0.0, -0.5, 1.5, math.nan):
         with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
             Substep(FFN, share)
@@ -48,102 +48,93 @@ def test_errors_name_value_rule_and_remedy() -> None:
         Splitting("empty", ())
 
 
-# --- order of convergence ---------------------------------------------------------------------------------------
+def test_a_flow_may_have_any_name() -> None:
+    advection = Splitting("mine", (Substep("diffusion", 0.5), Substep("advection", 1.0), Substep("diffusion", 0.5)))
+    assert advection.flows == ("diffusion", "advection") and advection.order == 2
+    assert advection.notation == "diffusion/2 advection diffusion/2"
 
 
-def advance(splitting: Splitting, flows: Mapping[str, Flow], x: torch.Tensor, time: float, n: int) -> torch.Tensor:
-    """n steps of a splitting over `time`: what a stack of n layers does."""
-    for _ in range(n):
-        for substep in splitting.substeps:
-            x = flows[substep.flow](x, substep.share * time / n)
-    return x
+# --- notation ---------------------------------------------------------------------------------------------------
 
 
-def measured_order(splitting: Splitting, flows: Mapping[str, Flow], x: torch.Tensor, exact: torch.Tensor) -> float:
-    errors = [(advance(splitting, flows, x, 1.0, n) - exact).norm() for n in (64, 128)]
-    return math.log2(errors[0] / errors[1])
+def test_the_notation_of_the_named_ones() -> None:
+    assert STRANG.notation == "ffn/2 attention ffn/2" and LIE.notation == "attention ffn"
+    assert get_splitting("ffn/2 attention ffn/2").substeps == STRANG.substeps
+    assert get_splitting("attention ffn").substeps == LIE.substeps
+    assert get_splitting("  self_attention \t ffn ").name == "self_attention ffn"
+    assert STRANG.with_cross_attention().notation == "ffn/2 attention cross_attention ffn/2"
+    assert get_splitting(LIE) is LIE
 
 
-def linear_system(n_flows: int) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """dx/dt = (Σ A_f) x with matrices that do not commute; its solution is exp(Σ A_f) x₀."""
-    names = (FFN, SELF_ATTENTION, CROSS_ATTENTION)[:n_flows]
-    generator = torch.Generator().manual_seed(1906)
-    matrices = {name: torch.randn(5, 5, dtype=torch.float64, generator=generator) for name in names}
-    x = torch.randn(5, dtype=torch.float64, generator=generator)
-    return matrices, x, torch.linalg.matrix_exp(sum(matrices.values())) @ x
+@pytest.mark.parametrize(
+    ("notation", "reason"),
+    [
+        ("ffn/2 attention", r"the shares of 'ffn' add up to 0.5"),
+        ("ffn attention ffn", r"the shares of 'ffn' add up to 2"),
+        ("ffn/0 attention", r"'ffn/0' is no substep"),
+        ("ffn/0.5 attention", r"'ffn/0.5' is no substep"),
+        ("ffn/-2 attention ffn/2", r"'ffn/-2' is no substep"),
+        ("ffn/2/2 attention", r"'ffn/2/2' is no substep"),
+        ("ffn/two attention", r"'ffn/two' is no substep"),
+        ("ffn/1e0 attention", r"'ffn/1e0' is no substep"),
+        ("ffn/² attention", r"'ffn/²' is no substep"),
+        ("ffn*2 attention", r"'ffn\*2' is no substep"),
+        ("ffn, attention", r"'ffn,' is no substep"),
+        ("__import__('os') ffn", r"is no substep; write a flow"),
+        ("ffn/nan attention", r"'ffn/nan' is no substep"),
+        ("", "has no substeps"),
+    ],
+)
+def test_a_notation_that_does_not_hold_together(notation: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        get_splitting(notation)
 
 
-def exact_flows(matrices: Mapping[str, torch.Tensor]) -> dict[str, Flow]:
-    return {name: lambda x, t, a=a: torch.linalg.matrix_exp(a * t) @ x for name, a in matrices.items()}
-
-
-def euler_flows(matrices: Mapping[str, torch.Tensor]) -> dict[str, Flow]:
-    return {name: lambda x, t, a=a: x + t * (a @ x) for name, a in matrices.items()}
-
-
-def test_strang_is_of_second_order_with_exact_flows_and_lie_of_first() -> None:
-    matrices, x, exact = linear_system(2)
-    assert measured_order(STRANG, exact_flows(matrices), x, exact) == pytest.approx(2, abs=0.05)
-    assert measured_order(LIE, exact_flows(matrices), x, exact) == pytest.approx(1, abs=0.05)
-
-
-def test_every_splitting_is_of_first_order_with_euler_substeps() -> None:
-    matrices, x, exact = linear_system(2)
-    for splitting in (STRANG, LIE):
-        assert measured_order(splitting, euler_flows(matrices), x, exact) == pytest.approx(1, abs=0.1)
-
-
-def test_the_decoders_form_is_of_first_order_unless_the_attentions_are_one_flow() -> None:
-    matrices, x, exact = linear_system(3)
+def test_a_host_says_which_flows_it_has_and_needs() -> None:
+    host = {"known": (FFN, SELF_ATTENTION), "needed": (FFN, SELF_ATTENTION)}
+    assert STRANG.check_flows(**host) is STRANG
+    with pytest.raises(ValueError, match=r"flow 'conv' is unknown here; choose from ffn, attention"):
+        get_splitting("conv ffn attention").check_flows(**host)
+    with pytest.raises(ValueError, match=r"no substep follows 'attention', which every layer needs"):
+        get_splitting("ffn/2 ffn/2").check_flows(**host)
     decoder = STRANG.with_cross_attention()
-    assert decoder.order == 1
-    assert measured_order(decoder, exact_flows(matrices), x, exact) == pytest.approx(1, abs=0.05)
-    together = {FFN: matrices[FFN], SELF_ATTENTION: matrices[SELF_ATTENTION] + matrices[CROSS_ATTENTION]}
-    assert measured_order(STRANG, exact_flows(together), x, exact) == pytest.approx(2, abs=0.05)
+    assert decoder.without(CROSS_ATTENTION).substeps == STRANG.substeps
 
 
-def test_strang_on_a_harmonic_oscillator_is_verlet() -> None:
-    """dq/dt = p and dp/dt = −q, split into the two: exact flows are shears, and the solution a rotation."""
-    kick = torch.tensor([[0.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
-    drift = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
-    x = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    exact = torch.tensor([math.cos(1.0), -math.sin(1.0)], dtype=torch.float64)
-    flows = euler_flows({FFN: kick, SELF_ATTENTION: drift})  # a nilpotent flow is its own Euler step
-    assert measured_order(STRANG, flows, x, exact) == pytest.approx(2, abs=0.05)
-    assert measured_order(LIE, flows, x, exact) == pytest.approx(1, abs=0.05)
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SPLITTINGS", dict(module.SPLITTINGS))
 
 
-def test_orders_on_an_interacting_particle_system() -> None:
-    """Particles drawn to their mean (interaction) with logistic growth (alone): both flows are known exactly."""
-
-    def attraction(x: torch.Tensor, t: float) -> torch.Tensor:
-        mean = x.mean()
-        return mean + (x - mean) * math.exp(-2.0 * t)
-
-    def growth(x: torch.Tensor, t: float) -> torch.Tensor:
-        return x * math.exp(t) / (1 + x * (math.exp(t) - 1))
-
-    x = torch.tensor([0.1, 0.3, 0.35, 0.8], dtype=torch.float64)
-    flows = {SELF_ATTENTION: attraction, FFN: growth}
-    exact = advance(STRANG, flows, x, 1.0, 1 << 14)  # error (64/16384)² of what is measured
-    assert measured_order(STRANG, flows, x, exact) == pytest.approx(2, abs=0.05)
-    assert measured_order(LIE, flows, x, exact) == pytest.approx(1, abs=0.05)
+@pytest.mark.usefixtures("registry")
+def test_registering_a_splitting() -> None:
+    double = Splitting.parse("attention/2 ffn/2 attention/2 ffn/2", name="double_lie")
+    assert register_splitting(double) is double and get_splitting("double_lie") is double
+    register_splitting(double)  # the same again
+    with pytest.raises(
+        ValueError, match=r"'double_lie' is registered as 'attention/2 ffn/2 attention/2 ffn/2' already"
+    ):
+        register_splitting(Splitting("double_lie", LIE.substeps))
+    with pytest.raises(ValueError, match=r"'strang' is registered"):
+        register_splitting(Splitting("strang", LIE.substeps))
+    for name in ("ffn", "attention", "two words", "a/2", ""):
+        with pytest.raises(ValueError, match="cannot be a name"):
+            register_splitting(Splitting(name, LIE.substeps))
+    with pytest.raises(ValueError, match="choose one of strang, lie, double_lie"):
+        get_splitting("yoshida")
 
 
 @st.composite
 def splittings(draw: st.DrawFn) -> Splitting:
-    """FFN and self-attention in alternation, each divided at random; symmetric ones among them."""
-    weights = draw(st.lists(st.integers(1, 4), min_size=2, max_size=5))
-    if draw(st.booleans()):
-        weights = weights + weights[-2::-1]
-    total = [sum(weights[0::2]), sum(weights[1::2])]
-    kinds = (FFN, SELF_ATTENTION)
-    return Splitting("drawn", tuple(Substep(kinds[i % 2], w / total[i % 2]) for i, w in enumerate(weights)))
+    """Three flows, each divided into equal parts, in any order."""
+    parts = {flow: draw(st.integers(1, 7)) for flow in (FFN, SELF_ATTENTION, "drift")}
+    substeps = [Substep(flow, 1 / n) for flow, n in parts.items() for _ in range(n)]
+    return Splitting("drawn", tuple(draw(st.permutations(substeps))))
 
 
 @given(splittings())
-def test_order_is_what_is_measured(splitting: Splitting) -> None:
-    matrices, x, exact = linear_system(2)
-    measured = measured_order(splitting, exact_flows(matrices), x, exact)
-    # a nearly symmetric splitting converges faster at first than in the end
-    assert measured == pytest.approx(2, abs=0.1) if splitting.order == 2 else measured < 1.9
+def test_notation_and_pickle_go_both_ways(splitting: Splitting) -> None:
+    again = Splitting.parse(splitting.notation, name=splitting.name)
+    assert again.flows == splitting.flows and again.notation == splitting.notation
+    assert [s.share for s in again.substeps] == pytest.approx([s.share for s in splitting.substeps], rel=1e-10)
+    assert pickle.loads(pickle.dumps(splitting)) == splitting

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.backends.common import aot_autograd
 
-from macaron.dynamics import STRANG, CrossAttention, FeedForward, ParticleLayer, SelfAttention, Surroundings
+from macaron.dynamics import STRANG
 from macaron.ops import linear_cross_entropy
+from macaron.particles import CrossAttention, FeedForward, ParticleLayer, SelfAttention, Surroundings
 
 DIM, WORDS, LENGTH = 24, 37, 7
 FLOWS = {

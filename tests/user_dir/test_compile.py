@@ -9,7 +9,7 @@ import torch
 from macaron.user_dir import layers
 
 from macaron import MacaronModel
-from macaron.dynamics.layer import ParticleLayer
+from macaron.particles.layer import ParticleLayer
 
 SHAPES = [(5, 8, 6), (3, 11, 12), (2, 5, 6), (9, 33, 31), (1, 30, 20), (4, 1, 2), (6, 2, 3), (4, 4, 4)]  # (B, S, T)
 

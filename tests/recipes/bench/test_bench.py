@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from macaron.dynamics import ParticleLayer
+from macaron.particles import ParticleLayer
 from recipes.bench import bert, lengths, ops, record
 from recipes.bench.__main__ import main
 from recipes.bench.loss import LOSSES

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from macaron.dynamics import STRANG, FeedForward, ParticleLayer, SelfAttention
-from macaron.dynamics.norm import StepNorm
+from macaron.dynamics import STRANG
+from macaron.particles import FeedForward, ParticleLayer, SelfAttention, StepNorm
 
 C = 16
 

@@ -7,17 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from macaron.dynamics import (
-    LIE,
-    STRANG,
-    CrossAttention,
-    FeedForward,
-    ParticleLayer,
-    SelfAttention,
-    Splitting,
-    Surroundings,
-)
+from macaron.dynamics import LIE, STRANG, Splitting
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
+from macaron.particles import CrossAttention, FeedForward, ParticleLayer, SelfAttention, Surroundings
 
 T, S, B, C = 5, 4, 2, 16
 SPLITTINGS = (STRANG, LIE, STRANG.with_cross_attention(), LIE.with_cross_attention())

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from macaron.dynamics.dropout import Dropout
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
 from macaron.ops.attention import attention, packed_attention
 from macaron.ops.bias_act import bias_act, check_activation
+from macaron.particles.dropout import Dropout
 
 # Shapes: B sentences, T particles, S particles of the memory, C channels, H heads, D = C / H.
 # x is (T, B, C), or (B, T, C) with batch_first, or (N, C) where N particles of all sentences are packed.

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macaron.dynamics.dropout import Dropout
-from macaron.dynamics.flows import CrossAttention, FeedForward, SelfAttention, Surroundings
+from macaron.particles.dropout import Dropout
+from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention, Surroundings
 
 T, S, B, C, H = 6, 4, 3, 12, 3
 

@@ -1,0 +1,156 @@
+"""One layer: one step of a scheme, along the flows of a Transformer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from macaron.dynamics.scheme import Scheme
+from macaron.dynamics.solvers import EULER, Field, follow
+from macaron.dynamics.splitting import Splitting
+from macaron.ops.step_norm import euler_step
+from macaron.particles.draws import SameDraws
+from macaron.particles.dropout import Dropout
+from macaron.particles.flows import Surroundings
+from macaron.particles.norm import StepNorm
+
+_EMPTY = Surroundings()
+
+
+class ParticleLayer(nn.Module):
+    """One time step Δt of a particle system, one sub-step for each flow of a splitting.
+
+        pre-norm     x ← Φ(x; c_s Δt)           along  dx/dt = dropout(f_s(LN_s(x)))       for each substep s, share c_s
+        post-norm    x ← LN_s(Φ(x; c_s Δt))     along  dx/dt = dropout(f_s(x))
+
+    Φ is a step of the scheme's solver. With Euler's, x + c_s Δt dx/dt, it is fused with the normalisation next to it;
+    with `STRANG` this is then the Macaron layer of Lu et al. 2019 (arXiv:1906.02762), with `LIE` the Transformer layer.
+    The share multiplies the velocity, not the residual; dropout comes before the share, and its masks are drawn once a
+    sub-step, whatever the solver's stages.
+
+    Args:
+        scheme: splitting, solver and Δt; a splitting alone means Euler's method and Δt = 1. For cross-attention use
+            `Splitting.with_cross_attention()`. (The rule across depth is not a layer's concern, but `Depth`'s.)
+        flows: one module for each substep, of the kind that it names.
+        dim: C, the width of the particles.
+        dropout: probability on each velocity.
+        normalize_before: pre-norm (True) or post-norm (False).
+        affine: whether the normalisations have a gain and an offset.
+        eps: of the normalisations.
+
+    Raises:
+        ValueError: flows that do not match the splitting in number or kind.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme | Splitting,
+        flows: Sequence[nn.Module],
+        dim: int,
+        *,
+        dropout: float = 0.0,
+        normalize_before: bool = True,
+        affine: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        scheme = Scheme(scheme) if isinstance(scheme, Splitting) else scheme
+        splitting = scheme.splitting
+        expected = [s.flow for s in splitting.substeps]
+        given = [getattr(f, "kind", type(f).__name__) for f in flows]
+        if given != expected:
+            raise ValueError(
+                f"ParticleLayer: splitting {splitting.name!r} walks the flows {', '.join(expected)}, but was given "
+                f"{', '.join(given)}; pass one flow for each substep, in this order"
+            )
+        self.solver = scheme.solver
+        self.fused = scheme.solver == EULER
+        self.steps = [s.share * scheme.dt for s in splitting.substeps]
+        self.normalize_before = normalize_before
+        self.flows = nn.ModuleList(flows)
+        self.norms = nn.ModuleList(StepNorm(dim, eps=eps, elementwise_affine=affine) for _ in flows)
+        self.dropout_module = Dropout(dropout)
+
+    def forward(self, x: Tensor, surroundings: Surroundings = _EMPTY) -> tuple[Tensor, Tensor | None]:
+        """Take one step.
+
+        Args:
+            x: (T, B, C) or (B, T, C), as the flows were built; (N, C) where `surroundings` has offsets.
+            surroundings: masks, memory and caches.
+
+        Returns:
+            The moved particles, shape of `x`, and the attention weights asked for, (B, H, T, S), or None.
+
+        Raises:
+            ValueError: step-wise decoding with a solver of several stages.
+        """
+        return self.integrate(x, surroundings)
+
+    def integrate(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
+        """`forward` under a name that a scriptable sub-class can call."""
+        if not torch.jit.is_scripting() and not self.fused:
+            return self._by_stages(x, surroundings)
+        dropout = self.dropout_module.rate()
+        weights: Tensor | None = None
+        velocity: Tensor | None = None  # pre-norm: of the substep whose move awaits the next normalisation
+        step = 0.0
+        for i, (flow, norm) in enumerate(zip(self.flows, self.norms)):  # noqa: B905  TorchScript's zip has no strict=
+            z = x
+            if self.normalize_before:
+                x, z = norm(x, velocity, step, dropout)
+            velocity, attended = flow(z, surroundings)
+            step = self.steps[i]
+            if attended is not None:
+                weights = attended
+            if not self.normalize_before:
+                _, x = norm(x, velocity, step, dropout)
+        if self.normalize_before and velocity is not None:
+            x = euler_step(x, velocity, step=step, dropout=dropout)
+        return x, weights
+
+    def _by_stages(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
+        """`integrate` with any solver; attention weights are those at the beginning of their sub-step."""
+        if getattr(surroundings, "self_cache", None) is not None:
+            raise ValueError(
+                f"solver={self.solver.name!r} evaluates a flow {self.solver.stages} times a step, and step-wise "
+                f"decoding keeps keys and values of one evaluation; decode with solver='euler', or without "
+                f"incremental states"
+            )
+        weights: Tensor | None = None
+        for flow, norm, step in zip(self.flows, self.norms, self.steps, strict=True):
+            attended: list[Tensor | None] = []
+            field = self._field(flow, norm, surroundings, SameDraws(x.device), attended)
+            x = follow(field, x, step, self.solver)
+            if not self.normalize_before:
+                _, x = norm(x)
+            if attended[0] is not None:
+                weights = attended[0]
+        return x, weights
+
+    def _field(
+        self,
+        flow: nn.Module,
+        norm: nn.Module,
+        surroundings: Surroundings,
+        draws: SameDraws,
+        attended: list[Tensor | None],
+    ) -> Field:
+        """x ↦ dx/dt of one substep; `attended` collects the attention weights of its evaluations."""
+
+        def field(x: Tensor) -> Tensor:
+            with draws:
+                z = norm(x)[1] if self.normalize_before else x
+                velocity, weights = flow(z, surroundings)
+                attended.append(weights)
+                moved: Tensor = self.dropout_module(velocity)
+                return moved
+
+        return field
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        if not self.fused:
+            raise ValueError(
+                f"TorchScript knows no solver but Euler's, and this layer has {self.solver.name!r}; use the model "
+                f"unscripted, or solver='euler'"
+            )
+        return self
