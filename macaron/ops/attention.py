@@ -82,7 +82,8 @@ def attention(
 
         out = dropout(softmax(q kᵀ / sqrt(D) + mask)) v
 
-    Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. A query that sees no key gets zeros.
+    Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. A query that sees no key gets zeros. What stands in keys and values
+    that no query sees matters nowhere, also Inf and NaN; a query that is not finite itself gets NaN and no gradient.
 
     Args:
         q: (B, H, T, D).
@@ -108,6 +109,21 @@ def attention(
             raise AssertionError("unreachable: no kernel is registered")
     if q.size(2) == 1:  # a statement, since torch.compile would make `and` a symbol
         is_causal = False  # a single newest query sees everything
+    if (key_padding_mask is not None or attn_mask is not None) and not _known_finite(q, k, v):
+        return _shielded(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
+    return _attend(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    dropout: float,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
     if need_weights or _better_written_out(q, k, dropout):
         mask = _visible(q, k, key_padding_mask, attn_mask, is_causal)
         out, weights = _written_out(q, k, v, mask, dropout, need_weights)
@@ -116,6 +132,52 @@ def attention(
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal), None
     mask = _visible(q, k, key_padding_mask, attn_mask, is_causal)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
+
+
+def _known_finite(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a look at the values says so: little work for a CPU; an accelerator would have to be waited for."""
+    if q.device.type != "cpu":
+        return False
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(k) is not Tensor:
+            return False  # there are no values to look at
+    total = torch.zeros((), dtype=torch.float32)
+    for t in [q, k, v]:
+        total = total + t.detach().sum(dtype=torch.float32)
+    return bool(total.isfinite())
+
+
+def _shielded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    dropout: float,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`_attend` where hidden keys, and queries of padding, may hold Inf or NaN: 0 · ∞ would be NaN for all.
+
+    Zeros take their place, so that no gradient passes either.
+    """
+    hidden = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=k.device)  # (B, H, S, 1), True where no query looks
+    if key_padding_mask is not None:
+        hidden = key_padding_mask[:, None, :, None]
+    if attn_mask is not None:
+        seen = attn_mask if attn_mask.dtype == torch.bool else attn_mask != -math.inf
+        seen = seen.expand(q.size(0), q.size(1), q.size(2), k.size(2))
+        hidden = hidden | ~seen.any(2)[..., None]
+    k, v = k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
+    if not torch.is_grad_enabled():
+        return _attend(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
+    lost = ~q.detach().isfinite().all(-1, keepdim=True)  # (B, H, T, 1)
+    q = q.masked_fill(lost, 0.0)
+    out, weights = _attend(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
+    out = out.masked_fill(lost, math.nan)
+    if weights is not None:
+        weights = weights.masked_fill(lost, math.nan)
+    return out, weights
 
 
 def _better_written_out(q: Tensor, k: Tensor, dropout: float) -> bool:

@@ -97,6 +97,95 @@ def test_a_query_that_sees_nothing_gets_zeros_and_a_finite_gradient(need_weights
         assert not t.grad[0].any()
 
 
+END = torch.zeros(2, 5, dtype=torch.bool).index_fill(1, torch.tensor([3, 4]), True)  # the last two of five are padding
+SEEN = (~END)[:, None, None]  # (B, 1, 1, S)
+HIDDEN = {
+    "padding": {"key_padding_mask": END},
+    "padding, causal": {"key_padding_mask": END, "is_causal": True},
+    "padding, additive": {"key_padding_mask": END, "attn_mask": torch.linspace(-2, 2, 25).view(5, 5)},
+    "bool": {"attn_mask": SEEN},
+    "bool, a query each": {"attn_mask": SEEN & torch.eye(5).roll(1, 1).bool().logical_not()},
+    "-inf": {"attn_mask": torch.zeros(2, 1, 1, 5).masked_fill(~SEEN, -math.inf)},
+    "-inf, all alike": {"attn_mask": torch.zeros(5, 5).masked_fill(~SEEN[0, 0], -math.inf)},
+}
+PATHS = {
+    "kernel": (torch.float32, {}),
+    "with dropout": (torch.float32, {"dropout": 0.3}),
+    "weights": (torch.float32, {"need_weights": True}),
+    "bfloat16": (torch.bfloat16, {}),
+    "float16": (torch.float16, {}),
+    "bfloat16, dropout, weights": (torch.bfloat16, {"dropout": 0.3, "need_weights": True}),
+}
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize(("dtype", "options"), PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("masks", HIDDEN.values(), ids=HIDDEN)
+def test_what_stands_in_padding_does_not_matter(masks, dtype, options, bad):
+    """Keys, values and queries of padding hold Inf or NaN: not one bit of the others changes, forward and backward."""
+    clean, real = [t.to(dtype) for t in make(T=5)], slice(0, 3)
+    upstream = torch.randn(2, 3, 3, 8).to(dtype)
+
+    def run(tensors, grad=True):
+        torch.manual_seed(0)
+        leaves = [t.clone().requires_grad_(grad) for t in tensors]
+        out, weights = attention(*leaves, **masks, **options)
+        seen = [out[:, :, real]] if weights is None else [out[:, :, real], weights[:, :, real]]
+        grads = torch.autograd.grad(out[:, :, real], leaves, upstream) if grad else []
+        return [t.detach() for t in seen], [g[:, :, real] for g in grads], [g[:, :, 3:] for g in grads]
+
+    poisoned = [t.clone() for t in clean]
+    for t in poisoned:
+        t[:, :, 3:] = bad
+    for grad in (True, False):
+        (outs, grads, rest), (expected, expected_grads, _) = run(poisoned, grad), run(clean, grad)
+        for a, b in zip([*outs, *grads], [*expected, *expected_grads], strict=True):
+            assert a.isfinite().all() and torch.equal(a, b)
+        assert not any(g.any() for g in rest)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["query", "key", "value"])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_padding_of_a_memory(need_weights, which):
+    """As many queries as you like, and a poison in one of the three alone."""
+    tensors = make(T=4)
+    tensors[which][:, :, 3:] = math.nan
+    q, k, v = (t.requires_grad_() for t in tensors)
+    out, _ = attention(q, k, v, key_padding_mask=END, need_weights=need_weights)
+    assert out[:, :, :3].isfinite().all() and (out[:, :, 3:].isnan().all() if which == 0 else out.isfinite().all())
+    out[:, :, :3].sum().backward()
+    for t in (q, k, v):
+        assert t.grad.isfinite().all() and t.grad[:, :, :3].any()
+
+
+def test_what_is_seen_is_not_hidden():
+    """A NaN among the real keys shows."""
+    q, k, v = make()
+    k[0, 0, 1, 2] = math.nan
+    out, _ = attention(q, k, v, key_padding_mask=END)
+    assert out[0, 0].isnan().all() and out[1].isfinite().all() and out[0, 1:].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_what_stands_in_padding_does_not_matter_when_compiled():
+    """Where no value can be looked at, padding is always taken out."""
+    q, k, v = make()
+    expected, _ = attention(q, k, v, key_padding_mask=END)
+    k[:, :, 3:], v[:, :, 3:] = math.inf, math.nan
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v, key_padding_mask=END)[0], expected)
+    exported = torch.export.export(Padded(), (q, k, v, END)).module()
+    torch.testing.assert_close(exported(q, k, v, END), expected)
+    traced = torch.jit.trace(Padded(), (*make(), END), check_trace=False)
+    torch.testing.assert_close(traced(q, k, v, END), expected)
+    torch.testing.assert_close(torch.jit.script(attention)(q, k, v, END)[0], expected)
+
+
+class Padded(torch.nn.Module):
+    def forward(self, q, k, v, mask):
+        return attention(q, k, v, key_padding_mask=mask)[0]
+
+
 @settings(max_examples=25)
 @given(
     B=st.integers(1, 3), H=st.integers(1, 3), T=st.integers(1, 6), S=st.integers(1, 6), D=st.integers(1, 9),
