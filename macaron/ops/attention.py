@@ -136,11 +136,12 @@ def _attend(
 
 def _known_finite(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether a look at the values says so: little work for a CPU; an accelerator would have to be waited for."""
-    if q.device.type != "cpu":
-        return False
+    has_values = q.device.type == "cpu"
     if not torch.jit.is_scripting():
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(k) is not Tensor:
-            return False  # there are no values to look at
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        has_values = has_values and not traced and type(k) is Tensor
+    if not has_values:
+        return False
     total = torch.zeros((), dtype=torch.float32)
     for t in [q, k, v]:
         total = total + t.detach().sum(dtype=torch.float32)

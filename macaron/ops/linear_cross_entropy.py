@@ -37,7 +37,7 @@ def linear_cross_entropy_reference(
         loss = loss - eps_i * lprobs.sum(-1).masked_fill(ignored, 0.0)
     if reduction == "none":
         return loss, nll
-    tokens = (~ignored).sum() if reduction == "mean" else 1
+    tokens = (~ignored).sum().clamp(min=1) if reduction == "mean" else 1
     return loss.sum() / tokens, nll.sum() / tokens
 
 
@@ -316,7 +316,7 @@ def linear_cross_entropy(
         bias: (V,) of the projection.
         label_smoothing: ε in [0, 1).
         ignore_index: label of tokens that count nowhere, fairseq's padding.
-        reduction: `sum` over tokens, `mean` over those not ignored, or `none`.
+        reduction: `sum` over tokens, `mean` over those not ignored (0 if there are none), or `none`.
         chunk_size: tokens at a time, at most; None takes about 64 Mi logits on a GPU and 4 Mi on a CPU, or as much
             memory for them as the gradient of `weight` takes in float32, if this is more.
         backend: `auto`, `reference` (the chunk in torch) or `triton`; None takes `MACARON_BACKEND`.
@@ -350,7 +350,7 @@ def linear_cross_entropy(
             loss, nll = (t.new_zeros(target.numel()).masked_scatter(real, t) for t in (loss, nll))
         return loss.view(target.shape), nll.view(target.shape)
     if reduction == "mean":
-        tokens = target.ne(ignore_index).sum()
+        tokens = target.ne(ignore_index).sum().clamp(min=1)
         return loss / tokens, nll / tokens
     return loss, nll
 

@@ -195,6 +195,27 @@ def test_loss_scale_beyond_float16(device):
     torch.testing.assert_close(scaled / 65536, one, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("tokens", [(0,), (5,), (2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("op", [linear_cross_entropy_reference, linear_cross_entropy], ids=["reference", "op"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_without_a_target_loss_and_gradients_are_zero(reduction, op, dtype, tokens):
+    nothing(op, dtype, tokens, reduction=reduction)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_a_target_also_when_compiled_or_in_a_kernel(backend):
+    nothing(torch.compile(linear_cross_entropy, backend="aot_eager"), torch.float32, (5,), reduction="mean")
+    nothing(linear_cross_entropy, torch.float32, (5,), reduction="mean", backend=backend)
+
+
+def nothing(op, dtype, tokens, **kwargs):
+    inputs, target = make(tokens, 8, 11, dtype)
+    found = run(op, inputs, target.fill_(PAD), 1.0, label_smoothing=0.1, **kwargs)
+    assert len(found) == 5
+    assert not any(t.isnan().any() or t.any() for t in found)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_grad_and_no_tokens(reduction, device):
     (x, weight, bias), target = make((5,), 8, 20, device=device)
@@ -205,7 +226,7 @@ def test_no_grad_and_no_tokens(reduction, device):
     assert not results[0][0].requires_grad
 
     loss, _ = linear_cross_entropy(leaf, weight, torch.full_like(target, -100), bias, reduction=reduction)
-    assert loss.isnan() if reduction == "mean" else not loss.any()  # 0 / 0, as from torch
+    assert not loss.any() and not loss.isnan().any()
     empty, _ = linear_cross_entropy(x[:0], weight, target[:0], bias, reduction=reduction)
     assert empty.shape == ((0,) if reduction == "none" else ())
 

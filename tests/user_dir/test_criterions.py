@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.logging import metrics
 from macaron.user_dir.criterions import rdrop
 from macaron.user_dir.models.macaron_lm import MacaronLanguageModel
 
@@ -155,6 +157,52 @@ def test_rdrop_is_chunked(toy_task, monkeypatch):
     both = [torch.nn.functional.kl_div(b, a, log_target=True, reduction="none").sum(-1) for a, b in ((p, q), (q, p))]
     torch.testing.assert_close(whole, (sum(both) / 2)[~ignored].sum())
     assert rdrop.linear_symmetric_kl(x[:0], weight, None, ignored[:0]) == 0
+
+
+NOTHING = {
+    "": {},
+    "R-Drop": {"rdrop_alpha": 5.0},
+    "over all": {"smoothing_over": "all"},
+    "sentences": {"sentence_avg": True},
+    "prefix": {"ignore_prefix_size": 99},
+    "R-Drop, prefix": {"rdrop_alpha": 5.0, "ignore_prefix_size": 99},
+    "accuracy": {"report_accuracy": True},
+}
+
+
+@pytest.mark.parametrize("options", NOTHING.values(), ids=NOTHING)
+def test_a_batch_without_a_target_has_neither_loss_nor_gradient(toy_task, options):
+    """Alone it is a whole update, whose log is finite too; among others it adds nothing."""
+    built, made = model(toy_task).train(), criterion(toy_task, **options)
+    batch, full = sample(), sample()
+    if "ignore_prefix_size" not in options:
+        batch["target"].fill_(PAD)
+        batch["ntokens"] = 0
+    loss, gradients, _, log = run(built, made, batch)
+    assert loss == 0 and gradients and not any(g.isnan().any() or g.any() for g in gradients)
+
+    made.reduce_metrics([])
+    for logs, expected in (([log], 0.0), ([log, log], 0.0), ([run(built, made, full)[3], log], None)):
+        with metrics.aggregate() as found:
+            made.reduce_metrics(logs)
+        values = found.get_smoothed_values()
+        assert all(math.isfinite(value) for value in values.values()), values
+        assert {"loss", "nll_loss", "ppl"} <= values.keys()
+        assert expected is None or values["loss"] == expected
+
+
+def test_a_micro_batch_without_a_target_adds_nothing_to_the_average(toy_task):
+    built, made = model(toy_task), criterion(toy_task)
+    logs = [run(built, made, sample())[3]]
+    empty = sample()
+    empty["target"].fill_(PAD)
+    logs.append(run(built, made, {**empty, "ntokens": 0})[3])
+    with metrics.aggregate() as alone:
+        made.reduce_metrics(logs[:1])
+    with metrics.aggregate() as both:
+        made.reduce_metrics(logs)
+        made.reduce_metrics(logs[1:])
+    assert both.get_smoothed_values() == alone.get_smoothed_values()
 
 
 def test_bad_rdrop_is_refused(toy_task):

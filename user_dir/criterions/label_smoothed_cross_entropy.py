@@ -125,11 +125,21 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: Sequence[dict[str, Any]]) -> None:
+        if not all(sum(log.get(size, 0) for log in logging_outputs) for size in ("ntokens", "sample_size")):
+            _log_nothing()  # fairseq divides by both
+            return
         super().reduce_metrics(logging_outputs)
         divergence = sum(log.get("rdrop_kl_loss", 0) for log in logging_outputs)
         if divergence:
             size = sum(log["sample_size"] for log in logging_outputs)
             metrics.log_scalar("rdrop_kl_loss", utils.item(divergence) / size, size, round=3)
+
+
+def _log_nothing() -> None:
+    """An update without a target has a loss of 0 and no weight in any average."""
+    for name in ("loss", "nll_loss"):
+        metrics.log_scalar(name, 0.0, 0, round=3)
+    metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
 
 
 def output_projection(model: Any) -> tuple[Tensor, Tensor | None] | None:
