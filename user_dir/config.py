@@ -2,7 +2,9 @@
 
 import argparse
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import MISSING, field, fields, make_dataclass
+from enum import Enum
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -10,13 +12,25 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig, QuantNoiseConfig
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from macaron.dynamics.splitting import FFN, SPLITTINGS, get_splitting
 
 from .architectures import Architecture
+from .pruning import SIDES, kept_layers
 
-SplittingChoice = ChoiceEnum(list(SPLITTINGS))
+
+def choices(name: str, values: Iterable[str]) -> type[Enum]:
+    """fairseq's type of an option that takes one of `values`, as an attribute of this module, where pickle looks."""
+    made = ChoiceEnum(list(values))
+    made.__name__ = made.__qualname__ = name
+    made.__module__ = __name__
+    known = globals().setdefault(name, made)
+    assert list(map(str, known)) == list(map(str, made)), f"two options called {name} take different values"
+    return known
+
+
+SplittingChoice = choices("SplittingChoice", SPLITTINGS)
 
 _GROUPS = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
 
@@ -28,6 +42,10 @@ _MISSING_HELP = {
     "adaptive_input": "use adaptive input embeddings",
     "relu_dropout": "former name of --activation-dropout, used where that is 0",
 }
+
+
+def _camel_case(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
 
 
 def _option(type_: Any, default: Any, help_: str | None = None) -> tuple[Any, Any]:
@@ -42,7 +60,10 @@ def _copied(dataclass: type[FairseqDataclass], prefix: str = "") -> Fields:
             continue
         default = f.default if f.default is not MISSING else None
         metadata = {"help": _MISSING_HELP.get(f.name), **f.metadata}
-        copied[prefix + f.name] = (f.type, field(default=default, metadata=metadata))
+        type_ = f.type
+        if isinstance(type_, type) and issubclass(type_, Enum):
+            type_ = choices(_camel_case(f.name) + "Choice", [str(choice) for choice in type_])
+        copied[prefix + f.name] = (type_, field(default=default, metadata=metadata))
     return copied
 
 
@@ -119,6 +140,7 @@ def _make(class_name: str, options: Fields, base: type, doc: str) -> type[Fairse
     )
     made.__doc__ = doc
     made.__module__ = __name__
+    globals()[class_name] = made  # where pickle looks for it
     return made
 
 
@@ -133,8 +155,7 @@ def config_for(name: str, architecture: Architecture, base: type[FairseqDataclas
     for option, value in architecture.defaults.items():
         old = known[option]
         options[option] = (old.type, field(default=value, metadata=dict(old.metadata)))
-    words = "".join(word.capitalize() for word in name.split("_"))
-    return _make(f"{words}Config", options, base, f"Options of --arch {name}.")
+    return _make(f"{_camel_case(name)}ArchConfig", options, base, f"Options of --arch {name}.")
 
 
 def add_args(parser: argparse.ArgumentParser, config: FairseqDataclass) -> None:
@@ -160,7 +181,7 @@ def complete(args: Any, config: FairseqDataclass, architecture: Architecture) ->
         ValueError: an unknown splitting, or sizes that do not fit each other.
     """
     if isinstance(args, DictConfig):
-        given = OmegaConf.to_container(args, resolve=True)
+        given = OmegaConf.to_container(args, resolve=True, enum_to_str=True)
     elif isinstance(args, Namespace):
         given = vars(args)
     else:
@@ -176,7 +197,29 @@ def complete(args: Any, config: FairseqDataclass, architecture: Architecture) ->
             setattr(ns, name, None)
     ns.splitting = str(ns.splitting)
     _fill_widths(ns, architecture)
+    for side in SIDES:
+        if kept := kept_layers(ns, side):
+            setattr(ns, f"{side}_layers", len(kept))
     return ns
+
+
+def record(args: Namespace, cfg: Any, config: FairseqDataclass) -> None:
+    """Write what was settled into the configuration that checkpoints save, so that they load whatever defaults become.
+
+    fairseq hands a model a merged copy of it. Pruning is done once, so it is left out.
+    """
+    if not isinstance(cfg, DictConfig):
+        return
+    whole = cfg._get_parent()
+    saved = whole.get("model") if isinstance(whole, DictConfig) else None
+    for node in (cfg, saved):
+        if not isinstance(node, DictConfig) or node.get("_name") != cfg.get("_name"):
+            continue
+        with open_dict(node):
+            for f in fields(config):
+                value = None if f.name.endswith("_layers_to_keep") else getattr(args, f.name)
+                if not f.name.startswith("_") and node.get(f.name) != value:
+                    node[f.name] = value
 
 
 def _fill_widths(ns: Namespace, architecture: Architecture) -> None:

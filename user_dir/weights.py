@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from macaron.legacy.names import is_foreign, to_particle_names
 
+from .pruning import prune
+
 
 class ParticleWeights:
     """Goes in front of one of fairseq's model classes: `load_state_dict` takes foreign names and explains failures."""
@@ -26,13 +28,14 @@ class ParticleWeights:
         model_cfg: FairseqDataclass | None = None,
         args: Namespace | None = None,
     ) -> Any:
-        """As fairseq's, with an error that says what differs.
+        """As fairseq's, pruned as the model was, and with an error that says what differs.
 
         Raises:
-            ValueError: vocabularies or an architecture that do not match.
+            ValueError: vocabularies or an architecture that do not match, or layers to keep that are not there.
         """
+        state_dict = prune(state_dict, getattr(self, "args", None))
         try:
-            return super().load_state_dict(state_dict, strict, model_cfg, args)
+            return super().load_state_dict(state_dict, strict)
         except RuntimeError as error:
             check_state_dict(self, state_dict, error)
             raise

@@ -6,6 +6,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
@@ -135,6 +136,29 @@ def test_attention_of_single_heads(pair):
         )
         found.append(extra["attn"][0][real])
     torch.testing.assert_close(*found, **TOLERANCE)
+
+
+def test_guided_alignment(pair, toy_task):
+    """The loss of `label_smoothed_cross_entropy_with_alignment` and its gradients, in training."""
+    theirs, ours = pair
+    if theirs.cfg.no_cross_attention or theirs.decoder.adaptive_softmax is not None:
+        return
+    inputs = batch()
+    net_input = {name: inputs[name] for name in ("src_tokens", "src_lengths", "prev_output_tokens")}
+    sample = {"net_input": net_input, "target": inputs["target"], "ntokens": 15}
+    sample["alignments"] = torch.tensor([[0, 2], [3, 0], [4, 8], [2, 8], [6, 13]])  # source, row of all targets
+    sample["align_weights"] = torch.tensor([1.0, 1.0, 0.5, 0.5, 1.0])
+    criterion = CRITERION_REGISTRY["label_smoothed_cross_entropy_with_alignment"](toy_task(), False, 0.1, 2.0)
+    logs = []
+    for model in pair:
+        found, _, log = criterion(model.train(), sample)
+        found.backward()
+        logs.append({name: float(value) for name, value in log.items()})
+    assert logs[0]["alignment_loss"] > 0
+    assert logs[1] == pytest.approx(logs[0], rel=1e-5)
+    expected = to_particle_names({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def loss(model, inputs) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -194,3 +195,56 @@ def test_separate_dictionaries(fairseq_cli, train, translate, tiny_corpus, tmp_p
     source, target = (trained.weights[f"{side}.embed_tokens.weight"] for side in ("encoder", "decoder"))
     assert source.size(0) != target.size(0)
     assert len(lines(translate(trained.checkpoint, "--beam", 2, data=data), "H")) == 12
+
+
+@pytest.fixture(scope="module")
+def aligned_data(fairseq_cli, tiny_corpus, tmp_path_factory) -> Path:
+    """`tiny_corpus` with the alignment of its words, whose order is reversed."""
+    folder = tmp_path_factory.mktemp("aligned")
+    arguments = ["--source-lang", "de", "--target-lang", "en", "--joined-dictionary", "--destdir", folder / "data"]
+    for split in ("train", "valid", "test"):
+        for language in ("de", "en"):
+            text = (tiny_corpus / f"{split}.{language}").read_text(encoding="utf-8")
+            (folder / f"{split}.{language}").write_text(text, encoding="utf-8")
+        lengths = [len(line.split()) for line in text.splitlines()]
+        pairs = [" ".join(f"{i}-{length - 1 - i}" for i in range(length)) for length in lengths]
+        (folder / f"{split}.align").write_text("\n".join(pairs) + "\n", encoding="utf-8")
+        arguments += [f"--{split}pref", split]
+    fairseq_cli("fairseq-preprocess", *arguments, "--align-suffix", "align", cwd=folder)
+    return folder / "data"
+
+
+@pytest.mark.parametrize("splitting", ["strang", "lie"])
+def test_guided_alignment(splitting, aligned_data, train, translate, batches):
+    criterion = ["--criterion", "label_smoothed_cross_entropy_with_alignment", "--alignment-lambda", 1]
+    trained = train(aligned_data, *batches, *criterion, "--load-alignments", "--splitting", splitting)
+    losses = [float(entry["alignment_loss"]) for entry in trained.updates]
+    assert losses[-1] < losses[0] and float(trained.valid[-1]["valid_alignment_loss"]) > 0
+    output = translate(trained.checkpoint, "--beam", 2, "--print-alignment", "--load-alignments", data=aligned_data)
+    pairs = lines(output, "A")
+    assert len(pairs) == 12 and all(found[0][0] for found in pairs.values())
+
+
+SIDES = ("encoder", "decoder")
+
+
+def test_fine_tuning_a_pruned_model(trained, train, translate, fairseq_cli, plugin, tiny_data_bin, batches, tmp_path):
+    """Its checkpoints hold fewer layers and say so: they are resumed, validated, averaged and generated from."""
+    tune = [*batches, "--encoder-layers-to-keep", "1", "--save-interval-updates", 2]
+    tuned = train(tiny_data_bin, *tune, "--finetune-from-model", trained.checkpoint)
+    layers = [{name.split(".")[2] for name in tuned.weights if name.startswith(f"{side}.layers.")} for side in SIDES]
+    assert layers == [{"0"}, {"0", "1"}]
+    model = torch.load(tuned.checkpoint, weights_only=True)["cfg"]["model"]
+    assert (model["encoder_layers"], model["encoder_layers_to_keep"]) == (1, None)
+
+    shutil.copy(tuned.folder / "checkpoint_1_2.pt", tuned.checkpoint)
+    resumed = train(tiny_data_bin, *tune, save_dir=tuned.folder)  # the same command goes on, and does not prune again
+    assert resumed.losses == tuned.losses[2:]
+
+    average = tmp_path / "average.pt"
+    inputs = [tuned.folder / "checkpoint_1_2.pt", tuned.checkpoint]
+    fairseq_cli("macaron", "average", "--inputs", *inputs, "--output", average, cwd=tmp_path)
+    assert len(lines(translate(average, "--beam", 2), "H")) == 12
+    arguments = [tiny_data_bin, "--user-dir", plugin, "--path", tuned.checkpoint, "--cpu", "--task", "translation"]
+    done = fairseq_cli("fairseq-validate", *arguments, *batches, "--log-format", "json", cwd=tmp_path)
+    assert f'"valid_loss": "{resumed.valid[-1]["valid_loss"]}"' in done.stdout

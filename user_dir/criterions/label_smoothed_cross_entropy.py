@@ -11,21 +11,24 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion as FairseqCriterion,
 )
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
-from fairseq.dataclass import ChoiceEnum
 from fairseq.distributed import FullyShardedDataParallel
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
 
+from ..config import choices
 from .rdrop import duplicate, linear_symmetric_kl
 
 NAME = "macaron_label_smoothed_cross_entropy"
 
 
+SmoothingOverChoice = choices("SmoothingOverChoice", ["others", "all"])
+
+
 @dataclass
 class MacaronLabelSmoothedCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    smoothing_over: ChoiceEnum(["others", "all"]) = field(  # type: ignore[valid-type]
+    smoothing_over: SmoothingOverChoice = field(  # type: ignore[valid-type]
         default="others",
         metadata={
             "help": "which symbols share the smoothing mass: 'others' = all but the target, as in fairseq today; "

@@ -1,5 +1,6 @@
 """Macaron Net for translation: fairseq's Transformer with particle layers in place of its own."""
 
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from .. import hub
 from ..architectures import TRANSLATION, Architecture
-from ..config import MacaronConfig, add_args, complete, config_for
+from ..config import MacaronConfig, add_args, complete, config_for, record
+from ..criterions import reads_attention
 from ..layers import MacaronDecoderLayer, MacaronEncoderLayer
 from ..training import check_task_data, prepare_training
 from ..weights import ParticleWeights
@@ -56,6 +58,10 @@ class MacaronEncoder(TransformerEncoderBase):
 class MacaronDecoder(TransformerDecoderBase):
     """fairseq's Transformer decoder on `MacaronDecoderLayer`s."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.weights_in_training = True  # whether anything in training may read the attention weights
+
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
         return wrap_layer(MacaronDecoderLayer(cfg, no_encoder_attn), cfg)
 
@@ -72,8 +78,8 @@ class MacaronDecoder(TransformerDecoderBase):
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
     ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
-        """As fairseq's, but in training no layer computes its attention weights unless `alignment_layer` names it."""
-        if alignment_layer is None and self.training:
+        """As fairseq's, but in training no layer computes attention weights that nothing reads."""
+        if alignment_layer is None and self.training and not self.weights_in_training:
             alignment_layer = -1  # no layer
         return self.extract_features_scriptable(
             prev_output_tokens,
@@ -138,8 +144,12 @@ class MacaronModel(ParticleWeights, TransformerModelBase):
         check_task_data(task)
         args = complete(cfg, cls.config(), cls.architecture)
         base_architecture(args)
+        if args.share_all_embeddings or args.merge_src_tgt_embed:
+            args.share_decoder_input_output_embed = True
         model = super().build_model(TransformerConfig.from_namespace(args), task)
         model.args = args
+        model.decoder.weights_in_training = reads_attention(cfg, task)
+        record(args, cfg, cls.config())
         return model
 
     @classmethod
@@ -152,13 +162,18 @@ class MacaronModel(ParticleWeights, TransformerModelBase):
 
 
 def register(models: dict[str, Architecture], model: type, config: type) -> dict[str, type]:
-    """Register each architecture as a model of its own, so that `--arch` and hydra's `_name` mean the same."""
+    """Register each architecture as a model of its own, so that `--arch` and hydra's `_name` mean the same.
+
+    The classes become attributes of the module of `model`, where pickle looks for them.
+    """
     registered = {}
+    home = model.__module__
     for name, architecture in models.items():
         dataclass = config_for(name, architecture, config)
         words = "".join(word.capitalize() for word in name.split("_"))
-        attributes = {"architecture": architecture, "config": dataclass, "__module__": __name__}
+        attributes = {"architecture": architecture, "config": dataclass, "__module__": home}
         registered[name] = register_model(name, dataclass=dataclass)(type(words, (model,), attributes))
+        setattr(sys.modules[home], words, registered[name])
         # fairseq calls this at the end of parsing, for every command that builds a model anew
         ARCH_CONFIG_REGISTRY[name] = prepare_training
     return registered

@@ -12,7 +12,7 @@ from fairseq.modules import AdaptiveInput, CharacterTokenEmbedder
 from torch import nn
 
 from ..architectures import LANGUAGE_MODELS, Architecture
-from ..config import MacaronLMConfig, add_args, complete
+from ..config import MacaronLMConfig, add_args, complete, record
 from ..training import check_task_data
 from ..weights import ParticleWeights
 from .macaron import MacaronDecoder, register
@@ -83,8 +83,6 @@ class MacaronLanguageModel(ParticleWeights, FairseqLanguageModel):
         check_task_data(task)
         args = complete(cfg, cls.config(), cls.architecture)
         base_lm_architecture(args)
-        if args.decoder_layers_to_keep:
-            args.decoder_layers = len(args.decoder_layers_to_keep.split(","))
         if args.max_target_positions is None:
             args.max_target_positions = getattr(args, "tokens_per_sample", None) or DEFAULT_MAX_TARGET_POSITIONS
         if args.tie_adaptive_weights:
@@ -95,6 +93,7 @@ class MacaronLanguageModel(ParticleWeights, FairseqLanguageModel):
         )
         model = cls(decoder)
         model.args = args
+        record(args, cfg, cls.config())
         return model
 
 
