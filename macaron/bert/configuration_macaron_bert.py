@@ -110,6 +110,21 @@ class MacaronBertConfig(PreTrainedConfig):
         self._check_positive("intermediate_size", "first_intermediate_size")
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of a `config.json`.
+
+        Raises:
+            ValueError: of another kind of model.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"this is the configuration of a model of type {kind!r}, not {cls.model_type!r}; load it with "
+                f"transformers' Auto classes, which choose by this type"
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def _check_positive(self, *names):
         for name in names:
             if getattr(self, name) < 1:

@@ -99,7 +99,21 @@ def _load(source: str | os.PathLike[str]) -> PreTrainedModel:
     name = (config.architectures or [MacaronBertModel.__name__])[0]
     if name not in heads:
         raise ValueError(f"{source} names the architecture {name!r}; this package has {', '.join(heads)}")
-    return heads[name].from_pretrained(source, dtype="auto")
+    model, report = heads[name].from_pretrained(
+        source, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    wrong = [f"lacks {key}" for key in sorted(report["missing_keys"])]
+    wrong += [f"has {key}, for which there is no place" for key in sorted(report["unexpected_keys"])]
+    wrong += [
+        f"has {key} of the size {tuple(size)}, not {tuple(ours)}" for key, size, ours in report["mismatched_keys"]
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(
+            f"{source} is not a whole {name}, and an export changes nothing: it {', '.join(wrong[:5])}{more}; copy or "
+            f"download it again, or load it as it is meant and save that"
+        )
+    return model
 
 
 def auto_map() -> dict[str, str]:

@@ -4,7 +4,7 @@ Shapes: B sentences, T particles, C channels, H heads, D = C / H, V words, N rea
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -23,18 +24,21 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
+from macaron.ops.attention import attention
 from macaron.ops.bias_act import bias_act
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
 from macaron.particles.flows import FeedForward, SelfAttention, Surroundings
 from macaron.particles.layer import ParticleLayer
 
 IGNORED = -100  # label of what takes no part in a loss
+_POOLER = [r"^(macaron_bert\.)?pooler\."]  # in checkpoints; heads without one leave it there
 
 
 def sinusoids(first: int, count: int, dim: int) -> Tensor:
@@ -105,18 +109,13 @@ def eager_attention_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float,
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q kᵀ · scaling + mask) v, written out: (B, H, T, D) → (B, T, H, D) and weights (B, H, T, T)."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    wide = scores.dtype if scores.dtype == torch.float64 else torch.float32
-    weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
-    weights = F.dropout(weights, dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+    """The library's attention, written out: (B, H, T, D) → (B, T, H, D) and weights (B, H, T, T)."""
+    out, weights = attention(query, key, value, attn_mask=attention_mask, dropout=dropout, need_weights=True)
+    assert weights is not None
+    return out.transpose(1, 2), weights
 
 
 class LayerContext(NamedTuple):
@@ -146,11 +145,11 @@ class MacaronBertSelfAttention(SelfAttention):
         """(B, T, C), or packed (N, C), with a `LayerContext`, → the same, and weights (B, H, T, T) or None."""
         if self.config._attn_implementation == "sdpa":
             return self.attend(x, context.surroundings)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         query, key, value = self.split(self.qkv_proj(x), 3)  # (B, H, T, D)
-        out, weights = attention(
+        out, weights = attend(
             self,
             query,
             key,
@@ -210,6 +209,73 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
         if isinstance(module, MacaronBertEmbeddings) and module.sinusoids is not None:
             init.copy_(module.sinusoids, module.compute_sinusoids())
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but nothing is left random or out in silence, save new heads and those of another model.
+
+        With `output_loading_info=True` the lists come back instead of the error, and the model with them.
+
+        Raises:
+            ValueError: the checkpoint lacks parameters of the encoder, or some of a head's, or all of them though it
+                was saved by this class; it has others than the encoder or head here; or it is of another `model_type`.
+            RuntimeError: tensors of another size, without `ignore_mismatched_sizes=True`.
+        """
+        config, source = kwargs.get("config"), pretrained_model_name_or_path
+        where = "the state_dict" if source is None else source
+        kind = getattr(config, "model_type", cls.config_class.model_type)
+        if kind != cls.config_class.model_type:
+            raise ValueError(f"{cls.__name__} takes a {cls.config_class.__name__}, not one of model_type={kind!r}")
+        told = kwargs.pop("output_loading_info", False)
+        ignore = kwargs.pop("ignore_mismatched_sizes", False)
+        fresh = kwargs.get("state_dict") == {}  # asks for a new model
+        options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, report = super().from_pretrained(source, *args, **options)
+        if report["mismatched_keys"] and not ignore:
+            sizes = [f"{name} {tuple(there)} for {tuple(here)}" for name, there, here in report["mismatched_keys"]]
+            raise RuntimeError(
+                f"{where} does not fit {cls.__name__} and its configuration: it has {_listed(sizes)}; if these are to "
+                f"begin anew, add ignore_mismatched_sizes=True"
+            )
+        if not told and not fresh:
+            own = not isinstance(config, PreTrainedConfig) or config._name_or_path == str(source)
+            saved_by = (model.config.architectures or []) if own else []
+            _check_names(model, report, str(where), complete=cls.__name__ in saved_by)
+        return (model, report) if told else model
+
+
+def _check_names(model: PreTrainedModel, report: dict[str, Any], source: str, complete: bool) -> None:
+    """Refuse what `from_pretrained` of transformers only warns of.
+
+    Args:
+        report: its lists of missing and unexpected names.
+        complete: the checkpoint was saved by this class, so that nothing is new.
+    """
+    encoder = ("embeddings", "layers", "final_norm")
+
+    def part(name: str) -> str:
+        return name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
+
+    parameters = [name for name, _ in model.named_parameters()]
+    missing = set(report["missing_keys"])
+    # a part of which there is something is no new one
+    found = {part(name) for name in parameters if name not in missing} | set(encoder)
+    lost = [name for name in missing if complete or part(name) in found]
+    ours = {part(name) for name in parameters} - {"pooler"} | set(encoder)
+    left = [name for name in report["unexpected_keys"] if part(name) in ours]
+    if lost or left:
+        wrong = [f"lacks {_listed(lost)}"] if lost else []
+        wrong += [f"has {_listed(left)}, for which there is no place"] if left else []
+        raise ValueError(
+            f"{source} does not fit {type(model).__name__} and its configuration: it {', and '.join(wrong)}. Copy or "
+            f"download it again, or load it by the class and configuration that it was saved with; "
+            f"output_loading_info=True returns these lists instead of this error"
+        )
+
+
+def _listed(names: Iterable[str], most: int = 6) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
 
 class Packing(NamedTuple):
     """The sentences of a batch one after another, without padding: (N, C) instead of (B, T, C)."""
@@ -229,8 +295,8 @@ class Packing(NamedTuple):
         return cls(real.flatten().nonzero().squeeze(-1), offsets, max_length)
 
     @classmethod
-    def of_row(cls, number: Tensor) -> "Packing":
-        """From the number of the sentence, rising from 0, of each particle of a batch of one row: (1, T)."""
+    def of_sentences(cls, number: Tensor) -> "Packing":
+        """From the number of the sentence, rising from 0, of each particle: (B, T)."""
         lengths = number.flatten().bincount()
         offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         return cls(torch.arange(number.numel(), device=number.device), offsets, int(lengths.max()))
@@ -244,23 +310,78 @@ class Packing(NamedTuple):
         return x.new_zeros(shape.numel(), x.size(-1)).index_copy(0, self.indices.to(x.device), x).view(*shape, -1)
 
 
-def sentence_numbers(position_ids: Tensor | None, cu_seq_lens: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """(1, T): for each particle of a row of several sentences, which of them it belongs to; None for other batches.
+def has_values(t: Tensor) -> bool:
+    """Whether Python may look at the values: not while a graph is traced, nor on the meta device."""
+    return not (is_tracing(t) or t.is_meta)
 
-    By the rule of transformers' flash attention: the offsets it is given, or positions that do not just count up, in a
-    batch of one row.
+
+def sentence_numbers(position_ids: Tensor | None, cu_seq_lens: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """(B, T): which sentence each particle belongs to, counted through all rows; None where each row is one sentence.
+
+    A sentence begins where `cu_seq_lens` says so, or else with every row, where positions fall back, and at position
+    0. So a gap in the positions divides nothing, and positions that are all 0 are no mark.
     """
-    if shape[0] != 1:
-        return None
     if cu_seq_lens is not None:
+        if shape[0] != 1:
+            raise ValueError(
+                f"cu_seq_lens_q marks the sentences of a batch of one row, but there are {shape[0]}; put them into one "
+                f"row, or leave it out"
+            )
         places = torch.arange(shape[1], device=cu_seq_lens.device)
         return torch.bucketize(places, cu_seq_lens[1:].long(), right=True).unsqueeze(0)
-    if position_ids is None or shape[1] < 2:
+    if position_ids is None:
         return None
-    begins = position_ids.diff(dim=-1).ne(1)  # (1, T − 1)
-    if not is_tracing(position_ids) and not begins.any():
+    position_ids = position_ids.expand(shape)
+    begins = (position_ids == 0) & position_ids.ne(0).any(-1, keepdim=True)
+    begins = F.pad(begins[:, 1:] | (position_ids.diff(dim=-1) < 0), (1, 0))  # (B, T), the beginnings of rows left out
+    if has_values(position_ids) and not begins.any():
         return None
-    return F.pad(begins.long().cumsum(-1), (1, 0))
+    row = torch.arange(shape[0], device=begins.device).unsqueeze(1)
+    return row + begins.flatten().cumsum(0).view_as(begins)
+
+
+def read_mask(mask: Tensor, shape: torch.Size, num_heads: int) -> Tensor:
+    """The two forms of `attention_mask`: (B, T) bool, or (B or 1, H or 1, T or 1, T) bool or added to the scores.
+
+    Args:
+        mask: as `MacaronBertModel.forward` takes it.
+        shape: B, T.
+
+    Raises:
+        ValueError: another shape, or values that could mean two things.
+    """
+    if not torch.is_tensor(mask):
+        raise ValueError(f"attention_mask is a {type(mask).__name__}; pass a tensor")
+    if mask.dim() == 3:
+        mask = mask.unsqueeze(1)
+    if not has_values(mask):
+        return mask.bool() if mask.dim() == 2 or not mask.is_floating_point() else mask
+    (B, T), given = shape, tuple(mask.shape)
+    fits = given == (B, T)
+    if mask.dim() == 4:
+        fits = all(n in (1, most) for n, most in zip(given[:3], (B, num_heads, T), strict=True)) and given[3] == T
+    if not fits:
+        raise ValueError(
+            f"attention_mask has the shape {given}; these {B} sentences of {T} tokens take ({B}, {T}), or ({B}, {T}, "
+            f"{T}) or ({B}, 1 or {num_heads}, {T}, {T}) for what each particle sees"
+        )
+    if mask.dtype == torch.bool:
+        return mask
+    seen = mask.bool()
+    binary = bool((mask == seen).all())
+    if mask.dim() == 2 or not mask.is_floating_point():
+        if not binary:
+            raise ValueError(
+                f"attention_mask {given} holds other values than 1 (seen) and 0 (not seen); what is added to the "
+                f"scores has the shape ({B}, 1, {T}, {T}) and a floating type"
+            )
+        return seen
+    if binary and seen.any() and not seen.all():
+        raise ValueError(
+            f"attention_mask {given} of type {mask.dtype} is added to the scores, where 0 and 1 hide nothing; make it "
+            f"bool if 1 means seen and 0 not"
+        )
+    return mask
 
 
 class MacaronBertPooler(nn.Module):
@@ -281,16 +402,19 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
     Positions count the real particles of a sentence, so that padding on either side changes nothing. The output at
     padding positions is zero. Padded batches are run without their padding (`config.padding_free`) under the `sdpa`
     implementation, unless the model is being traced, compiled or exported, or hidden states or attentions are asked
-    for; a mask of four dimensions is taken as it is.
+    for.
+
+    Args:
+        add_pooling_layer: build the pooler if `config.use_pooler`; heads that do not use it do without.
     """
 
-    def __init__(self, config: MacaronBertConfig) -> None:
+    def __init__(self, config: MacaronBertConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
         self.embeddings = MacaronBertEmbeddings(config)
         self.layers = nn.ModuleList([MacaronBertLayer(config) for _ in range(config.num_hidden_layers)])
         dim, eps, affine = config.hidden_size, config.layer_norm_eps, config.norm_affine
         self.final_norm = nn.LayerNorm(dim, eps, elementwise_affine=affine) if config.final_norm else None
-        self.pooler = MacaronBertPooler(config) if config.use_pooler else None
+        self.pooler = MacaronBertPooler(config) if config.use_pooler and add_pooling_layer else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -309,40 +433,48 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Move the particles.
 
-        Several sentences may stand in one row, (1, N): mark them by positions that begin again, without a mask, or by
-        `cu_seq_lens_q` and `max_length_q` as `DataCollatorWithFlattening` does. They do not see each other.
+        Several sentences may stand in one row: mark them by positions that begin again, without a mask, or in a batch
+        of one row by `cu_seq_lens_q` and `max_length_q` as `DataCollatorWithFlattening` does. They do not see each
+        other.
 
         Args:
             input_ids: (B, T), or `inputs_embeds` (B, T, C).
-            attention_mask: (B, T), 1 or True at real particles; or (B, 1, T, T) as transformers' masks are.
+            attention_mask: (B, T), 1 or True at real particles; or (B, T, T) or (B, 1 or H, T, T) for what each of
+                them sees: bool or integers as before, or of a floating type, added to the scores. A particle that
+                sees none gets nothing from the attention.
             token_type_ids: (B, T) segments; None is segment 0.
             position_ids: (B, T) or (1, T), from 0; None counts the real particles.
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`; sentences that are too long.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`; sentences that are too long; a mask of
+                another form, or that the attention implementation cannot follow.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         given = inputs_embeds if input_ids is None else input_ids
         assert given is not None
         shape, device = given.shape[:2], given.device
-        real = None  # (B, T) bool
-        if attention_mask is not None and attention_mask.dim() == 2:
-            real = attention_mask.to(device, torch.bool)
-        row = None
+        real = mask = row = None  # real (B, T) bool
+        marks = kwargs.get("cu_seq_lens_q")
         if attention_mask is None:
-            row = sentence_numbers(position_ids, kwargs.get("cu_seq_lens_q"), shape)
+            row = sentence_numbers(position_ids, marks, shape)
+        elif marks is not None:
+            raise ValueError("cu_seq_lens_q says where sentences begin and end; leave out either it or attention_mask")
+        else:
+            mask = read_mask(attention_mask, shape, self.config.num_attention_heads).to(device)
+            if mask.dim() == 2:
+                real, mask = mask, None
         if position_ids is None:
             position_ids = self._positions(shape, real, row, device)
 
         packing = self._packing(real, row, kwargs)
         if packing is None:
             x = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)  # (B, T, C)
-            context = self._padded_context(x, attention_mask, row, kwargs)
+            context = self._padded_context(x, real, mask, row, kwargs)
         else:
             per_particle = (input_ids, inputs_embeds, token_type_ids, position_ids.expand(shape))
             x = self.embeddings(*(None if t is None else packing.pack(t) for t in per_particle))  # (N, C)
@@ -379,9 +511,9 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             return None
         if self._wanted("output_attentions", kwargs) or self._wanted("output_hidden_states", kwargs):
             return None
-        if is_tracing(marks) or marks.is_meta or marks.numel() == 0:
+        if not has_values(marks) or marks.numel() == 0:
             return None
-        return Packing.of_row(marks) if real is None else Packing.of(marks)
+        return Packing.of_sentences(marks) if real is None else Packing.of(real)
 
     def _wanted(self, name: str, kwargs: dict[str, Any]) -> bool:
         """Whether an output is asked for; it may also be a list of layers."""
@@ -389,20 +521,42 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         return value is not None and value is not False
 
     def _padded_context(
-        self, x: Tensor, attention_mask: Tensor | None, row: Tensor | None, kwargs: dict[str, Any]
+        self, x: Tensor, real: Tensor | None, mask: Tensor | None, row: Tensor | None, kwargs: dict[str, Any]
     ) -> LayerContext:
         """Masks in the form that the attention implementation takes."""
+        implementation = self.config._attn_implementation
+        if implementation in ("sdpa", "eager"):
+            if row is not None:
+                mask = (row.unsqueeze(-1) == row.unsqueeze(-2)).unsqueeze(1)  # (B, 1, T, T)
+            elif real is not None and (not has_values(real) or not real.all()):
+                mask = real[:, None, None, :]
+            need_weights = self._wanted("output_attentions", kwargs)
+            return LayerContext(Surroundings(attn_mask=mask, need_weights=need_weights), mask, kwargs)
         apart = None if row is None else packed_sequence_mask_function(row)
+        if mask is not None:
+            mask = mask.expand(x.size(0), -1, x.size(1), -1)
+            flex = "flex" in implementation
+            if "flash" in implementation or (flex and mask.size(1) > 1):
+                raise ValueError(
+                    f"{implementation} cannot follow an attention_mask {tuple(mask.shape)}; choose "
+                    f"attn_implementation='sdpa', or a mask (B, T)"
+                )
+            if not flex or mask.dtype != torch.bool:
+                return LayerContext(Surroundings(), mask if mask.dtype == torch.bool else mask.to(x.dtype), kwargs)
+            apart = _lookup(mask)
         mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=x, attention_mask=attention_mask, and_mask_function=apart
+            config=self.config, inputs_embeds=x, attention_mask=real, and_mask_function=apart
         )
-        need_weights = self._wanted("output_attentions", kwargs)
-        around = Surroundings(attn_mask=mask if torch.is_tensor(mask) else None, need_weights=need_weights)
-        if row is not None and "flash" in self.config._attn_implementation and "cu_seq_lens_q" not in kwargs:
-            packing = Packing.of_row(row)  # flash attention has no mask of this kind
+        if row is not None and "flash" in implementation and "cu_seq_lens_q" not in kwargs:
+            packing = Packing.of_sentences(row)  # flash attention has no mask of this kind
             kwargs = {**kwargs, "cu_seq_lens_q": packing.offsets, "cu_seq_lens_k": packing.offsets}
             kwargs |= {"max_length_q": packing.max_length, "max_length_k": packing.max_length}
-        return LayerContext(around, mask, kwargs)
+        return LayerContext(Surroundings(), mask, kwargs)
+
+
+def _lookup(mask: Tensor) -> Callable[..., Tensor]:
+    """A mask function of transformers from a table, (B, 1, T, T) bool."""
+    return lambda batch, head, query, key: mask[batch, 0, query, key]
 
 
 def first_particle(x: Tensor, real: Tensor | None) -> Tensor:
@@ -433,12 +587,21 @@ class MaskedLMHead(nn.Module):
 
 
 def mean_loss(total: Tensor, count: Tensor | int, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """`total` over the number of items it was summed over: those of the whole update where the Trainer tells them."""
-    if num_items_in_batch is None:
-        return total / count
-    if torch.is_tensor(num_items_in_batch):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+    """`total` over the number of items it was summed over: those of the whole update where the Trainer tells them.
+
+    Over no items it is 0, as `total` is.
+    """
+    items = count if num_items_in_batch is None else num_items_in_batch
+    if torch.is_tensor(items):
+        items = items.to(total.device)
+    return total / (items + (items == 0))
+
+
+def _element_losses(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`loss` of each element, 0 where the label is −100, and the number of the others."""
+    ignored = labels == IGNORED
+    losses = loss(logits.float(), labels.masked_fill(ignored, 0).float(), reduction="none")
+    return losses.masked_fill(ignored, 0.0), (~ignored).sum()
 
 
 class _HasMaskedLMHead(MacaronBertPreTrainedModel):
@@ -475,9 +638,11 @@ class _HasMaskedLMHead(MacaronBertPreTrainedModel):
 
 
 class MacaronBertForMaskedLM(_HasMaskedLMHead):
+    _keys_to_ignore_on_load_unexpected = _POOLER
+
     def __init__(self, config: MacaronBertConfig) -> None:
         super().__init__(config)
-        self.macaron_bert = MacaronBertModel(config)
+        self.macaron_bert = MacaronBertModel(config, add_pooling_layer=False)
         self.mlm_head = MaskedLMHead(config)
         self.post_init()
 
@@ -491,7 +656,7 @@ class MacaronBertForMaskedLM(_HasMaskedLMHead):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """`labels` (B, T): words to predict, −100 elsewhere."""
         outputs = self.macaron_bert(
@@ -537,14 +702,14 @@ class MacaronBertForPreTraining(_HasMaskedLMHead):
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MacaronBertForPreTrainingOutput:
         """The mean loss of the words plus the mean loss of the pairs.
 
         Args:
             labels: (B, T) words to predict, −100 elsewhere.
-            next_sentence_label: (B,), 1 where the second sentence really follows the first, 0 where not. (In
-                transformers' own BERT it is the other way round.)
+            next_sentence_label: (B,), 1 where the second sentence really follows the first, 0 where not, −100 where
+                nobody knows. (In transformers' own BERT 0 and 1 are the other way round.)
             num_items_in_batch: number of labels in the whole update, from the Trainer. As it does not say how many
                 pairs there are, each pair then counts with the number of labels in it, so that any division of the
                 update into batches gives the same sum.
@@ -559,10 +724,10 @@ class MacaronBertForPreTraining(_HasMaskedLMHead):
             sentence = first_particle(x, attention_mask)
         pair_logits = self.nsp_head(sentence).squeeze(-1)  # (B,)
         if next_sentence_label is not None:
-            target = next_sentence_label.to(pair_logits.device).view_as(pair_logits).float()
-            pairs = F.binary_cross_entropy_with_logits(pair_logits.float(), target, reduction="none")  # (B,)
+            target = next_sentence_label.to(pair_logits.device).view_as(pair_logits)
+            pairs, counted = _element_losses(F.binary_cross_entropy_with_logits, pair_logits, target)  # (B,)
             if labels is None or num_items_in_batch is None:
-                pair_loss = pairs.mean()
+                pair_loss = mean_loss(pairs.sum(), counted, None)
             else:
                 weights = labels.ne(IGNORED).sum(-1).to(pairs.device)  # (B,)
                 pair_loss = mean_loss((weights * pairs).sum(), 1, num_items_in_batch)
@@ -571,12 +736,14 @@ class MacaronBertForPreTraining(_HasMaskedLMHead):
 
 
 class _Classifies(MacaronBertPreTrainedModel):
-    """A linear classifier on the particles, behind dropout."""
+    """A linear classifier on the particles, behind dropout; `of_sentences` through the pooler if there is one."""
 
-    def __init__(self, config: MacaronBertConfig, outputs: int, name: str = "classifier") -> None:
+    def __init__(
+        self, config: MacaronBertConfig, outputs: int, name: str = "classifier", of_sentences: bool = False
+    ) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.macaron_bert = MacaronBertModel(config)
+        self.macaron_bert = MacaronBertModel(config, add_pooling_layer=of_sentences)
         rate = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
         self.add_module(name, nn.Linear(config.hidden_size, outputs))
@@ -591,7 +758,7 @@ class _Classifies(MacaronBertPreTrainedModel):
 
 class MacaronBertForSequenceClassification(_Classifies):
     def __init__(self, config: MacaronBertConfig) -> None:
-        super().__init__(config, config.num_labels)
+        super().__init__(config, config.num_labels, of_sentences=True)
 
     @can_return_tuple
     def forward(
@@ -603,11 +770,12 @@ class MacaronBertForSequenceClassification(_Classifies):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """`labels` (B,), or (B, num_labels) for several labels or values; `config.problem_type` says which loss.
 
-        One logit with `problem_type="multi_label_classification"` is binary classification, labels 0 and 1.
+        One logit with `problem_type="multi_label_classification"` is binary classification, labels 0 and 1. The label
+        −100 takes no part, in regression either: the Trainer does not count it.
         """
         outputs = self.macaron_bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
@@ -628,15 +796,15 @@ class MacaronBertForSequenceClassification(_Classifies):
             labels = labels.view(-1)
             total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
             return mean_loss(total, labels.ne(IGNORED).sum(), num_items_in_batch)
-        labels = labels.view_as(logits).float()
-        if self.config.problem_type == "regression":
-            total = F.mse_loss(logits.float(), labels, reduction="sum")
-        else:
-            total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-        return mean_loss(total, labels.numel(), num_items_in_batch)
+        regression = self.config.problem_type == "regression"
+        loss = F.mse_loss if regression else F.binary_cross_entropy_with_logits
+        losses, counted = _element_losses(loss, logits, labels.view_as(logits))
+        return mean_loss(losses.sum(), counted, num_items_in_batch)
 
 
 class MacaronBertForTokenClassification(_Classifies):
+    _keys_to_ignore_on_load_unexpected = _POOLER
+
     def __init__(self, config: MacaronBertConfig) -> None:
         super().__init__(config, config.num_labels)
 
@@ -650,7 +818,7 @@ class MacaronBertForTokenClassification(_Classifies):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """`labels` (B, T), −100 where there is none."""
         outputs = self.macaron_bert(
@@ -666,6 +834,8 @@ class MacaronBertForTokenClassification(_Classifies):
 
 
 class MacaronBertForQuestionAnswering(_Classifies):
+    _keys_to_ignore_on_load_unexpected = _POOLER
+
     def __init__(self, config: MacaronBertConfig) -> None:
         super().__init__(config, 2, name="qa_outputs")
 
@@ -680,7 +850,7 @@ class MacaronBertForQuestionAnswering(_Classifies):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
         """`start_positions`, `end_positions` (B,): where the answer begins and ends; outside 0 … T − 1: not here.
 
@@ -708,7 +878,7 @@ def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
 
 class MacaronBertForMultipleChoice(_Classifies):
     def __init__(self, config: MacaronBertConfig) -> None:
-        super().__init__(config, 1)
+        super().__init__(config, 1, of_sentences=True)
 
     @can_return_tuple
     def forward(
@@ -720,7 +890,7 @@ class MacaronBertForMultipleChoice(_Classifies):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MultipleChoiceModelOutput:
         """Every input has a dimension of choices after the first: `input_ids` (B, choices, T). `labels` (B,)."""
         given = inputs_embeds if input_ids is None else input_ids
@@ -731,7 +901,7 @@ class MacaronBertForMultipleChoice(_Classifies):
             for t in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ]
         outputs = self.macaron_bert(*flat, return_dict=True, **kwargs)
-        logits = self.classifier(self.dropout(self.sentences(outputs, flat[1]))).view(-1, choices)
+        logits = self.classifier(self.dropout(self.sentences(outputs, flat[1]))).view(given.size(0), choices)
         loss = None
         if labels is not None:
             labels = labels.to(logits.device).view(-1)

@@ -145,6 +145,8 @@ def _is_pretrained(tensors: Iterable[str]) -> bool:
 
 
 def _check_kind(tensors: Mapping[str, Tensor]) -> None:
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError("the checkpoint's entry 'model' is no table of tensors; the file is damaged")
     parts = sorted({name.split(".")[0] for name in tensors})
     if any(name.startswith("decoder.") for name in tensors):
         remedy = "`macaron convert` is for its translation models"
@@ -179,8 +181,13 @@ def _read_config(state: Mapping[str, Any]) -> MacaronBertConfig:
         intermediate_size = tensors["encoder.layers.0.fc1.weight"].size(0)
     except KeyError as error:
         raise CheckpointError(f"parameter {error.args[0]} is missing; the checkpoint is incomplete") from error
+    except ValueError as error:
+        raise CheckpointError(
+            "encoder.embed_tokens.weight is no matrix; the checkpoint is damaged"
+        ) from error
     first = tensors.get("encoder.layers.0.macaron_fc1.weight")
     layers = {int(m[1]) for name in tensors if (m := re.match(r"encoder\.layers\.(\d+)\.", name))}
+    _check_whole(tensors, vars(args), max(layers) + 1)
     pretrained = _is_pretrained(tensors)
     version = tensors.get("encoder.version")
     learned = tensors.get("encoder.embed_positions.weight")
@@ -228,11 +235,35 @@ def _read_config(state: Mapping[str, Any]) -> MacaronBertConfig:
         raise CheckpointError(f"options of the checkpoint do not fit: {error}") from error
 
 
+def _check_whole(tensors: Mapping[str, Tensor], stored: Mapping[str, Any], layers: int) -> None:
+    """What the stored options speak of is there: sizes and kinds are read from the tensors, so none may be lost."""
+    if stored.get("encoder_layers", layers) != layers:
+        raise CheckpointError(
+            f"the checkpoint has parameters of {layers} layers, but its option encoder_layers is "
+            f"{stored['encoder_layers']!r}; it is incomplete, or of another model"
+        )
+    places = not stored.get("no_token_positional_embeddings")
+    expected = {
+        "encoder.layers.0.macaron_fc1.weight": ("macaron", stored.get("macaron")),
+        "encoder.embed_positions.weight": ("encoder_learned_pos", stored.get("encoder_learned_pos") and places),
+        "encoder.layers.0.layer_norms.0.weight": ("no_normalize_affine", stored.get("no_normalize_affine") is False),
+        "embed_out": ("share_all_embeddings", _is_pretrained(tensors) and stored.get("share_all_embeddings") is False),
+    }
+    for name, (option, wanted) in expected.items():
+        if wanted and name not in tensors:
+            raise CheckpointError(
+                f"parameter {name} is missing, though the option {option} is {stored[option]!r}; the checkpoint is "
+                f"incomplete"
+            )
+
+
 def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
     return "embed_out" not in tensors or torch.equal(tensors["embed_out"], tensors["encoder.embed_tokens.weight"])
 
 
 def _head_options(tensors: Mapping[str, Tensor], stored: Mapping[str, Any]) -> dict[str, Any]:
+    if "classifier.weight" not in tensors:
+        raise CheckpointError("parameter classifier.weight is missing; the checkpoint is incomplete")
     n_classes = tensors["classifier.weight"].size(0)
     criterion = stored.get("criterion")
     problem = _PROBLEM_OF_CRITERION.get(str(criterion))
