@@ -104,9 +104,7 @@ def _load(source: str | os.PathLike[str]) -> PreTrainedModel:
     )
     wrong = [f"lacks {key}" for key in sorted(report["missing_keys"])]
     wrong += [f"has {key}, for which there is no place" for key in sorted(report["unexpected_keys"])]
-    wrong += [
-        f"has {key} of the size {tuple(size)}, not {tuple(ours)}" for key, size, ours in report["mismatched_keys"]
-    ]
+    wrong += [f"has {key} {tuple(size)} for {tuple(ours)}" for key, size, ours in sorted(report["mismatched_keys"])]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(

@@ -127,7 +127,16 @@ class LayerContext(NamedTuple):
     options: dict[str, Any]
 
 
-class MacaronBertSelfAttention(SelfAttention):
+class _IsRecorded(nn.Module):
+    """What transformers records the output of, by hooks that cannot be pickled and are made anew."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        hooks = self._forward_hooks
+        kept = {key: hook for key, hook in hooks.items() if hook.__module__ != capture_outputs.__module__}
+        return {**self.__dict__, "_forward_hooks": type(hooks)(kept)}
+
+
+class MacaronBertSelfAttention(_IsRecorded, SelfAttention):
     """The library's self-attention, with the attention function of `config._attn_implementation`."""
 
     def __init__(self, config: MacaronBertConfig) -> None:
@@ -162,7 +171,7 @@ class MacaronBertSelfAttention(SelfAttention):
         return self.out_proj(out.flatten(2)), weights  # out (B, T, H, D)
 
 
-class MacaronBertLayer(GradientCheckpointingLayer, ParticleLayer):
+class MacaronBertLayer(GradientCheckpointingLayer, _IsRecorded, ParticleLayer):
     """One time step: a `ParticleLayer` over the flows of `config.splitting`."""
 
     def __init__(self, config: MacaronBertConfig) -> None:
@@ -208,6 +217,10 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
         # not in checkpoints, so from_pretrained relies on this
         if isinstance(module, MacaronBertEmbeddings) and module.sinusoids is not None:
             init.copy_(module.sinusoids, module.compute_sinusoids())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # transformers' hooks, there once hidden states or attentions were asked for, cannot be pickled; they come back
+        return {**self.__dict__, "_output_capturing_hooks_installed": False}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:

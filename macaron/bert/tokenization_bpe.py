@@ -21,7 +21,7 @@ class MacaronBertBpeTokenizer(PreTrainedTokenizerFast):
         codes_file: merges as `subword-nmt learn-bpe` writes them, kept beside the tokenizer as `bpe.codes`.
 
     Raises:
-        ValueError: codes of another format.
+        ValueError: codes of another format, or not in UTF-8.
         ImportError: subword-nmt is not installed.
     """
 
@@ -35,9 +35,9 @@ class MacaronBertBpeTokenizer(PreTrainedTokenizerFast):
                 "a tokenizer with BPE codes splits words by subword-nmt, which is not there: pip install subword-nmt"
             ) from error
         super().__init__(*args, **kwargs)
-        self.codes = Path(codes_file).read_text(encoding="utf-8")
+        self.codes = _read(codes_file)
         for number, line in enumerate(self.codes.rstrip("\n").split("\n"), start=1):
-            if not line.startswith("#version:") and len(line.strip("\r").split(" ")) != 2:
+            if not line.startswith("#version:") and len(line.strip("\r ").split(" ")) != 2:
                 raise ValueError(
                     f"{codes_file}, line {number}: {line!r} is not a merge of two parts; give the codes that "
                     f"`subword-nmt learn-bpe` wrote"
@@ -70,5 +70,14 @@ class MacaronBertBpeTokenizer(PreTrainedTokenizerFast):
     ) -> tuple[str, ...]:
         file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         codes = Path(save_directory) / (f"{filename_prefix}-{CODES_FILE}" if filename_prefix else CODES_FILE)
-        codes.write_text(self.codes, encoding="utf-8")
+        codes.write_text(self.codes, encoding="utf-8", newline="\n")
         return (*file_names, str(codes))
+
+
+def _read(codes_file: str | Path) -> str:
+    """The text, without a byte order mark; only a line feed ends a line, and what a carriage return ends is no line."""
+    try:
+        with open(codes_file, encoding="utf-8-sig", newline="\n") as file:
+            return file.read().rstrip("\r\n") + "\n"
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{codes_file}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error

@@ -182,9 +182,7 @@ def _read_config(state: Mapping[str, Any]) -> MacaronBertConfig:
     except KeyError as error:
         raise CheckpointError(f"parameter {error.args[0]} is missing; the checkpoint is incomplete") from error
     except ValueError as error:
-        raise CheckpointError(
-            "encoder.embed_tokens.weight is no matrix; the checkpoint is damaged"
-        ) from error
+        raise CheckpointError("encoder.embed_tokens.weight is no matrix; the checkpoint is damaged") from error
     first = tensors.get("encoder.layers.0.macaron_fc1.weight")
     layers = {int(m[1]) for name in tensors if (m := re.match(r"encoder\.layers\.(\d+)\.", name))}
     _check_whole(tensors, vars(args), max(layers) + 1)

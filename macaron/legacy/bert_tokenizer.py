@@ -36,9 +36,9 @@ def read_dictionary(path: str | Path) -> list[str]:
         )
     symbols = dict.fromkeys(SPECIAL_SYMBOLS)
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig", newline="\n") as lines:
             for number, line in enumerate(lines, start=1):
-                symbol, space, count = line.rstrip("\n").rpartition(" ")
+                symbol, space, count = line.rstrip("\r\n").rpartition(" ")
                 if not space or not count.isdecimal():
                     raise CheckpointError(
                         f"{path}, line {number}: {line.rstrip()!r} is not `symbol count`; give the dict.txt that the "

@@ -36,8 +36,8 @@ def step_norm_reference(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     y = euler_step_reference(x, v, v_bias, step, dropout)
-    # torch normalises half precision with float32 statistics
-    return y, F.layer_norm(y, (y.size(-1),), weight, bias, eps)
+    # torch normalises half precision with float32 statistics; int, since the exporter to ONNX wants a constant
+    return y, F.layer_norm(y, (int(y.size(-1)),), weight, bias, eps)
 
 
 # Kernels. A program holds ROWS whole rows of BLOCK ≥ C channels; a pointer that is None leaves its term out, and

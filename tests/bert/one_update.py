@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -69,7 +70,7 @@ class Examples(Dataset):
         return {name: column[i] for name, column in self.columns.items()}
 
 
-def build(kind: str) -> MacaronBertModel:
+def build(kind: str, **options: Any) -> MacaronBertModel:
     head = next(m for m in AUTO_CLASSES.values() if m.__name__ == f"MacaronBertFor{kind.partition(',')[0]}")
     config = MacaronBertConfig(
         vocab_size=30,
@@ -80,7 +81,7 @@ def build(kind: str) -> MacaronBertModel:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         initializer_range=0.2,
-        **KINDS[kind],
+        **{**KINDS[kind], **options},
     )
     torch.manual_seed(0)
     return head(config)
@@ -112,9 +113,23 @@ def update(kind: str, folder: Path, *, batch_size: int, accumulation: int) -> di
     return {**state, "logged loss": torch.tensor(log["loss"])}
 
 
+def plain(kind: str) -> dict[str, torch.Tensor]:
+    """The gradients after two steps under torch's own wrapper, which waits for every parameter."""
+    model = torch.nn.parallel.DistributedDataParallel(build(kind, use_pooler=True))
+    rank = torch.distributed.get_rank()
+    for _ in range(2):
+        model.zero_grad()
+        model(
+            **{name: column[4 * rank : 4 * rank + 4] for name, column in Examples(kind).columns.items()}
+        ).loss.backward()
+    return {name: p.grad.clone() for name, p in model.module.named_parameters()}
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     results = {kind: update(kind, out, batch_size=2, accumulation=2) for kind in KINDS}
+    for kind in KINDS:
+        results[f"plain {kind}"] = plain(kind)
     if torch.distributed.get_rank() == 0:
         assert torch.distributed.get_world_size() == 2
         torch.save(results, out / "results.pt")

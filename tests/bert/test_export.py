@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from macaron.bert import MacaronBertForMaskedLM, MacaronBertForSequenceClassification
+from macaron.bert import (
+    MacaronBertForMaskedLM,
+    MacaronBertForMultipleChoice,
+    MacaronBertForQuestionAnswering,
+    MacaronBertForSequenceClassification,
+    MacaronBertModel,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 SHAPES = [(3, 7), (5, 11), (1, 4)]
 
 
@@ -63,6 +69,46 @@ def test_onnx(build, tmp_path):
         batch = batch_of(*shape)
         (logits,) = session.run(["logits"], {name: t.numpy() for name, t in batch.items()})
         close(torch.from_numpy(logits), model(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("head", "inputs", "implementation"),
+    [
+        (MacaronBertModel, 3, "sdpa"),
+        (MacaronBertForMaskedLM, 1, "sdpa"),
+        (MacaronBertForSequenceClassification, 3, "eager"),
+        (MacaronBertForQuestionAnswering, 2, "sdpa"),
+        (MacaronBertForMultipleChoice, 3, "sdpa"),
+    ],
+)
+def test_tracing_and_the_exporter_that_builds_on_it(head, inputs, implementation, build, tmp_path):
+    """`torch.onnx.export(dynamo=False)`, with free numbers of sentences and of tokens, and `torch.jit.trace`."""
+    runtime = pytest.importorskip("onnxruntime")
+    model = build(head, num_hidden_layers=1, use_pooler=True, position_embedding_type="sinusoidal", return_dict=False)
+    model.set_attn_implementation(implementation)
+
+    def some(sentences: int, length: int) -> dict[str, Tensor]:
+        batch = dict(list(batch_of(sentences, length).items())[:inputs])
+        if head is not MacaronBertForMultipleChoice:
+            return batch
+        return {name: torch.stack([t, t.roll(1, 0)], 1) for name, t in batch.items()}
+
+    example, file = some(3, 7), tmp_path / "model.onnx"
+    length = next(iter(example.values())).dim() - 1
+    axes = {name: {0: "sentences", length: "tokens"} for name in example}
+    with torch.no_grad():
+        torch.onnx.export(
+            model, tuple(example.values()), file, dynamo=False, input_names=list(example), dynamic_axes=axes
+        )
+        traced = torch.jit.trace(model, tuple(example.values()), strict=False)
+        session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        for shape in [*SHAPES, (1, 40)]:
+            batch = some(*shape)
+            expected = model(**batch)
+            found = session.run(None, {name: t.numpy() for name, t in batch.items()})
+            for ours, theirs, out in zip(expected, found, traced(*batch.values()), strict=True):
+                close(torch.from_numpy(theirs), ours)
+                close(out, ours)
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel, BertTokenizer
 
 from macaron.bert import (
@@ -125,6 +126,27 @@ def test_another_model_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match="names the architecture 'Bart'; this package has MacaronBertModel"):
         export_for_hub(tmp_path / "named", tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
+
+
+def test_an_export_changes_nothing(build, tmp_path):
+    """A folder with less, more or other tensors than its class has is refused; nothing is written."""
+    source = tmp_path / "model"
+    build(MacaronBertForPreTraining).save_pretrained(source)
+    stored, tensors = json.loads((source / "config.json").read_text()), load_file(source / "model.safetensors")
+
+    def refused(message: str, without: str = "-", **changes: object) -> None:
+        kept = {name: t for name, t in tensors.items() if without not in name}
+        save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
+        (source / "config.json").write_text(json.dumps({**stored, **changes}))
+        with pytest.raises(ValueError, match=message):
+            export_for_hub(source, tmp_path / "hub")
+
+    refused(r"is not a whole MacaronBertForPreTraining, .* it lacks macaron_bert\.layers\.0\.", without="layers.")
+    refused(r"it lacks nsp_head\.bias, lacks nsp_head\.weight", without="nsp_head")
+    refused(r"it has mlm_head\.decoder\.bias, for which there is no place", architectures=None)
+    refused(r"has macaron_bert\.embeddings\.word_embeddings\.weight \(50, 32\) for \(60, 32\)", vocab_size=60)
+    refused(r"it has macaron_bert\.layers\.1\.", num_hidden_layers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_code_in_the_folder_is_the_code_of_the_package():

@@ -63,6 +63,71 @@ def test_two_processes(kind, one_batch, two_processes):
     assert_same_update(kind, one_batch[kind], two_processes[kind])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_data_parallelism(kind, two_processes):
+    """No parameter is left without a gradient, not that of a pooler either."""
+    gradients = two_processes[f"plain {kind}"]
+    used = kind.startswith(("PreTraining", "SequenceClassification", "MultipleChoice"))
+    assert any("pooler" in name for name in gradients) == used
+    assert all(torch.isfinite(grad).all() for grad in gradients.values())
+    assert used == any(grad.any() for name, grad in gradients.items() if "pooler" in name)
+
+
+class Few(Dataset):
+    """Sentences with one label in all, or none."""
+
+    def __init__(self, labelled: bool, head: str) -> None:
+        self.ids = torch.randint(1, 50, (4, 6), generator=torch.Generator().manual_seed(0))
+        self.labels = torch.full((4, 6) if head == "words" else (4,), -100)
+        if labelled:
+            self.labels.view(-1)[-1] = 1
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict:
+        return {"input_ids": self.ids[i], "attention_mask": torch.ones_like(self.ids[i]), "labels": self.labels[i]}
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["a micro-batch", "the update"])
+@pytest.mark.parametrize(
+    ("head", "options", "shape"),
+    [
+        (MacaronBertForMaskedLM, {"sparse_prediction": True}, "words"),
+        (MacaronBertForMaskedLM, {}, "words"),
+        (MacaronBertForSequenceClassification, {"num_labels": 3}, "sentences"),
+    ],
+)
+def test_accumulation_over_batches_without_a_label(head, options, shape, labelled, build, tmp_path):
+    """The Trainer counts the labels of the update: some batches have none, or all."""
+
+    def run(batch_size: int) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=4 // batch_size,
+            max_steps=1,
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            optim="sgd",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+        )
+        trainer = Trainer(build(head, **options), arguments, train_dataset=Few(labelled, shape))
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.train()
+        after = [p.detach() for p in trainer.model.parameters()]
+        assert all(torch.isfinite(p).all() for p in after)
+        assert labelled != all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        return after
+
+    for a, b in zip(run(4), run(1), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 class Parity(Dataset):
     """Is the third token even?"""
 

@@ -775,3 +775,78 @@ def test_options_that_cannot_be_read_are_named() -> None:
         del state["model"][name]
     with pytest.raises(CheckpointError, match="criterion='cross_entropy_bert' says not what the classifier's 1 out"):
         convert(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "lost", "message"),
+    [
+        ({"encoder_layers": 2}, "encoder.layers.1.", r"parameters of 1 layers, .* option encoder_layers is 2"),
+        ({"encoder_layers": 2}, "encoder.layers.0.", r"encoder\.layers\.0\.fc1\.weight is missing"),
+        ({}, ".macaron_fc", r"macaron_fc1\.weight is missing, though the option macaron is True"),
+        ({}, "encoder.layers.0.macaron_fc2", "variant that cannot be converted"),
+        ({"encoder_learned_pos": True}, "embed_positions", "embed_positions.weight is missing, though .*learned_pos"),
+        ({"no_normalize_affine": False}, "layer_norm", "is missing, though the option no_normalize_affine is False"),
+        ({"no_normalize_affine": False}, "encoder.layer_norm", r"finds nothing for macaron_bert\.final_norm"),
+        ({"share_all_embeddings": False}, "embed_out", "embed_out is missing, though the option share_all_embeddings"),
+        ({}, "mid_layer.2.bias", r"finds nothing for mlm_head\.norm\.bias"),
+        ({}, "classifier.bias", r"finds nothing for nsp_head\.bias"),
+        ({}, "encoder.layers.1.self_attn.out_proj.bias", r"finds nothing for .*layers\.1\..*out_proj\.bias"),
+        ({}, "encoder.embed_tokens", r"encoder\.embed_tokens\.weight is missing"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_is_named(options: dict[str, Any], lost: str, message: str) -> None:
+    """Sizes and kinds are read from the tensors, so a lost one must not make another model."""
+    state = random_checkpoint(**{"macaron": True, **options})
+    state["model"] = {name: t for name, t in state["model"].items() if lost not in name}
+    with pytest.raises(CheckpointError, match=message):
+        convert(state)
+
+
+def test_a_classifier_without_its_weight_is_refused() -> None:
+    state = random_checkpoint(criterion="cross_entropy_classify")
+    kept = {n: t for n, t in state["model"].items() if not n.startswith(("mid_layer", "embed_out"))}
+    state["model"] = kept
+    assert convert(state).model.num_labels == 1
+    state["model"] = {n: t for n, t in kept.items() if n != "classifier.weight"}
+    with pytest.raises(CheckpointError, match=r"classifier\.weight is missing"):
+        convert(state)
+
+
+@pytest.mark.parametrize("damage", [None, [], {"encoder.layers.0.fc1.weight": 1}], ids=str)
+def test_a_model_that_is_no_table_of_tensors(damage: Any) -> None:
+    with pytest.raises(CheckpointError, match="no table of tensors"):
+        convert({**random_checkpoint(), "model": damage})
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_dictionaries_and_codes_are_read_alike(end: str, mark: str, tmp_path: Path) -> None:
+    """Whatever ends their lines, with a byte order mark or without; only a line feed begins a line."""
+    codes, dictionary = tmp_path / "codes", tmp_path / "dict.txt"
+    codes.write_bytes(f"{mark}#version: 0.2{end}a b{end}ab c</w>{end}".encode())
+    dictionary.write_bytes(f"{mark}abc 3{end}ab@@ 2{end}d\re 1{end}\u2028 1{end}".encode())
+    symbols = read_dictionary(dictionary)
+    assert symbols == [*SPECIAL_SYMBOLS, "abc", "ab@@", "d\re", "\u2028"]
+    build_tokenizer(symbols, max_length=8, codes=codes).save_pretrained(tmp_path / "saved")
+    for _ in range(2):  # saved again it is the same
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+        assert tokenizer("abc abd")["input_ids"] == [5, 6, 7, 3, 2]
+        assert tokenizer.bpe.version == (0, 2)
+        tokenizer.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("line", ["a b\rc d", "\ra", "a b c", "a", "", " a b"], ids=repr)
+def test_a_line_of_codes_that_is_no_merge_is_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "codes").write_bytes(f"#version: 0.2\na b\n{line}\nab c\n".encode())
+    with pytest.raises(ValueError, match="line 3: .* is not a merge of two parts"):
+        build_tokenizer(list(SPECIAL_SYMBOLS), max_length=8, codes=tmp_path / "codes")
+
+
+def test_codes_and_dictionaries_of_another_encoding_are_refused(tmp_path: Path) -> None:
+    for name in ("codes", "dict.txt"):
+        (tmp_path / name).write_bytes("\ufeffa b\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="codes: not a text file in UTF-8"):
+        build_tokenizer(list(SPECIAL_SYMBOLS), max_length=8, codes=tmp_path / "codes")
+    with pytest.raises(CheckpointError, match=r"dict\.txt: not a text file in UTF-8"):
+        read_dictionary(tmp_path / "dict.txt")
