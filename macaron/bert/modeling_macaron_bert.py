@@ -133,7 +133,7 @@ class _IsRecorded(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         hooks = self._forward_hooks
         kept = {key: hook for key, hook in hooks.items() if hook.__module__ != capture_outputs.__module__}
-        return {**self.__dict__, "_forward_hooks": type(hooks)(kept)}
+        return {**super().__getstate__(), "_forward_hooks": type(hooks)(kept)}
 
 
 class MacaronBertSelfAttention(_IsRecorded, SelfAttention):
@@ -220,7 +220,7 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
 
     def __getstate__(self) -> dict[str, Any]:
         # transformers' hooks, there once hidden states or attentions were asked for, cannot be pickled; they come back
-        return {**self.__dict__, "_output_capturing_hooks_installed": False}
+        return {**super().__getstate__(), "_output_capturing_hooks_installed": False}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
