@@ -11,8 +11,10 @@ Checkpoints are read by `macaron.legacy.checkpoint.load`, that is with torch's s
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,11 +35,20 @@ _EXTRA_NOT_AVERAGED = ("ema", "ema_fp32_params")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    return run(_parser(), argv)
+
+
+def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Parse a command line and do what it says: 0, or 1 after one line that says what is wrong (2: the usage)."""
+    args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
     try:
         args.run(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"macaron {args.command}: {error}", file=sys.stderr)
+    except Exception as error:  # what a damaged file leads to can be of any kind
+        known = isinstance(error, (ValueError, OSError, ImportError)) and str(error)
+        message = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+        print(f"{parser.prog.removeprefix('python -m ')} {args.command}: {' '.join(message.split())}", file=sys.stderr)
         return 1
     return 0
 
@@ -126,7 +137,9 @@ def _convert(args: argparse.Namespace) -> None:
     from macaron.legacy import checkpoint, translation
 
     _check_output(args.output, args.force)
-    state = translation.convert(checkpoint.load(args.input))
+    state = checkpoint.load(args.input)
+    _check_model(state, args.input)
+    state = translation.convert(state)
     _save(state, args.output)
     # Tied parameters count once, and what fairseq keeps beside the parameters does not count.
     sizes = {t.data_ptr(): t.numel() for name, t in state["model"].items() if not name.endswith(_NO_PARAMETERS)}
@@ -285,6 +298,8 @@ def _arch(state: dict[str, Any]) -> str:
 def _check_output(path: Path, force: bool) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"--output {path} is a folder; name a file in it, such as {path / 'model.pt'}")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"--output {path} is no ordinary file; name one")
     if path.exists() and not force:
         raise FileExistsError(f"--output {path} exists; add --force to overwrite it, or choose another name")
 
@@ -294,12 +309,35 @@ def _save(state: dict[str, Any], path: Path) -> None:
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    prefix = f".{os.fsdecode(os.fsencode(path.name)[:200])}."  # a file's name has 255 bytes at most
+    _sweep(path.parent, prefix)
+    partial = path.with_name(f"{prefix}{os.getpid()}.tmp")
     try:
         torch.save(state, partial)
         os.replace(partial, path)
+    except RuntimeError as error:  # of torch, which does not say what the system said
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(f"{path} cannot be written; {free:,} bytes are free in {path.parent} ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Delete what a killed process left of an earlier attempt."""
+    for path in folder.iterdir():
+        pid = path.name.removeprefix(prefix).removesuffix(".tmp")
+        if path.name == f"{prefix}{pid}.tmp" and pid.isdecimal() and not _runs(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 if __name__ == "__main__":

@@ -1,14 +1,69 @@
 """Safe and well-explained loading of checkpoints in every fairseq command."""
 
 import functools
+import logging
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
 
-from macaron.legacy.checkpoint import SAFE_GLOBALS, CheckpointError, describe_load_failure
+from macaron.legacy.checkpoint import SAFE_GLOBALS, CheckpointError, is_zip, load, read
 from macaron.legacy.names import is_foreign
 from macaron.legacy.translation import convert, keep_final_norm
+
+from . import match
+
+logger = logging.getLogger(__name__)
+
+
+def install() -> None:
+    """Make fairseq's loader accept what its checkpoints hold, and nothing more, and read those of the original.
+
+    fairseq has no hook between reading a file and using it, so its loading functions are wrapped: a file that cannot
+    be read, or that holds more than data, is explained, a checkpoint of the original implementation is converted, its
+    optimiser state included, and one that belongs to another model or another dictionary is not used in silence.
+    """
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    _wrap(checkpoint_utils, "load_checkpoint_to_cpu", _load_checkpoint_to_cpu)
+    _wrap(checkpoint_utils, "load_ema_from_checkpoint", _load_ema_from_checkpoint)
+    _wrap(checkpoint_utils, "load_model_ensemble_and_task", _load_model_ensemble_and_task)
+    _wrap(Trainer, "load_checkpoint", _resume)
+    _wrap(Trainer, "state_dict", _state_dict)
+
+
+def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replace `owner.name` by `around`, which gets the original first; once, also if the plugin has two names."""
+    original = getattr(owner, name)
+    if getattr(original, "_macaron", False):
+        return
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    wrapper._macaron = True  # type: ignore[attr-defined]
+    setattr(owner, name, wrapper)
+
+
+def _check(path: str) -> None:
+    """Look at a file before fairseq does: its checksums, what it refers to, and its options."""
+    # again each time, since others take names of theirs away that are ours too (transformers' Trainer, numpy's)
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    load(PathManager.get_local_path(path), mmap=True)
+
+
+def _load_checkpoint_to_cpu(original: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    _check(path)
+    return _read_original(original(path, *args, **kwargs))
+
+
+def _load_ema_from_checkpoint(original: Callable[..., Any], fpath: str) -> dict[str, Any]:
+    _check(fpath)
+    return original(fpath)
 
 
 def _read_original(state: dict[str, Any]) -> dict[str, Any]:
@@ -22,40 +77,56 @@ def _read_original(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "model": keep_final_norm(state["model"])}
 
 
-def install() -> None:
-    """Make fairseq's loader accept what its checkpoints hold, and nothing more, and read those of the original.
+def _load_model_ensemble_and_task(
+    original: Callable[..., Any],
+    filenames: list[str],
+    arg_overrides: dict[str, Any] | None = None,
+    task: Any = None,
+    strict: bool = True,
+    suffix: str = "",
+    num_shards: int = 1,
+    state: dict[str, Any] | None = None,
+) -> Any:
+    loaded = original(filenames, arg_overrides, task, strict, suffix, num_shards, state)
+    for filename, model in zip(filenames, loaded[0], strict=True):
+        name = checkpoint_utils.get_maybe_sharded_checkpoint_filename(filename, suffix, 0, num_shards)
+        path = PathManager.get_local_path(name)
+        if not match.is_ours(model) or state is not None or not os.path.isfile(path):
+            continue
+        # files older than torch 1.6 hold no dictionary, and would be read whole
+        if is_zip(path) and (problem := match.other_dictionaries(model, read(path, mmap=True))):
+            raise CheckpointError(f"{path}: {problem}")
+    return loaded
 
-    fairseq has no hook between reading a file and using it, so its one loading function is wrapped: a file that
-    cannot be read is explained, and a checkpoint of the original implementation is converted, its optimiser state
-    included.
+
+def _resume(
+    original: Callable[..., Any], trainer: Any, filename: str, reset_optimizer: bool = False, *args: Any, **kwargs: Any
+) -> Any:
+    """As `Trainer.load_checkpoint`; where training goes on, model and dictionaries have to be those of the checkpoint.
+
+    Who starts anew from its weights (--finetune-from-model, --reset-optimizer) is told what differs.
     """
-    torch.serialization.add_safe_globals(SAFE_GLOBALS)
-    original = checkpoint_utils.load_checkpoint_to_cpu
-    if getattr(original, "_macaron", False):
-        return
-
-    @functools.wraps(original)
-    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        # again each time, since others take names of theirs away that are ours too (transformers' Trainer, numpy's)
-        torch.serialization.add_safe_globals(SAFE_GLOBALS)
-        try:
-            state = original(path, *args, **kwargs)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            if _comes_from_torch_load(error):
-                raise CheckpointError(describe_load_failure(path, error)) from error
-            raise
-        return _read_original(state)
-
-    load_checkpoint_to_cpu._macaron = True  # type: ignore[attr-defined]
-    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+    extra_state = original(trainer, filename, reset_optimizer, *args, **kwargs)
+    model = trainer.get_model()
+    path = PathManager.get_local_path(filename)
+    if not match.is_ours(model) or not os.path.isfile(path):
+        return extra_state
+    state = read(path, mmap=True)
+    for find in (match.other_dictionaries, match.changed_options):
+        if problem := find(model, state):
+            if not reset_optimizer:
+                raise CheckpointError(
+                    f"{path}: {problem}. To train on from its weights nevertheless, with a fresh optimiser: "
+                    f"--finetune-from-model, or --reset-optimizer"
+                )
+            logger.warning("%s: %s", path, problem)
+    return extra_state
 
 
-def _comes_from_torch_load(error: BaseException) -> bool:
-    traceback = error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_globals.get("__name__") == "torch.serialization":
-            return True
-        traceback = traceback.tb_next
-    return False
+def _state_dict(original: Callable[..., Any], trainer: Any) -> dict[str, Any]:
+    """As `Trainer.state_dict`, with the sums of the dictionaries that the embeddings belong to."""
+    state = original(trainer)
+    model = trainer.get_model()
+    if match.is_ours(model) and (sums := match.dictionary_sums(model)):
+        state["task_state"] = {**(state.get("task_state") or {}), match.DICTIONARIES: sums}
+    return state

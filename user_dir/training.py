@@ -63,7 +63,7 @@ def check_data(data: Any) -> None:
 
 
 def _check_pair(prefix: str) -> None:
-    """Compare the size of a .bin with what its .idx describes."""
+    """Compare the size of a .bin with what its .idx describes, and the two things that the .idx says of every line."""
     if not os.path.isfile(prefix + ".bin"):
         raise FileNotFoundError(f"data file {prefix}.bin is missing beside its .idx; run fairseq-preprocess again")
     try:
@@ -71,9 +71,16 @@ def _check_pair(prefix: str) -> None:
         if implementation not in ("mmap", None):
             return
         index = MMapIndexedDataset.Index(prefix + ".idx")
-        expected = int(index.sizes.sum(dtype=np.int64)) * index.dtype().itemsize
+        ends = np.cumsum(index.sizes, dtype=np.int64) * index.dtype().itemsize
+        expected = int(ends[-1]) if len(ends) else 0
+        if not np.issubdtype(index.dtype, np.integer):
+            raise ValueError("its numbers are no integers")
+        if (index.sizes < 0).any() or not np.array_equal(index._pointers[1:], ends[:-1]) or index._pointers[:1].any():
+            raise ValueError("its pointers are not where its sizes put them")
     except Exception as error:  # a damaged header can fail anywhere
-        raise ValueError(f"data file {prefix}.idx is truncated or corrupt; run fairseq-preprocess again") from error
+        raise ValueError(
+            f"data file {prefix}.idx is truncated or corrupt; run fairseq-preprocess again ({error})"
+        ) from error
     found = os.path.getsize(prefix + ".bin")
     if found != expected:
         raise ValueError(

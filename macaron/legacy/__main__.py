@@ -9,19 +9,14 @@ Translation models of the original become fairseq checkpoints, by `macaron conve
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from macaron.cli import run
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"macaron.legacy {args.command}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run(_parser(), argv)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -45,18 +45,25 @@ def read_adam(optimizer: Mapping[str, Any], model: Mapping[str, Tensor]) -> Adam
         optimizer: `last_optimizer_state` of a checkpoint, with a non-empty `state`.
         model: its `model`, with shared matrices still sharing their storage, as loaded.
     """
+    try:
+        return _read(optimizer, model)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        logger.warning(
+            "the optimiser state is not that of Adam for the checkpoint's model (%s: %s); it is left out, so training "
+            "starts with a fresh optimiser",
+            type(error).__name__,
+            error,
+        )
+        return None
+
+
+def _read(optimizer: Mapping[str, Any], model: Mapping[str, Tensor]) -> AdamState:
     names, keys = parameter_names(model), optimizer["param_groups"][0]["params"]
     entries = [optimizer["state"][key] for key in keys]
     sizes = [model[name].numel() for name in names]
     flat = len(keys) != len(names)
     if flat and (len(entries) != 1 or entries[0]["exp_avg"].numel() != sum(sizes)):
-        logger.warning(
-            "the optimiser state covers %d parameters, but the checkpoint's model has %d; it is left out, so "
-            "training starts with a fresh optimiser",
-            len(keys),
-            len(names),
-        )
-        return None
+        raise ValueError(f"it covers {len(keys)} parameters, the model has {len(names)}")
     moments = {}
     for m in ("exp_avg", "exp_avg_sq"):
         if flat:
@@ -64,4 +71,7 @@ def read_adam(optimizer: Mapping[str, Any], model: Mapping[str, Tensor]) -> Adam
             moments[m] = {n: part.view_as(model[n]) for n, part in zip(names, parts, strict=True)}
         else:
             moments[m] = {n: entry[m] for n, entry in zip(names, entries, strict=True)}
+            other = [n for n in names if moments[m][n].shape != model[n].shape]
+            if other:
+                raise ValueError(f"{m} of {other[0]} has another shape than the parameter")
     return AdamState(max(entry["step"] for entry in entries), moments, flat)

@@ -1,17 +1,21 @@
 """Checkpoint files, read with torch's safe loader: fairseq's own and those of the original implementation.
 
 Besides tensors and plain containers only the names of `SAFE_GLOBALS` may occur in a file; anything else is refused
-before it is built.
+before it is built, and so are options that fairseq would run as code (`macaron.legacy.options`). A file in torch's zip
+format carries a checksum for every record, which torch does not look at; they are compared here.
 """
 
 import argparse
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from macaron.legacy.options import find_code
 
 
 class _Meter:
@@ -62,23 +66,71 @@ def describe_load_failure(path: str | Path, error: BaseException) -> str:
     )
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU with `weights_only=True`.
+def load(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint to the CPU with `weights_only=True`, after a comparison of its checksums.
+
+    Args:
+        mmap: leave the tensors in the file until they are used; for who wants the rest of it only. Files older than
+            torch 1.6 are read whole.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError, IsADirectoryError: no such file.
         CheckpointError: truncated, corrupt or refused, or without a `model` entry.
     """
+    _check_records(Path(path))
+    return read(path, mmap=mmap)
+
+
+def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """As `load`, without the comparison of checksums: for a second look at a file."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; check the path")
+    mmap = mmap and is_zip(path)
     known = torch.serialization.get_safe_globals()  # for good, where fairseq is loaded: not to be taken away below
     try:
         with torch.serialization.safe_globals([entry for entry in SAFE_GLOBALS if entry not in known]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(describe_load_failure(path, error)) from error
     if not isinstance(state, dict) or "model" not in state:
         found = f"entries {', '.join(map(str, state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise CheckpointError(f"{path}: holds {found}, but a fairseq checkpoint has an entry 'model'")
+    if code := find_code(state):
+        raise CheckpointError(
+            f"{path}: refused, because {code}. What stands in a file is data. If you trust its source, have it written "
+            f"anew there with a plain value."
+        )
     return state
+
+
+def is_zip(path: str | Path) -> bool:
+    """Whether torch will read the file as a zip archive, its format since version 1.6.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no such file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path} does not exist; check the path")
+    if path.is_dir():
+        raise IsADirectoryError(f"checkpoint {path} is a folder; name a file in it")
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _check_records(path: Path) -> None:
+    """Compare a zip file's records with their checksums, and its end with where it has to be."""
+    if not is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.casefold() for name in archive.namelist()]  # torch finds them whatever their case
+            if len(set(names)) < len(names):
+                raise zipfile.BadZipFile("two records of one name")
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of record {damaged!r} is wrong")
+            with path.open("rb") as file:
+                file.seek(-22 - len(archive.comment), 2)
+                if file.read(4) != b"PK\x05\x06":
+                    raise zipfile.BadZipFile("something follows its end")
+    except Exception as error:  # zipfile, too, raises many kinds for a damaged file
+        raise CheckpointError(describe_load_failure(path, error)) from error

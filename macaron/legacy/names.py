@@ -20,6 +20,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from macaron.legacy.checkpoint import CheckpointError
+
 _LAYER = re.compile(r"^(?P<side>(?:.*\.)?(?:encoder|decoder)\.layers\.\d+)\.(?P<rest>.+)$")
 _FOREIGN = re.compile(r"\.layers\.\d+\.(self_attn|encoder_attn|fc1|fc2|macaron_fc\d|layer_norms|\w*_layer_norm)\b")
 _NORMS_BY_NUMBER = {
@@ -40,6 +42,9 @@ def to_particle_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         tensors: name → tensor, with the names of one of the three conventions above.
+
+    Raises:
+        CheckpointError: a layer that lacks a part, or has one that no convention knows.
     """
     layers: dict[str, dict[str, Tensor]] = {}
     result: dict[str, Tensor] = {}
@@ -55,7 +60,14 @@ def to_particle_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             result[name] = tensor
     for layer, parts in layers.items():
         side = "decoder" if re.search(r"decoder\.layers\.\d+$", layer) else "encoder"
-        result.update({f"{layer}.{name}": tensor for name, tensor in _convert_layer(parts, side).items()})
+        try:
+            converted = _convert_layer(parts, side)
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{layer} is no layer of the original or of fairseq's Transformer: it has {', '.join(sorted(parts))} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        result.update({f"{layer}.{name}": tensor for name, tensor in converted.items()})
     return {name: result[name] for name in in_order(result)}
 
 

@@ -42,11 +42,11 @@ def convert(state: Mapping[str, Any]) -> dict[str, Any]:
         args.decoder_first_ffn_embed_dim = getattr(args, "encoder_ffn_embed_dim", None)
         args.activation_dropout = getattr(args, "relu_dropout", 0.0)  # under its later name
         converted["args"] = args
-    if "train_meters" in state.get("extra_state", {}):
+    if "train_meters" in (state.get("extra_state") or {}):
         # objects of classes that no longer exist; fairseq starts its meters anew without them
         converted["extra_state"] = {k: v for k, v in state["extra_state"].items() if k != "train_meters"}
     optimizer = state.get("last_optimizer_state")
-    if optimizer and optimizer.get("state"):
+    if isinstance(optimizer, Mapping) and optimizer.get("state"):
         converted["last_optimizer_state"] = _convert_adam(optimizer, model)
     return converted
 
@@ -58,7 +58,7 @@ def keep_final_norm(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     model = dict(model)
     version = model.get("decoder.version")
-    if version is not None and version.item() == 2 and "decoder.layer_norm.weight" in model:
+    if version is not None and version.tolist() in (2, [2]) and "decoder.layer_norm.weight" in model:
         model["decoder.version"] = torch.full_like(version, 3)
     return model
 
