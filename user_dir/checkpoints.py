@@ -90,13 +90,15 @@ def _load_model_ensemble_and_task(
     loaded = original(filenames, arg_overrides, task, strict, suffix, num_shards, state)
     for filename, model in zip(filenames, loaded[0], strict=True):
         name = checkpoint_utils.get_maybe_sharded_checkpoint_filename(filename, suffix, 0, num_shards)
-        path = PathManager.get_local_path(name)
-        if not match.is_ours(model) or state is not None or not os.path.isfile(path):
-            continue
-        # files older than torch 1.6 hold no dictionary, and would be read whole
-        if is_zip(path) and (problem := match.other_dictionaries(model, read(path, mmap=True))):
-            raise CheckpointError(f"{path}: {problem}")
+        if match.is_ours(model) and (problem := match.other_dictionaries(model, state or _beside_tensors(name))):
+            raise CheckpointError(f"{name}: {problem}")
     return loaded
+
+
+def _beside_tensors(name: str) -> dict[str, Any]:
+    """What a file holds beside its tensors; nothing for those older than torch 1.6, which would be read whole."""
+    path = PathManager.get_local_path(name)
+    return read(path, mmap=True) if is_zip(path) else {}
 
 
 def _resume(

@@ -55,10 +55,7 @@ def other_dictionaries(model: Any, state: Mapping[str, Any]) -> str | None:
 
 def changed_options(model: Any, state: Mapping[str, Any]) -> str | None:
     """Which options of the model would make the checkpoint's weights compute something else, or None."""
-    stored = state.get("args") or (state.get("cfg") or {}).get("model")
-    if stored is None:
-        return None
-    stored = stored if isinstance(stored, Mapping) else vars(stored)
+    stored = _model_options(state)
     defaults = _defaults(stored.get("_name") or stored.get("arch"))
     changed = [
         f"--{name.replace('_', '-')} {there} (now {here})"
@@ -71,6 +68,12 @@ def changed_options(model: Any, state: Mapping[str, Any]) -> str | None:
         f"it was trained with {', '.join(changed)}: its weights fit, but the model would compute something else with "
         f"them; give the options that it was trained with"
     )
+
+
+def _model_options(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of the model, by their names, in whichever way fairseq kept them; empty if there are none."""
+    stored = state.get("args") or (state.get("cfg") or {}).get("model")
+    return vars(stored) if isinstance(stored, Namespace) else stored if isinstance(stored, Mapping) else {}
 
 
 def _defaults(arch: Any) -> dict[str, Any]:

@@ -108,7 +108,5 @@ def test_code_in_an_option_is_refused_by_name(path):
     args = argparse.Namespace(adaptive_input_cutoff="__import__('os').abort()")
     torch.save({"model": MODEL, "args": args}, path)
     for mmap in (False, True):
-        with pytest.raises(
-            CheckpointError, match=r"checkpoint\.pt: refused, because its option adaptive_input_cutoff is"
-        ):
+        with pytest.raises(CheckpointError, match=r"\.pt: refused, because its option adaptive_input_cutoff is"):
             load(path, mmap=mmap)

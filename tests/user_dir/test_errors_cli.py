@@ -7,7 +7,9 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fairseq.data.indexed_dataset import MMapIndexedDataset
 from macaron.user_dir.training import check_data
 
 from macaron import MacaronModel
@@ -87,6 +89,51 @@ def test_a_truncated_index(data, keep):
     truncate(data / "train.de-en.de.idx", keep)
     message = r"train\.de-en\.de\.idx is truncated or corrupt; run fairseq-preprocess again"
     with pytest.raises(ValueError, match=message):
+        check_data(str(data))
+
+
+HEADER = 9 + 8 + 1 + 8  # magic, version, type of the numbers, how many lines
+
+
+@pytest.mark.parametrize("where", ["type", "lines", "first size", "last size", "first pointer", "last pointer"])
+@pytest.mark.parametrize("bit", [0, 2, 4])
+def test_a_flipped_bit_in_an_index(data, where, bit):
+    path = data / "train.de-en.de.idx"
+    content = bytearray(path.read_bytes())
+    lines = int.from_bytes(content[18:26], "little")
+    offsets = {"type": 17, "lines": 18, "first size": HEADER, "last size": HEADER + 4 * (lines - 1)}
+    offsets |= {"first pointer": HEADER + 4 * lines, "last pointer": HEADER + 4 * lines + 8 * (lines - 1)}
+    content[offsets[where]] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"run fairseq-preprocess again"):
+        check_data(str(data))
+
+
+def test_an_index_whose_sizes_were_exchanged(data):
+    """Their sum, and so the length of the data, is what it was."""
+    path = data / "train.de-en.de.idx"
+    content = bytearray(path.read_bytes())
+    sizes = np.frombuffer(content, np.int32, count=int.from_bytes(content[18:26], "little"), offset=HEADER)
+    other = int(np.flatnonzero(sizes != sizes[0])[0])
+    sizes[[0, other]] = sizes[[other, 0]]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"truncated or corrupt; .* \(its pointers are not where its sizes put them\)"):
+        check_data(str(data))
+
+
+def test_numbers_of_another_kind(data):
+    """As long as the right ones, but not whole."""
+    path = data / "train.de-en.de.idx"
+    index = MMapIndexedDataset.Index(str(path))
+    sizes = index.sizes.copy()
+    for number, code in ((np.int64, 5), (np.float64, 7)):
+        with MMapIndexedDataset.Index.writer(str(path), number) as writer:
+            writer.write(sizes)
+        assert path.read_bytes()[17] in (code, 6)
+        path.with_suffix(".bin").write_bytes(np.zeros(sizes.sum(), number).tobytes())
+        if number is np.int64:
+            check_data(str(data))
+    with pytest.raises(ValueError, match="its numbers are no integers"):
         check_data(str(data))
 
 

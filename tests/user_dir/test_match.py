@@ -123,7 +123,7 @@ def test_what_may_change(form):
 def test_what_a_checkpoint_does_not_say_is_the_default_of_its_architecture():
     iwslt = stored("args", "transformer_iwslt_de_en_macaron")  # four heads, norms after
     assert "--encoder-attention-heads 4 (now 2)" in match.changed_options(toy(), iwslt)
-    for unknown in ({}, {"args": None, "cfg": None}, stored("args", "transformer"), {"cfg": {"model": None}}):
+    for unknown in ({}, {"args": None, "cfg": None}, stored("args", "transformer"), {"cfg": {"model": 1}}):
         assert match.changed_options(toy(), unknown) is None
     heads = stored("args", "transformer", encoder_attention_heads=8)
     assert "--encoder-attention-heads 8 (now 2)" in match.changed_options(toy(), heads)

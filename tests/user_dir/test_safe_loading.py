@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, hub_utils
 
+import macaron
+from macaron.cli import average_checkpoints
 from macaron.legacy.checkpoint import SAFE_GLOBALS, CheckpointError, load
 
 
@@ -50,6 +53,70 @@ def test_load_refuses_a_malicious_checkpoint(attack):
     with pytest.raises(CheckpointError, match=r"refused, because it refers to \w+\.system, .* Safe loading .* trust"):
         load(attack)
     assert not (attack.parent / "witness").exists()
+
+
+@pytest.fixture
+def evaluated(tmp_path) -> Path:
+    """No code but in an option, which fairseq evaluates when it builds the model."""
+    options = {"adaptive_input": True, "adaptive_input_cutoff": f"__import__('os').system('touch {tmp_path}/witness')"}
+    args = argparse.Namespace(arch="macaron_lm_tiny", task="language_modeling", data=".", **options)
+    history = [{"criterion_name": "x", "best_loss": 0}]
+    state = {"args": args, "model": {}, "optimizer_history": history, "extra_state": {"ema": {}}}
+    torch.save(state, tmp_path / "evaluated.pt")
+    return tmp_path / "evaluated.pt"
+
+
+REFUSED = r"evaluated\.pt: refused, because its option adaptive_input_cutoff is .*system"
+
+
+@pytest.mark.parametrize("form", ["args", "cfg"])
+@pytest.mark.parametrize("old_format", [False, True])
+def test_no_way_into_fairseq_runs_code_in_an_option(evaluated, form, old_format, toy_task):
+    state = load_unchecked(evaluated)
+    if form == "cfg":
+        options = {**vars(state.pop("args")), "_name": "macaron_lm_tiny"}
+        state["cfg"] = {"model": options, "task": {"_name": "language_modeling", "data": "."}}
+    torch.save(state, evaluated, _use_new_zipfile_serialization=not old_format)
+    encoder = argparse.Namespace()
+    for open_it in (
+        lambda: checkpoint_utils.load_checkpoint_to_cpu(str(evaluated)),
+        lambda: checkpoint_utils.load_checkpoint_to_cpu(str(evaluated), arg_overrides={"data": "."}),
+        lambda: checkpoint_utils.load_model_ensemble([str(evaluated)]),
+        lambda: checkpoint_utils.load_model_ensemble_and_task([str(evaluated)], task=toy_task()),
+        lambda: checkpoint_utils.load_pretrained_component_from_model(encoder, str(evaluated)),
+        lambda: checkpoint_utils.load_ema_from_checkpoint(str(evaluated)),
+        lambda: checkpoint_utils.save_ema_as_checkpoint(str(evaluated), str(evaluated.with_suffix(".ema"))),
+        lambda: hub_utils.from_pretrained(str(evaluated.parent), evaluated.name),
+        lambda: macaron.MacaronModel.from_pretrained(str(evaluated.parent), evaluated.name),
+        lambda: load(evaluated),
+        lambda: average_checkpoints([evaluated]),
+    ):
+        with pytest.raises(CheckpointError, match=REFUSED):
+            open_it()
+    assert [path.name for path in evaluated.parent.iterdir()] == ["evaluated.pt"]
+
+
+def load_unchecked(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def test_fairseqs_commands_run_no_code_in_an_option(evaluated, fairseq_cli, plugin, tiny_data_bin, train, batches):
+    arguments = [tiny_data_bin, "--user-dir", plugin, "--path", evaluated, "--cpu"]
+    done = fairseq_cli("fairseq-generate", *arguments, cwd=evaluated.parent, expect=1)
+    resumed = train(tiny_data_bin, *batches, "--restore-file", evaluated, save_dir=evaluated.parent, expect=1)
+    for output in (done.stdout, resumed.output):
+        assert re.search(REFUSED, output)
+    assert not (evaluated.parent / "witness").exists()
+
+
+def test_a_damaged_checkpoint_is_refused_by_every_way_into_fairseq(trained, tmp_path):
+    content = bytearray(trained.checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(content)
+    for open_it in (checkpoint_utils.load_checkpoint_to_cpu, checkpoint_utils.load_ema_from_checkpoint, load):
+        with pytest.raises(CheckpointError, match=r"damaged\.pt: not a readable checkpoint; .* checksum of record"):
+            open_it(str(damaged))
 
 
 def test_load_leaves_the_allow_list_of_the_process_alone(trained):
