@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import shutil
@@ -31,7 +32,9 @@ _NAMES = {"epoch": re.compile(r"checkpoint(\d+)\.pt"), "update": re.compile(r"ch
 _NO_PARAMETERS = (".version", "._float_tensor")
 # Belongs to the state of one run at one moment; of no use, or wrong, beside averaged parameters.
 _NOT_AVERAGED = ("last_optimizer_state", "optimizer")
-_EXTRA_NOT_AVERAGED = ("ema", "ema_fp32_params")
+_EXTRA_NOT_AVERAGED = ("ema", "ema_fp32_params", "train_meters")  # the last: objects of the original's classes
+# The parts of a model's folder that are JSON objects.
+_JSON_PARTS = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "vocab.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,6 +152,8 @@ def _convert(args: argparse.Namespace) -> None:
 def _export_hub(args: argparse.Namespace) -> None:
     if args.output.exists() and not args.force:  # before transformers is imported, which takes seconds
         raise FileExistsError(f"--output {args.output} exists; add --force to replace it, or choose another name")
+    for part in _JSON_PARTS:
+        _check_json(Path(args.model, part))
     try:
         from macaron.bert import export_for_hub
     except ModuleNotFoundError as error:
@@ -157,6 +162,21 @@ def _export_hub(args: argparse.Namespace) -> None:
         ) from error
     folder = export_for_hub(args.model, args.output, args.tokenizer, force=args.force)
     print(f"exported {args.model} into {folder}; load it with from_pretrained({str(folder)!r}, trust_remote_code=True)")
+
+
+def _check_json(path: Path) -> None:
+    """transformers takes it for granted that these files hold an object."""
+    if not path.is_file():  # or the model is a name on the hub
+        return
+    remedy = "copy the folder again, or save the model anew with save_pretrained"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} holds a {type(found).__name__}, but a model's folder has a JSON object there; {remedy}"
+        )
 
 
 def last_checkpoints(folder: Path, n: int, *, kind: str = "epoch", up_to: int | None = None) -> list[Path]:
@@ -257,7 +277,9 @@ def _check_model(state: dict[str, Any], path: Path) -> None:
     import torch
 
     model = state.get("model")
-    if not isinstance(model, dict) or not all(isinstance(value, torch.Tensor) for value in model.values()):
+    if not isinstance(model, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()
+    ):
         raise ValueError(
             f"{path}: no model in it (found {', '.join(map(str, state))}); a fairseq checkpoint has "
             f"a dictionary 'model' of tensors, so check that the file was written by fairseq"
@@ -281,13 +303,16 @@ def _check_same_model(a: dict[str, Any], a_path: Path, b: dict[str, Any], b_path
 
 
 def _updates(state: dict[str, Any]) -> int:
-    history = state.get("optimizer_history") or [{}]
-    return int(history[-1].get("num_updates") or 0)
+    history = state.get("optimizer_history")
+    newest = history[-1] if isinstance(history, list) and history else None
+    updates = newest.get("num_updates") if isinstance(newest, dict) else None
+    return updates if isinstance(updates, int) else 0
 
 
 def _arch(state: dict[str, Any]) -> str:
     """The name of the architecture, from either of fairseq's two ways to keep the configuration."""
-    config = (state.get("cfg") or {}).get("model") or state.get("args")
+    cfg = state.get("cfg")
+    config = (cfg.get("model") if isinstance(cfg, dict) else None) or state.get("args")
     for name in ("_name", "arch"):
         value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
         if value:
@@ -296,6 +321,8 @@ def _arch(state: dict[str, Any]) -> str:
 
 
 def _check_output(path: Path, force: bool) -> None:
+    if "\0" in str(path):  # the system would end the name there
+        raise ValueError(f"--output {str(path)!r} has a null byte in its name; choose another")
     if path.is_dir():
         raise IsADirectoryError(f"--output {path} is a folder; name a file in it, such as {path / 'model.pt'}")
     if path.exists() and not path.is_file():

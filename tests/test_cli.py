@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 import torch
 
 import macaron
-from macaron.cli import average_checkpoints, last_checkpoints, main
+from macaron.cli import average_checkpoints, last_checkpoints, main, run
+from macaron.legacy.checkpoint import load
 
 
 def state(value: float = 0.0, updates: int = 1, arch: str = "macaron_tiny", **model: torch.Tensor) -> dict:
@@ -180,6 +183,103 @@ def test_an_interrupted_save_leaves_nothing_behind(save, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "average.pt"]
 
 
+def test_what_a_killed_process_left_is_swept(save, tmp_path):
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    mine, other = f".average.pt.{killed.pid}.tmp", f".average.pt.{os.getppid()}.tmp"
+    for name in (mine, other, ".average.pt.x.tmp", ".other.pt.1.tmp", "average.pt.1.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    output = tmp_path / "average.pt"
+    assert main(["average", "--inputs", str(save("a.pt", state(1.0))), "--output", str(output)]) == 0
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted(["a.pt", "average.pt", other, ".average.pt.x.tmp", ".other.pt.1.tmp", "average.pt.1.tmp"])
+
+
+def test_a_kill_in_the_middle_leaves_nothing_for_long(save, tmp_path):
+    a, output = save("a.pt", state(1.0)), tmp_path / "average.pt"
+    script = f"""
+import os, signal, torch
+torch.save = lambda content, path: (open(path, "wb").write(b"half"), os.kill(os.getpid(), signal.SIGKILL))
+from macaron.cli import main
+main(["average", "--inputs", {str(a)!r}, "--output", {str(output)!r}])
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    assert main(["average", "--inputs", str(a), "--output", str(output)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "average.pt"]
+
+
+@pytest.mark.parametrize("command", ["average", "convert"])
+def test_a_full_disk(command, golden, tmp_path):
+    """As the limit of a file's size, which ends the same call in the same way."""
+    source = golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt"
+    arguments = [
+        command,
+        *(["--inputs"] if command == "average" else []),
+        str(source),
+        "--output",
+        str(tmp_path / "o.pt"),
+    ]
+    script = f"""
+import resource, sys, torch
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from macaron.cli import main
+sys.exit(main({arguments!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1 and str(tmp_path / "o.pt") in done.stderr
+    assert "bytes are free" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        *[("a.pt/b.pt", "exists"), ("a" * 300, "File name too long"), ("a\0b", "null byte"), (".", "is a folder")],
+        *[("pipe", "is no ordinary file; name one"), ("/dev/null", "is no ordinary file; name one")],
+        ("/proc/o.pt", "/proc/o.pt"),  # read-only, even to root
+    ],
+)
+def test_outputs_that_cannot_be_written(output, message, save, tmp_path, capsys):
+    a = save("a.pt", state(1.0))
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    found = fails(["average", "--inputs", a, "--output", tmp_path / output, "--force"], capsys)
+    assert message in found and found.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["ü – ö.pt", "a\nb.pt", os.fsdecode(b"\xff.pt"), "-x.pt", "x" * 252 + ".pt", "é" * 126]
+)
+def test_names_are_any_names(name, save, tmp_path, capsys):
+    assert main(["average", "--inputs", str(save("a.pt", state(1.0))), f"--output={tmp_path / name}"]) == 0
+    assert "model" in torch.load(tmp_path / name, weights_only=True)
+
+
+def test_one_line_for_errors_of_every_kind(capsys):
+    """Also for those that nobody thought of."""
+
+    def fail(args: argparse.Namespace) -> None:
+        raise args.error
+
+    parser = argparse.ArgumentParser(prog="python -m macaron.some")
+    parser.add_subparsers(dest="command").add_parser("thing").set_defaults(run=fail)
+    for error, line in (
+        (ValueError("two\nlines"), "macaron.some thing: two lines\n"),
+        (KeyError("a"), "macaron.some thing: unexpected KeyError: 'a'\n"),
+        (MemoryError(), "macaron.some thing: unexpected MemoryError:\n"),
+        (OSError(28, "No space left on device", "f"), "macaron.some thing: [Errno 28] No space left on device: 'f'\n"),
+    ):
+        parser.set_defaults(error=error)
+        assert run(parser, ["thing"]) == 1
+        assert capsys.readouterr().err == line
+    with pytest.raises(SystemExit, match="2"):
+        run(parser, ["other"])
+
+
 OTHERS = {
     "architecture": (
         state(arch="macaron_base"),
@@ -221,6 +321,32 @@ def test_average_refuses_a_checkpoint_twice_and_a_diverged_one(save):
 def test_average_refuses_what_is_no_model(save):
     with pytest.raises(ValueError, match=r"a\.pt: no model in it \(found model\); a fairseq checkpoint has"):
         average_checkpoints([save("a.pt", {"model": {"w": "text"}})])
+
+
+@pytest.mark.parametrize("command", [["average", "--inputs"], ["convert"]])
+def test_code_in_an_option_is_not_passed_on(command, save, tmp_path, capsys):
+    code = "__import__('os').abort()"
+    for name, options in (
+        ("args.pt", {"cfg": None, "args": argparse.Namespace(adam_betas=code)}),
+        ("cfg.pt", {"cfg": {"model": {"adaptive_softmax_cutoff": code}}}),
+        ("yaml.pt", {"cfg": f'model: {{adaptive_softmax_cutoff: "{code}"}}'}),
+    ):
+        bad = save(name, {**state(1.0), **options})
+        message = fails([*command, bad, "--output", tmp_path / "out.pt"], capsys)
+        assert f"{bad}: refused, because its " in message and message.count("\n") == 1
+        assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("options", [{"optimizer_history": 3}, {"optimizer_history": [None]}, {"extra_state": None}])
+def test_what_is_missing_beside_the_model_is_no_matter(options, save):
+    assert "model" in average_checkpoints([save("a.pt", {**state(1.0), **options})])
+
+
+def test_an_average_of_the_original_can_be_read(golden, tmp_path):
+    """Its meters are objects of classes that are no more."""
+    source = golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt"
+    assert main(["average", "--inputs", str(source), "--output", str(tmp_path / "average.pt")]) == 0
+    assert "train_meters" not in load(tmp_path / "average.pt")["extra_state"]
 
 
 @pytest.mark.parametrize("command", ["average", "convert"])
@@ -292,7 +418,47 @@ def test_convert_of_the_original(golden, tmp_path, capsys):
     assert "exists; add --force to overwrite it" in message
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        *({}, [], None, {1: torch.ones(1)}, {"w": 1}),
+        *({name: torch.ones(4)} for name in ("fc1", "decoder.layers.0.fc1", "decoder.layers.0.foo_layer_norm.weight")),
+        *({f"decoder.layers.0.{name}": torch.ones(4, 2)} for name in ("self_attn.q_proj.weight", "layer_norms.7.bias")),
+        {"decoder.layers.0.self_attn.in_proj_weight": torch.tensor(1.0)},
+    ],
+)
+def test_convert_of_an_odd_model(model, save, tmp_path, capsys):
+    message = fails(["convert", save("odd.pt", {"model": model}), "--output", tmp_path / "o.pt"], capsys)
+    assert message.count("\n") == 1 and "unexpected" not in message
+    assert not (tmp_path / "o.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"extra_state": other} for other in (None, [], 3)),
+        *({"last_optimizer_state": other} for other in ([1], {"state": {0: 1}}, {"state": [1], "param_groups": 3})),
+        *({"args": None}, {"optimizer_history": 3}),
+    ],
+)
+def test_convert_takes_the_model_of_a_file_that_is_odd_otherwise(odd, golden, save, tmp_path):
+    content = load(golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt")
+    del content["extra_state"]["train_meters"]
+    assert main(["convert", str(save("odd.pt", {**content, **odd})), "--output", str(tmp_path / "o.pt")]) == 0
+    assert not load(tmp_path / "o.pt").get("last_optimizer_state") or "last_optimizer_state" not in odd
+
+
 # -- export-hub
+
+
+@pytest.mark.parametrize("part", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"x"', "{", "", "[" * 100_000, "\udcff"])
+def test_json_of_another_shape(part, content, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / part).write_text(content, encoding="utf-8", errors="surrogateescape")
+    message = fails(["export-hub", tmp_path / "model", "--output", tmp_path / "hub"], capsys)
+    assert str(tmp_path / "model" / part) in message and message.count("\n") == 1
+    assert not (tmp_path / "hub").exists()
 
 
 def test_export_hub(tmp_path, capsys):

@@ -113,6 +113,8 @@ def is_zip(path: str | Path) -> bool:
         raise FileNotFoundError(f"checkpoint {path} does not exist; check the path")
     if path.is_dir():
         raise IsADirectoryError(f"checkpoint {path} is a folder; name a file in it")
+    if not path.is_file():  # a pipe would be waited for
+        raise FileNotFoundError(f"checkpoint {path} is no ordinary file; check the path")
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 

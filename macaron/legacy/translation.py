@@ -42,11 +42,12 @@ def convert(state: Mapping[str, Any]) -> dict[str, Any]:
         args.decoder_first_ffn_embed_dim = getattr(args, "encoder_ffn_embed_dim", None)
         args.activation_dropout = getattr(args, "relu_dropout", 0.0)  # under its later name
         converted["args"] = args
-    if "train_meters" in (state.get("extra_state") or {}):
+    extra = state.get("extra_state")
+    if isinstance(extra, Mapping):
         # objects of classes that no longer exist; fairseq starts its meters anew without them
-        converted["extra_state"] = {k: v for k, v in state["extra_state"].items() if k != "train_meters"}
+        converted["extra_state"] = {k: v for k, v in extra.items() if k != "train_meters"}
     optimizer = state.get("last_optimizer_state")
-    if isinstance(optimizer, Mapping) and optimizer.get("state"):
+    if optimizer and (not isinstance(optimizer, Mapping) or optimizer.get("state")):
         converted["last_optimizer_state"] = _convert_adam(optimizer, model)
     return converted
 
