@@ -14,14 +14,15 @@ from macaron.legacy.checkpoint import CheckpointError, load
 from recipes.common import commands
 from recipes.common.errors import RecipeError
 
-__all__ = ["average", "distinct", "load", "mend_last", "newest_first"]
+__all__ = ["average", "distinct", "load", "mend_last", "newest_first", "sweep"]
 
 
 def mend_last(folder: Path) -> None:
     """Make sure that checkpoint_last.pt, if there is one, can be read.
 
     fairseq copies the newest checkpoint to this name, so a kill can leave half a file. It is set aside as
-    checkpoint_last.pt.corrupt and the newest readable checkpoint takes its place.
+    checkpoint_last.pt.corrupt and the newest readable checkpoint takes its place. Once there is a good one after it,
+    what was set aside goes.
     """
     last = folder / "checkpoint_last.pt"
     if not last.exists():
@@ -30,7 +31,8 @@ def mend_last(folder: Path) -> None:
             replace_last(last, others, f"{last}: missing although {len(others)} other checkpoints are there")
         return
     try:
-        load(last)
+        load(last, mmap=True)
+        sweep(folder)
     except CheckpointError as error:
         aside = last.with_name("checkpoint_last.pt.corrupt")
         os.replace(last, aside)
@@ -41,7 +43,7 @@ def replace_last(last: Path, candidates: list[Path], why: str) -> None:
     print(f"train     {why}", file=sys.stderr)
     for candidate in candidates:
         try:
-            load(candidate)
+            load(candidate, mmap=True)
         except CheckpointError:
             continue
         print(f"train     going on from {candidate} instead", file=sys.stderr)
@@ -53,6 +55,12 @@ def replace_last(last: Path, candidates: list[Path], why: str) -> None:
         f"{why}\nNone of the {len(candidates)} other checkpoints in {last.parent} can be read either; "
         f"put back a copy of checkpoint_last.pt, or run with --restart to train anew"
     )
+
+
+def sweep(folder: Path) -> None:
+    """Delete what an earlier, mended interruption left beside the checkpoints."""
+    for suffix in ("corrupt", "part"):
+        (folder / f"checkpoint_last.pt.{suffix}").unlink(missing_ok=True)
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -91,6 +99,7 @@ def average(
     command = [sys.executable, "-m", "macaron", "average", "--force", "--output", str(target), "--inputs"]
     command += map(str, inputs)
     commands.run(command, log, lock, "macaron average")
+    sweep(folder)
     return command, inputs
 
 

@@ -69,6 +69,30 @@ def test_a_truncated_last_checkpoint_gives_way_to_the_newest(folder: Path, capsy
     assert "truncated or corrupt" in told and f"going on from {folder / 'checkpoint10.pt'}" in told
 
 
+@pytest.mark.parametrize("name", ["_last", "10"])
+def test_a_flipped_bit_counts_as_damage(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for damaged in {"_last", name}:
+        path = folder / f"checkpoint{damaged}.pt"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    mend_last(folder)
+    assert value(folder) == (10 if name == "_last" else 9)
+    assert "the checksum of record" in capsys.readouterr().err
+
+
+def test_what_was_set_aside_goes_once_there_is_a_good_one(folder: Path) -> None:
+    truncate(folder / "checkpoint_last.pt")
+    (folder / "checkpoint_last.pt.part").touch()
+    mend_last(folder)
+    mend_last(folder)
+    assert value(folder) == 10
+    (folder / "checkpoint_last.pt.corrupt").touch()
+    with (folder / ".lock").open("w") as lock:
+        average(folder, 2, folder / "average.pt", folder / "log", lock)
+    assert [path.name for path in folder.iterdir() if path.suffix in (".corrupt", ".part", ".tmp")] == []
+
+
 def test_truncated_ones_are_passed_over(folder: Path) -> None:
     for name in ("_last", "10"):
         truncate(folder / f"checkpoint{name}.pt")
