@@ -1,114 +1,323 @@
-"""A released model in a script: raw text in, raw text out."""
+"""A model in a script: from a folder of checkpoints as fairseq has it, or from a released one, raw text in and out."""
 
-import json
-from argparse import Namespace
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fairseq import hub_utils
-from fairseq.data import encoders
+import torch
+from fairseq import checkpoint_utils, hub_utils
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.utils import overwrite_args_by_name
+from fairseq.models import MODEL_REGISTRY
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import LongTensor
 
-# The description of a released folder: how text becomes pieces, and the recipe's beam search.
-DESCRIPTION = "text.json"
-# Where fairseq's own from_pretrained looks for the sub-word model.
-MODEL_NAMES = {"subword_nmt": "bpecodes", "sentencepiece": "sentencepiece.bpe.model"}
-_OPTIONS = {"subword_nmt": "bpe_codes", "sentencepiece": "sentencepiece_model"}
+from macaron.legacy.checkpoint import CheckpointError
+from macaron.legacy.checkpoint import load as load_raw
+from macaron.text import Pieces, Words, is_blank
+
+from . import generation, places, released
+from .released import DESCRIPTION
+
+__all__ = ["DESCRIPTION", "HubModel", "ReleasedModel", "is_release", "open_checkpoints", "open_release"]
+
+logger = logging.getLogger(__name__)
+
+BATCH_TOKENS = 4096  # of a released model's batches; one sentence alone may always be as long as the model takes
 
 
-class Words:
+class HubModel(hub_utils.GeneratorHubInterface):
+    """fairseq's hub interface, with inputs and options that are checked before anything is computed."""
+
+    def __init__(self, cfg: DictConfig, task: Any, models: list[Any]):
+        super().__init__(cfg, task, models)
+        limit = self.max_positions[0] if isinstance(self.max_positions, tuple) else self.max_positions
+        self.longest = limit or float("inf")
+        if cfg.dataset.max_tokens is not None and limit:
+            # that of the training's machine, or less than one sentence
+            cfg.dataset.max_tokens = max(cfg.dataset.max_tokens, limit)
+
+    def translate(
+        self,
+        sentences: str | Iterable[str],
+        beam: int = 5,
+        verbose: bool = False,
+        skip_invalid_size_inputs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Sentences of the source language → sentences of the target language.
+
+        Args:
+            sentences: one, or any number of them.
+            beam, kwargs: fairseq's options of generation (`lenpen`, `max_len_b`, `sampling`, …), and `seed` for it.
+            skip_invalid_size_inputs: leave the translation of a sentence that is too long empty.
+
+        Returns:
+            One sentence for one, a list for many. A sentence without anything to be seen stays empty.
+
+        Raises:
+            TypeError: what is no text.
+            ValueError: a sentence that is too long, or an option that does not exist or makes no sense.
+        """
+        if isinstance(sentences, str):
+            return self.translate([sentences], beam, verbose, skip_invalid_size_inputs, **kwargs)[0]
+        texts = _texts(sentences)
+        self._check_options(beam, kwargs)
+        none = torch.empty(0, dtype=torch.long)
+        encoded = [none if is_blank(text) else self.encode(text) for text in texts]
+        fitting = self._fitting(encoded, skip_invalid_size_inputs)
+        wanted = [index for index in fitting if encoded[index].numel() > 1]  # more than the end of a sentence
+        found = self.generate([encoded[index] for index in wanted], beam, verbose, **kwargs)
+        result = [""] * len(texts)
+        for index, hypotheses in zip(wanted, found, strict=True):
+            result[index] = self.decode(hypotheses[0]["tokens"])
+        return result
+
+    def sample(self, sentences: str | Iterable[str], beam: int = 1, verbose: bool = False, **kwargs: Any) -> Any:
+        """As fairseq's: what the model makes of each sentence, of an empty one too; "" for one that is skipped."""
+        if isinstance(sentences, str):
+            return self.sample([sentences], beam, verbose, **kwargs)[0]
+        found = self.generate([self.encode(text) for text in _texts(sentences)], beam, verbose, **kwargs)
+        return [self.decode(hypotheses[0]["tokens"]) if hypotheses else "" for hypotheses in found]
+
+    def score(self, sentences: str | Iterable[str], *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's: the model's score of each sentence."""
+        if kwargs.get("skip_invalid_size_inputs"):
+            raise ValueError("score: a sentence that is skipped has none; leave out those that are too long")
+        return super().score(sentences if isinstance(sentences, str) else _texts(sentences), *args, **kwargs)
+
+    def generate(
+        self,
+        tokenized_sentences: Any,
+        beam: int = 5,
+        verbose: bool = False,
+        skip_invalid_size_inputs: bool = False,
+        *args: Any,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As fairseq's, with one list of hypotheses for each sentence: an empty one for a sentence that is skipped."""
+        if torch.is_tensor(tokenized_sentences) and tokenized_sentences.dim() == 1:
+            only = [tokenized_sentences]
+            return self.generate(only, beam, verbose, skip_invalid_size_inputs, *args, seed=seed, **kwargs)[0]
+        sentences = list(tokenized_sentences)
+        self._check_options(beam, kwargs)
+        fitting = self._fitting(sentences, skip_invalid_size_inputs)
+        result: list[Any] = [[] for _ in sentences]
+        if fitting:
+            with torch.random.fork_rng(enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                found = super().generate([sentences[index] for index in fitting], beam, verbose, False, *args, **kwargs)
+            for index, hypotheses in zip(fitting, found, strict=True):
+                result[index] = hypotheses
+        return result
+
+    def _check_options(self, beam: int, options: Mapping[str, Any]) -> None:
+        others = ("inference_step_args", "prefix_allowed_tokens_fn", "seed")
+        given = {name: value for name, value in options.items() if name not in others}
+        generation.check({"beam": beam, **given}, "options of the generation")
+
+    def _fitting(self, sentences: list[LongTensor], skip: bool) -> list[int]:
+        """Indices of the sentences that the model can take."""
+        long = {index: tokens.numel() for index, tokens in enumerate(sentences) if tokens.numel() > self.longest}
+        if long:
+            shown = ", ".join(f"number {index + 1} has {size:,}" for index, size in list(long.items())[:5])
+            more = f" and {len(long) - 5} more" if len(long) > 5 else ""
+            message = f"{len(long)} of {len(sentences)} sentences longer than {self.longest:,} tokens: {shown}{more}"
+            if not skip:
+                raise ValueError(
+                    f"{message}. The model takes no longer ones; split them, or pass skip_invalid_size_inputs=True, "
+                    f"which leaves their place empty"
+                )
+            logger.warning("%s; skipped, their place is left empty", message)
+        return [index for index in range(len(sentences)) if index not in long]
+
+
+def _texts(sentences: Any) -> list[str]:
+    """
+    Raises:
+        TypeError: what is no text, or has no order.
+        ValueError: text that cannot be written as UTF-8.
+    """
+    if isinstance(sentences, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(sentences, Iterable):
+        raise TypeError(
+            f"takes a sentence (str), or sentences in order, such as a list; not {type(sentences).__name__}"
+        )
+    texts = list(sentences)
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise TypeError(f"sentence number {number} is of type {type(text).__name__}; give text (str)")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"sentence number {number} is no valid Unicode ({error.reason}); decode it anew"
+            ) from error
+    return texts
+
+
+def open_checkpoints(
+    family: type, model_name_or_path: Any, checkpoint_file: Any, data_name_or_path: Any, **kwargs: Any
+) -> HubModel:
+    """`family`'s checkpoints in a folder of this machine, as fairseq's from_pretrained opens them.
+
+    Raises:
+        ValueError: a wrong place, or another kind of model; says what was expected and what was found.
+    """
+    folder = places.model_folder(model_name_or_path)
+    places.check_checkpoints(folder, checkpoint_file)
+    data = places.data_folder(data_name_or_path, folder)
+    places.check_dictionaries(data, str(data_name_or_path))
+    try:
+        loaded = hub_utils.from_pretrained(str(folder), str(checkpoint_file), str(data.resolve()), **kwargs)
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename))
+        if missing.parent.resolve() != data.resolve():
+            raise
+        raise ValueError(
+            f"{data}: no {missing.name} there; {places.contents(data)}. Give the folder with the dictionaries that the "
+            f"checkpoint was trained with as data_name_or_path, and its languages as source_lang and target_lang"
+        ) from error
+    except Exception as error:
+        if "Could not infer language pair" not in str(error):  # fairseq's, of no type of its own
+            raise
+        raise ValueError(
+            f"{data}: the checkpoint does not say its languages, and {places.contents(data)}; give them as source_lang "
+            f"and target_lang"
+        ) from error
+    for model in loaded["models"]:
+        if not isinstance(model, family):
+            raise ValueError(
+                f"{folder}: {checkpoint_file} holds a {type(model).__name__}, no {family.__name__}; open it with "
+                f"from_pretrained of its own class"
+            )
+    return HubModel(loaded["args"], loaded["task"], loaded["models"])
+
+
+# --- released folders -------------------------------------------------------------------------------------------
+
+
+class Sides(NamedTuple):
     """Source sentence → words, target words → sentence: what fairseq's hub calls a tokenizer."""
 
-    def __init__(self, settings: dict[str, Any]):
-        self.lower = settings["lowercase"]
-        self.moses = None
-        if settings["tokenizer"] == "moses":
-            try:
-                from macaron.moses import Moses  # training needs no sacremoses
-            except ModuleNotFoundError as error:
-                raise ImportError(
-                    f"this model takes text that Moses tokenises, but there is no module named {error.name!r}; "
-                    f"pip install sacremoses subword-nmt sentencepiece, or 'macaron-net[recipes]'"
-                ) from error
-            options = {"aggressive_hyphens": settings["aggressive_hyphens"], "lower": self.lower}
-            self.moses = [Moses(settings[side], **options) for side in ("source", "target")]
+    source: Words
+    target: Words
 
     def encode(self, sentence: str) -> str:
-        if self.moses:
-            return self.moses[0].encode(sentence)
-        text = " ".join(sentence.split())
-        return text.lower() if self.lower else text
+        return self.source.encode(sentence)
 
     def decode(self, words: str) -> str:
-        return self.moses[1].decode(words) if self.moses else words
+        return self.target.decode(words)
 
 
-class ReleasedModel(hub_utils.GeneratorHubInterface):
-    """fairseq's hub interface with the text settings and the beam search of the recipe that trained the model.
+class ReleasedModel(HubModel):
+    """The hub interface with the text settings and the beam search of the recipe that trained the model.
 
     Args:
-        description: content of the folder's text.json.
+        description: of the folder.
         folder: where the sub-word model is.
     """
 
-    def __init__(self, cfg: Any, task: Any, models: list[Any], description: dict[str, Any], folder: Path):
+    def __init__(self, cfg: DictConfig, task: Any, models: list[Any], description: released.Description, folder: Path):
         super().__init__(cfg, task, models)
-        kind = description["subword"]
-        self.tokenizer = Words(description)
-        self.bpe = encoders.build_bpe(Namespace(bpe=kind, **{_OPTIONS[kind]: str(folder / MODEL_NAMES[kind])}))
-        self.generation = dict(description["generation"])
+        text = description.text
+        self.tokenizer = Sides(*(Words(text, language) for language in text.languages))
+        self.bpe = Pieces(text, folder / text.released_name)
+        self.encode("a")  # now is the time to find that it cannot be read
+        self.generation = dict(description.generation)
 
     def translate(
-        self, sentences: str | list[str], beam: int | None = None, verbose: bool = False, **kwargs: Any
+        self,
+        sentences: str | Iterable[str],
+        beam: int | None = None,
+        verbose: bool = False,
+        skip_invalid_size_inputs: bool = False,
+        **kwargs: Any,
     ) -> Any:
-        """Raw sentences of the source language → raw sentences of the target language.
-
-        Args:
-            sentences: one, or a list.
-            beam, kwargs: fairseq's options of generation (`lenpen`, `max_len_b`, …); the recipe's by default.
-
-        Returns:
-            One sentence for one, a list for a list. An empty sentence stays empty.
-        """
-        if isinstance(sentences, str):
-            return self.translate([sentences], beam, verbose, **kwargs)[0]
+        """As `HubModel`'s, from raw text to raw text; options that are not given are the recipe's."""
         options = {**self.generation, **kwargs}
-        beam = beam or options["beam"]
-        del options["beam"]
-        wanted = [index for index, sentence in enumerate(sentences) if sentence.strip()]
-        result = [""] * len(sentences)
-        if wanted:
-            found = self.sample([sentences[index] for index in wanted], beam, verbose, **options)
-            for index, translation in zip(wanted, found, strict=True):
-                result[index] = translation
-        return result
+        recommended = options.pop("beam")
+        beam = recommended if beam is None else beam
+        return super().translate(sentences, beam, verbose, skip_invalid_size_inputs, **options)
 
 
-def is_release(folder: str | Path, data: str | None) -> bool:
+def is_release(folder: Any, data: Any) -> bool:
     """Whether `folder` is a released model that is asked for as a whole."""
-    return data in (None, ".") and (Path(folder) / DESCRIPTION).is_file()
+    if data not in (None, ".", "./"):
+        return False
+    try:
+        return (Path(folder) / DESCRIPTION).is_file() and not any(Path(folder).glob("*.idx"))  # no data-bin
+    except (TypeError, ValueError, OSError):
+        return False
 
 
-def load(folder: Path, checkpoint_file: str, **kwargs: Any) -> ReleasedModel:
-    """Open a released folder.
+def open_release(family: type, folder: Path, checkpoint_file: Any = released.MODEL, **kwargs: Any) -> ReleasedModel:
+    """Open a released folder, whose checkpoint must hold one of `family`'s models.
+
+    Args:
+        kwargs: options of the generation, in place of the recipe's, or other options of fairseq's configuration.
 
     Raises:
-        ValueError: if a part of it is missing or unreadable.
+        ValueError: a part of it is missing, damaged, or says what no release does.
     """
     folder = folder.resolve()
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        languages = {"source_lang": description["source"], "target_lang": description["target"]}
-        parts = [checkpoint_file, MODEL_NAMES[description["subword"]], *(f"dict.{x}.txt" for x in languages.values())]
-        description["generation"]["beam"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / DESCRIPTION}: does not describe a released model ({type(error).__name__}: {error}); "
-            f"copy the folder again, or make it anew with `python -m recipes.translation.release`"
-        ) from error
-    missing = [part for part in parts if not (folder / part).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder}: {', '.join(missing)} missing; a released model is one folder with all its files, copy it again"
+    description = released.read(folder, str(checkpoint_file))
+    ours = {name: kwargs.pop(name) for name in list(kwargs) if name in generation.TYPES}
+    description.generation.update(ours | dict(kwargs.pop("generation_args", None) or {}))
+    generation.check(description.generation, "options of the generation")
+    path = folder / checkpoint_file
+    check_settings(path, load_raw(path), family)
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    state["cfg"] = _configuration(path, state["cfg"], description, kwargs)
+    state["task_state"] = {}
+    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
+    return ReleasedModel(cfg, task, models, description, folder)
+
+
+def check_settings(path: Path, state: Mapping[str, Any], family: type) -> None:
+    """A released checkpoint holds one of our models for translation, before anything is built by its word.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    cfg = state.get("cfg")
+    groups = [cfg.get(name) if isinstance(cfg, dict) else None for name in ("model", "task")]
+    model, task = (group.get("_name") if isinstance(group, dict) else None for group in groups)
+    known = MODEL_REGISTRY.get(model) if isinstance(model, str) else None
+    if state.get("args") is not None or task != "translation" or not (known and issubclass(known, family)):
+        raise CheckpointError(
+            f"{path}: is for the task {task!r} and the architecture {model!r}; a released folder holds a "
+            f"{family.__name__} for the task 'translation', with its settings"
         )
-    loaded = hub_utils.from_pretrained(str(folder), checkpoint_file, ".", **languages, **kwargs)
-    return ReleasedModel(loaded["args"], loaded["task"], loaded["models"], description, folder)
+
+
+# What a model's or the task's settings may not say about another machine.
+_PLACES = ("encoder_embed_path", "decoder_embed_path")
+_TASK = ("left_pad_source", "left_pad_target", "max_source_positions", "max_target_positions")
+
+
+def _configuration(path: Path, found: DictConfig, description: released.Description, overrides: Any) -> DictConfig:
+    """fairseq's defaults with the model and the sizes of the task from the file, and nothing else of it."""
+    model, task = (OmegaConf.to_container(found[group], resolve=False) for group in ("model", "task"))
+    source, target = description.text.languages
+    cfg = OmegaConf.structured(FairseqConfig)
+    with open_dict(cfg):
+        cfg.model = {name: value for name, value in model.items() if name not in _PLACES and not _refers(value)}
+        cfg.task = {
+            "_name": "translation", "data": str(path.parent), "source_lang": source, "target_lang": target,
+            **{name: task[name] for name in _TASK if name in task and not _refers(task[name])},
+        }  # fmt: skip
+        cfg.tokenizer = cfg.bpe = None
+    cfg.dataset.max_tokens = BATCH_TOKENS
+    known = {name for group in cfg.values() if isinstance(group, DictConfig) for name in group}
+    if unknown := sorted(overrides.keys() - known):
+        raise ValueError(f"from_pretrained: no option {', '.join(unknown)}; there are those of fairseq's configuration")
+    overwrite_args_by_name(cfg, overrides)
+    return cfg
+
+
+def _refers(value: Any) -> bool:
+    """To another entry, or to the environment, of the machine that trained: omegaconf would look it up here."""
+    return isinstance(value, str) and "${" in value

@@ -17,7 +17,9 @@ from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, read_json, read_lines, write_json
 from recipes.translation import train
 from recipes.translation.data.corpus import Corpus
+from recipes.translation.held_out import check_held_out
 from recipes.translation.recipe import Recipe
+from recipes.translation.release import check_architecture, export
 from recipes.translation.text import Codec
 from recipes.translation.train import Machine
 
@@ -76,6 +78,8 @@ class Pipeline:
         if self.space.stamp("train") is None and "train" in stages:  # before hours go into what cannot be trained
             self.machine.processes_for(self.recipe)
             train.check_names(self.recipe)
+            if "release" in stages:
+                check_architecture(self.recipe)
         anew = False
         for stage in stages:
             if not anew and self.space.stamp(stage) is not None:
@@ -103,6 +107,7 @@ class Pipeline:
             corpus_of(self.recipe), self.recipe.text, self.space,
             data_dir=self.data.folder, workers=self.data.workers, **self.data.options,
         )  # fmt: skip
+        check_held_out(self.recipe, self.folder)
         made = sorted(path for path in self.data_bin.iterdir() if path.suffix != ".log")
         return self.space.finish("prepare", made, started, **facts)
 
@@ -214,8 +219,6 @@ class Pipeline:
 
     def release(self, started: float) -> dict[str, Any]:
         """The model as one folder that takes raw text, checked by translating with it."""
-        from recipes.translation.release import export
-
         target = self.folder / "release"
         shutil.rmtree(target, ignore_errors=True)  # of an attempt that was cut short
         check = export(self.folder, target)

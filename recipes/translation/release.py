@@ -6,9 +6,9 @@ model.pt                     the parameters and the architecture; no optimiser s
 dict.<language>.txt          fairseq's dictionaries
 bpecodes | sentencepiece.bpe.model
 text.json                    tokenizer settings, and the recipe's beam search
-scores.json                  what it reached on the test set
-check.json                   what the folder itself was seen to do before it was handed out
-README.md                    the model card
+SHA256SUMS                   of all these files; checked whenever the folder is opened
+scores.json, check.json      what it reached on the test set, and what was seen before it was handed out
+README.md                    the model card, without a sum: it may be edited
 
 from macaron import MacaronModel
 MacaronModel.from_pretrained("DIR").translate("Ein roher Satz.")
@@ -22,8 +22,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ from recipes.common import commands
 from recipes.common.checkpoints import load
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import read_json, read_lines, write_json
+from recipes.translation.recipe import Recipe
 from recipes.translation.text import TextSettings
 
-MODEL_NAMES = {"subword_nmt": "bpecodes", "sentencepiece": "sentencepiece.bpe.model"}
 SENTENCES = 100  # of the test set, translated anew
 TIE = 1e-3  # where the scores (bits per token) of two hypotheses differ by less, rounding may choose
 
@@ -54,9 +53,10 @@ def export(run: Path, target: Path, sentences: int = SENTENCES) -> dict[str, Any
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write_parts(run, partial)
+        seal = write_parts(run, partial)
         check = check_release(run, partial, sentences)
         write_json(partial / "check.json", check)
+        seal(partial)  # with what the check has seen
         (partial / "README.md").write_text(model_card(run, partial, check), encoding="utf-8")
         if target.exists():
             target.rmdir()
@@ -75,19 +75,50 @@ def check_finished(run: Path) -> None:
             )
 
 
-def write_parts(run: Path, folder: Path) -> None:
+def write_parts(run: Path, folder: Path) -> Callable[[Path], None]:
+    """What the model needs, checked by the code that will open the folder; returns what writes the sums."""
     import torch
+
+    import macaron
+
+    macaron.register_fairseq()
+    from macaron.user_dir import hub, released
 
     data_bin = run / "data-bin"
     text = TextSettings.read(data_bin / "text.json")
-    torch.save(model_only(load(run / "average.pt")), folder / "model.pt")
-    for language in text.languages:
-        shutil.copyfile(data_bin / f"dict.{language}.txt", folder / f"dict.{language}.txt")
-    shutil.copyfile(data_bin / text.model_name, folder / MODEL_NAMES[text.subword])
     settings = read_json(run / "settings.json")
     generation = {key.split(".")[1]: value for key, value in settings.items() if key.startswith("generation.")}
-    write_json(folder / "text.json", {**asdict(text), "generation": generation})
+    state = model_only(load(run / "average.pt"))
+    try:
+        hub.check_settings(run / "average.pt", state, macaron.MacaronModel)
+        released.write(folder, released.Description(text, generation))
+    except (KeyError, ValueError) as error:
+        raise RecipeError(f"{run}: cannot be released ({type(error).__name__}: {error})") from error
+    torch.save(state, folder / released.MODEL)
+    for language in text.languages:
+        shutil.copyfile(data_bin / f"dict.{language}.txt", folder / f"dict.{language}.txt")
+    shutil.copyfile(data_bin / text.model_name, folder / text.released_name)
     shutil.copyfile(run / "scores.json", folder / "scores.json")
+    released.seal(folder)
+    return released.seal
+
+
+def check_architecture(recipe: Recipe) -> None:
+    """A released folder opens models of ours alone; said before hours go into another.
+
+    Raises:
+        RecipeError: for an architecture that is not ours.
+    """
+    import macaron
+
+    macaron.register_fairseq()
+    from macaron.user_dir.models.macaron import MODELS
+
+    if recipe.arch not in MODELS:
+        raise RecipeError(
+            f"--arch {recipe.arch}: a released model is one of {', '.join(MODELS)}; choose one of them, or stop before "
+            f"the release: python -m recipes.{recipe.name} report"
+        )
 
 
 def model_only(state: dict[str, Any]) -> dict[str, Any]:

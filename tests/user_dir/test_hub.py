@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
+import os
+import tarfile
+from argparse import Namespace
+from pathlib import Path
+
 import pytest
 import torch
+from fairseq.models.transformer import TransformerModel
 from macaron.user_dir import hub as hub_module
+from macaron.user_dir.models import MacaronLanguageModel
 
 from macaron import MacaronModel
+from macaron.legacy.checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +97,268 @@ def test_only_a_folder_with_a_description_is_a_released_model(trained, dictionar
         MacaronModel.from_pretrained(str(tmp_path))
 
 
-@pytest.mark.parametrize(("lower", "words"), [(True, 'don \'t " a-b "'), (False, 'Don \'t " A-b "')])
-def test_words_of_raw_text(lower, words):
-    moses = hub_module.Words(
-        {"tokenizer": "moses", "aggressive_hyphens": False, "lowercase": lower, "source": "en", "target": "en"}
-    )
-    escaped = words.replace("'", "&apos;").replace('"', "&quot;")
-    assert moses.encode('Don’t "A-b"') == escaped
-    assert moses.decode("&quot; i don &apos;t &quot;") == '"i don\'t"'
-    plain = hub_module.Words({"tokenizer": "none", "lowercase": lower})
-    assert plain.encode("  Don't   go ") == ("don't go" if lower else "Don't go")
-    assert plain.decode("as it is") == "as it is"
+# --- what is asked of a model -------------------------------------------------------------------------------------
+
+LONG = "ab " * 2000
+
+
+def test_a_sentence_that_is_too_long_is_named_before_anything_is_translated(hub, sentences):
+    with pytest.raises(
+        ValueError, match=r"1 of 4 sentences longer than 1,024 tokens: number 3 has 2,001\. .*split them"
+    ):
+        hub.translate(["", sentences[0], LONG, sentences[1]])
+    with pytest.raises(ValueError, match=r"number 2 has 2,001\. .*skip_invalid_size_inputs=True"):
+        hub.sample([sentences[0], LONG])
+    with pytest.raises(ValueError, match=r"number 1 has 2,001"):
+        hub.translate(LONG)
+
+
+def test_one_that_is_too_long_leaves_the_others_in_their_places(hub, sentences, caplog):
+    options = {"beam": 2, "max_len_b": 5, "skip_invalid_size_inputs": True}
+    first, last = hub.translate([sentences[0], sentences[1]], **options)
+    with caplog.at_level(logging.WARNING):
+        assert hub.translate([sentences[0], LONG, "", sentences[1]], **options) == [first, "", "", last]
+    assert "1 of 4 sentences longer than 1,024 tokens: number 2 has 2,001; skipped" in caplog.text
+    assert hub.translate([LONG], **options) == [""] and hub.translate(LONG, **options) == ""
+    assert hub.sample([sentences[0], LONG], **options) == [first, ""]
+    tokens = [hub.encode(text) for text in (LONG, sentences[0])]
+    assert [len(found) for found in hub.generate(tokens, **options)] == [0, 2]
+
+
+def test_a_sentence_of_the_longest_length(hub):
+    longest = " ".join(["ab"] * 1023)
+    assert hub.encode(longest).numel() == 1024
+    assert isinstance(hub.translate(longest, beam=1, max_len_b=3), str)
+
+
+def test_any_number_of_sentences_in_order(hub, sentences):
+    options = {"beam": 1, "max_len_b": 5}
+    expected = hub.translate(sentences[:3], **options)
+    assert hub.translate(iter(sentences[:3]), **options) == expected
+    assert hub.translate((text for text in sentences[:3]), **options) == expected
+    assert hub.translate(tuple(sentences[:3]), **options) == expected
+    assert hub.translate(dict.fromkeys(sentences[:3]).keys(), **options) == expected
+    assert hub.translate([], **options) == hub.translate(iter(()), **options) == []
+
+
+@pytest.mark.parametrize("value", [None, b"ab", bytearray(b"ab"), 5, 1.5, {"ab": 1}, {"ab"}, object()])
+def test_what_is_no_text(hub, value):
+    with pytest.raises(TypeError, match=rf"takes a sentence \(str\), or sentences in order.*{type(value).__name__}"):
+        hub.translate(value)
+
+
+@pytest.mark.parametrize("value", [None, b"ab", 5, ["ab"]])
+def test_what_is_no_text_in_a_list(hub, value):
+    with pytest.raises(TypeError, match=rf"sentence number 2 is of type {type(value).__name__}"):
+        hub.translate(["ab", value])
+
+
+def test_text_that_cannot_be_written(hub):
+    with pytest.raises(ValueError, match="sentence number 2 is no valid Unicode"):
+        hub.translate(["ab", "\ud800"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n\t", "\u200b", "\u00ad", "\ufeff", "\x00\x01", "\u2060 \u200d", "\u3164", "\x85"]
+)
+def test_nothing_to_be_seen_stays_nothing(hub, sentences, text):
+    assert hub.translate(text) == ""
+    assert hub.translate([text, sentences[0]], beam=1, max_len_b=4)[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beem": 3}, r"no option 'beem'; did you mean beam\? There are beam, .*lenpen, "),
+        ({"num_beams": 3}, r"no option 'num_beams'.* There are beam, "),
+        ({"lenpn": 1.0}, r"did you mean lenpen\?"),
+        ({"beam": 0}, "beam 0 must be at least 1"),
+        ({"beam": -1}, "beam -1 must be at least 1"),
+        ({"beam": 2.5}, "beam 2.5 must be a whole number"),
+        ({"beam": "5"}, "beam '5' must be a whole number"),
+        ({"beam": True}, "beam True must be a whole number"),
+        ({"lenpen": "1"}, "lenpen '1' must be a finite number"),
+        ({"lenpen": float("nan")}, "lenpen nan must be a finite number"),
+        ({"max_len_b": -1}, "max_len_b -1 must be at least 0"),
+        ({"temperature": 0.0}, "temperature 0.0 must be positive"),
+        ({"sampling": 1}, "sampling 1 must be True or False"),
+        ({"print_alignment": "firm"}, "print_alignment 'firm' must be None or one of hard, soft"),
+    ],
+)
+def test_options_that_do_not_exist_or_make_no_sense(hub, sentences, options, message):
+    for sentence in (sentences[0], [], ""):
+        with pytest.raises(ValueError, match=message):
+            hub.translate(sentence, **options)
+    with pytest.raises(ValueError, match=message):
+        hub.sample(sentences[:1], **options)
+    with pytest.raises(ValueError, match=message):
+        hub.generate([hub.encode(sentences[0])], **options)
+
+
+def test_a_seed_repeats_a_sample_and_leaves_the_random_numbers_alone(hub, sentences):
+    options = {"beam": 1, "sampling": True, "max_len_b": 12}
+    before = torch.get_rng_state()
+    assert hub.translate(sentences[0], seed=3, **options) == hub.translate(sentences[0], seed=3, **options)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- where a model is looked for ----------------------------------------------------------------------------------
+
+MODELS = pytest.mark.parametrize("model", [MacaronModel, MacaronLanguageModel])
+
+
+@MODELS
+@pytest.mark.parametrize("name", ["nowhere", "facebook/wmt19-en-de", "transformer.wmt19.en-de", "../nowhere"])
+def test_a_name_that_is_no_folder(model, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"{name}: there is no such folder \(looked for .*not downloaded by name; give"
+    ):
+        model.from_pretrained(name)
+
+
+@MODELS
+@pytest.mark.parametrize("name", ["https://example.org/model.tar.gz", "s3://bucket/model", "file:///tmp"])
+def test_addresses_are_not_fetched(model, name):
+    with pytest.raises(
+        ValueError, match="is an address, and nothing is fetched here; download it, unpack it with a safe"
+    ):
+        model.from_pretrained(name)
+
+
+@MODELS
+@pytest.mark.parametrize(("value", "kind"), [(None, TypeError), (5, TypeError), (b"x", TypeError), ("", ValueError)])
+def test_what_is_no_path(model, value, kind):
+    with pytest.raises(kind, match="model_name_or_path"):
+        model.from_pretrained(value)
+
+
+def hostile_archive(path: Path, mode: str) -> None:
+    """Members outside the folder, an absolute one, and a link out of it."""
+    with tarfile.open(path, mode) as archive:
+        for name in ("model/../../outside", str(path.parent / "absolute"), "model/model.pt"):
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            archive.addfile(member, io.BytesIO(b"bad"))
+        link = tarfile.TarInfo("model/dict.de.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+
+
+@MODELS
+@pytest.mark.parametrize(
+    ("name", "mode"), [("m.tar.gz", "w:gz"), ("m.tar.bz2", "w:bz2"), ("m.tar", "w"), ("m.tgz", "w:gz"), ("m", "w")]
+)
+def test_archives_are_left_alone(model, name, mode, tmp_path, dictionary_folder):
+    path = tmp_path / "in" / "here" / name
+    path.parent.mkdir(parents=True)
+    hostile_archive(path, mode)
+    before = path.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"is an archive, which is not unpacked here; unpack it yourself with a safe tool"
+    ):
+        model.from_pretrained(str(path))
+    checkpoint = path.parent / "model.pt"
+    checkpoint.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"data_name_or_path=.*is an archive"):
+        model.from_pretrained(path.parent, "model.pt", str(path))
+    assert path.read_bytes() == before
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted([path, checkpoint])
+
+
+@MODELS
+def test_a_file_is_not_the_folder(model, trained):
+    with pytest.raises(ValueError, match=r"is a file, but from_pretrained takes a folder; .*'checkpoint_last\.pt'"):
+        model.from_pretrained(str(trained.checkpoint))
+
+
+def test_folders_of_another_kind(trained, tiny_data_bin, dictionary_folder, tmp_path):
+    def message(folder: Path, *arguments: object) -> str:
+        with pytest.raises(
+            ValueError, match="from_pretrained takes the folder of a released model, or a folder of"
+        ) as e:
+            MacaronModel.from_pretrained(str(folder), *arguments)
+        return str(e.value)
+
+    (tmp_path / "empty").mkdir()
+    assert "no checkpoint 'model.pt' there; the folder is empty" in message(tmp_path / "empty")
+    for name, kind in (("bert", "macaron_bert"), ("llama", "llama")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
+        (tmp_path / name / "model.safetensors").write_bytes(b"")
+        assert f"it is a Hugging Face model (model_type {kind}), which " in message(tmp_path / name)
+    assert "it holds binarised data, which is for data_name_or_path" in message(tiny_data_bin)
+    (tiny_data_bin_text := tmp_path / "data-bin").mkdir()
+    for name in ("text.json", "dict.de.txt", "train.de-en.de.idx"):
+        (tiny_data_bin_text / name).write_text("{}", encoding="utf-8")
+    assert "it holds binarised data" in message(tiny_data_bin_text)
+    assert "its checkpoints are checkpoint" in message(trained.folder)
+    assert "no checkpoint 'checkpoint9.pt' there" in message(trained.folder, "checkpoint9.pt")
+    both = os.pathsep.join(["checkpoint_last.pt", "checkpoint9.pt"])
+    assert "no checkpoint 'checkpoint9.pt' there" in message(trained.folder, both)
+    (tmp_path / "run" / "release").mkdir(parents=True)
+    (tmp_path / "run" / "release" / "text.json").write_text("{}", encoding="utf-8")
+    assert f"its released model is {tmp_path / 'run' / 'release'}" in message(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    for n in range(9):
+        (tmp_path / "other" / f"photo{n}.jpg").write_bytes(b"")
+    assert "it holds photo0.jpg, photo1.jpg" in message(tmp_path / "other")
+
+
+def test_dictionaries_that_are_not_there(trained, dictionary_folder, tmp_path):
+    folder, name = str(trained.folder), "checkpoint_last.pt"
+    with pytest.raises(ValueError, match=r"no dictionary \(dict\.\*\.txt\) there.*data_name_or_path \(now '\.'\)"):
+        MacaronModel.from_pretrained(folder, name)
+    with pytest.raises(ValueError, match=r"no dictionary"):
+        MacaronModel.from_pretrained(folder, name, None)
+    with pytest.raises(ValueError, match=r"data_name_or_path=.*nowhere: there is no such folder"):
+        MacaronModel.from_pretrained(folder, name, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"data_name_or_path=.*is a file; give the folder with its dict"):
+        MacaronModel.from_pretrained(folder, name, str(dictionary_folder / "dict.de.txt"))
+    (tmp_path / "dict.fr.txt").write_text("a 1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"does not say its languages, and it holds dict\.de\.txt.* as source_lang"):
+        MacaronModel.from_pretrained(folder, name, dictionary_folder)
+    with pytest.raises(ValueError, match=r"no dict\.de\.txt there; it holds dict\.fr\.txt\. .*source_lang"):
+        MacaronModel.from_pretrained(folder, name, tmp_path, source_lang="de", target_lang="en")
+
+
+def test_paths_and_ensembles(trained, dictionary_folder, sentences):
+    names = os.pathsep.join(["checkpoint_last.pt"] * 2)
+    two = MacaronModel.from_pretrained(trained.folder, names, dictionary_folder, source_lang="de", target_lang="en")
+    assert len(two.models) == 2 and two.translate(sentences[0], beam=1, max_len_b=4)
+
+
+def test_a_model_of_another_kind(trained, dictionary_folder):
+    with pytest.raises(
+        ValueError, match=r"holds a MacaronTiny, no MacaronLanguageModel; open it with from_pretrained of"
+    ):
+        languages = {"source_lang": "de", "target_lang": "en"}
+        MacaronLanguageModel.from_pretrained(trained.folder, "checkpoint_last.pt", dictionary_folder, **languages)
+
+
+# --- a released folder --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"cfg": {"model": {"_name": "transformer"}, "task": {"_name": "translation"}}},
+        {"cfg": {"model": {"_name": "macaron_lm_tiny"}, "task": {"_name": "translation"}}},
+        {"cfg": {"model": {"_name": "macaron_tiny"}, "task": {"_name": "translation_lev"}}},
+        {"cfg": {"model": {"_name": ["macaron_tiny"]}, "task": {"_name": "translation"}}},
+        {"cfg": {"model": Namespace(_name="macaron_tiny"), "task": {"_name": "translation"}}},
+        {"cfg": {"model": "macaron_tiny"}},
+        {"cfg": None, "args": Namespace(arch="macaron_tiny", task="translation")},
+        {"args": Namespace(arch="fconv", encoder_layers="__import__('os').system('true')", task="translation")},
+        {
+            "args": Namespace(arch="fconv"),
+            "cfg": {"model": {"_name": "macaron_tiny"}, "task": {"_name": "translation"}},
+        },
+    ],
+)
+def test_a_release_holds_a_model_of_ours_by_its_own_word(state):
+    with pytest.raises(CheckpointError, match=r"a released folder holds a MacaronModel for the task 'translation'"):
+        hub_module.check_settings(Path("model.pt"), state, MacaronModel)
+    good = {"cfg": {"model": {"_name": "macaron_tiny"}, "task": {"_name": "translation"}}, "args": None}
+    hub_module.check_settings(Path("model.pt"), good, MacaronModel)
+    assert not issubclass(TransformerModel, MacaronModel)

@@ -116,18 +116,20 @@ class MacaronModel(ParticleWeights, TransformerModelBase):
 
     @classmethod
     def from_pretrained(
-        cls, model_name_or_path: str, checkpoint_file: str = "model.pt", data_name_or_path: str = ".", **kwargs: Any
-    ) -> Any:
-        """As fairseq's; a folder made by `recipes.translation.release` is a model that translates raw text.
+        cls, model_name_or_path: Any, checkpoint_file: str = "model.pt", data_name_or_path: Any = ".", **kwargs: Any
+    ) -> hub.HubModel:
+        """As fairseq's, of folders on this machine: nothing is downloaded or unpacked.
+
+        A folder made by `recipes.translation.release` is a model that translates raw text.
 
         >>> MacaronModel.from_pretrained("release").translate("Guten Morgen!")
 
         Raises:
-            ValueError: a released folder that lacks a file.
+            ValueError: a wrong place, or a released folder that is not whole; says what was expected.
         """
         if hub.is_release(model_name_or_path, data_name_or_path):
-            return hub.load(Path(model_name_or_path), checkpoint_file, **kwargs)
-        return super().from_pretrained(model_name_or_path, checkpoint_file, data_name_or_path, **kwargs)
+            return hub.open_release(MacaronModel, Path(model_name_or_path), checkpoint_file, **kwargs)
+        return hub.open_checkpoints(MacaronModel, model_name_or_path, checkpoint_file, data_name_or_path, **kwargs)
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from fairseq.models.transformer_lm import DEFAULT_MAX_TARGET_POSITIONS, base_lm_
 from fairseq.modules import AdaptiveInput, CharacterTokenEmbedder
 from torch import nn
 
+from .. import hub
 from ..architectures import LANGUAGE_MODELS, Architecture
 from ..config import MacaronLMConfig, add_args, complete, record
 from ..training import check_task_data
@@ -67,6 +68,19 @@ class MacaronLanguageModel(ParticleWeights, FairseqLanguageModel):
     @classmethod
     def hub_models(cls) -> dict[str, str]:
         return {}
+
+    @classmethod
+    def from_pretrained(
+        cls, model_name_or_path: Any, checkpoint_file: str = "model.pt", data_name_or_path: Any = ".", **kwargs: Any
+    ) -> hub.HubModel:
+        """As fairseq's, of folders on this machine: nothing is downloaded or unpacked.
+
+        Raises:
+            ValueError: a wrong place; says what was expected and what was found.
+        """
+        return hub.open_checkpoints(
+            MacaronLanguageModel, model_name_or_path, checkpoint_file, data_name_or_path, **kwargs
+        )
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from macaron.user_dir import released as folders
 
 import macaron
 from macaron import MacaronModel
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import read_json, read_lines, write_json
 from recipes.translation import release
+from recipes.translation.recipe import load
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,8 @@ def model(released: Path):
 
 def test_one_folder_with_all_that_is_needed(released: Path) -> None:
     assert {path.name for path in released.iterdir()} == {
-        *("model.pt", "dict.de.txt", "dict.en.txt", "bpecodes", "text.json", "scores.json", "check.json", "README.md")
+        *("model.pt", "dict.de.txt", "dict.en.txt", "bpecodes", "text.json", "scores.json", "check.json", "README.md"),
+        "SHA256SUMS",
     }
     description = read_json(released / "text.json")
     assert description["generation"]["beam"] == 2 and description["source"] == "de"
@@ -113,3 +118,206 @@ def test_moving_the_folder_changes_nothing(finished, released: Path, tmp_path: P
     raw = read_lines(finished.folder / "raw" / "test.de")[0]
     recorded = read_lines(finished.folder / "hyp" / "test.en")[0]
     assert MacaronModel.from_pretrained(str(moved)).translate(raw) == recorded
+
+
+# --- what a folder must be ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(released: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(released, tmp_path / "copy"))
+
+
+def describe(folder: Path, **values: Any) -> None:
+    """Change text.json, sums and all."""
+    write_json(folder / "text.json", {**read_json(folder / "text.json"), **values})
+    folders.seal(folder)
+
+
+def test_sums_of_all_files_but_the_card(released: Path) -> None:
+    lines = (released / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    sums = dict(reversed(line.split("  ")) for line in lines)
+    assert set(sums) == {path.name for path in released.iterdir()} - {"README.md", "SHA256SUMS"}
+    assert all(hashlib.sha256((released / name).read_bytes()).hexdigest() == value for name, value in sums.items())
+    assert read_json(released / "text.json")["format"] == 2
+
+
+@pytest.mark.parametrize("name", ["model.pt", "dict.de.txt", "dict.en.txt", "bpecodes", "text.json", "scores.json"])
+@pytest.mark.parametrize("where", [0.3, 0.7])
+def test_a_flipped_bit_is_found(copy: Path, name: str, where: float) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[int(where * len(content))] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"{name} is not what was released, by the sums in|text\.json: does not describe"
+    ):
+        MacaronModel.from_pretrained(copy)
+
+
+def test_a_setting_of_another_meaning_is_found(copy: Path) -> None:
+    write_json(copy / "text.json", {**read_json(copy / "text.json"), "lowercase": False})
+    with pytest.raises(ValueError, match=r"text\.json is not what was released, by the sums in SHA256SUMS; copy"):
+        MacaronModel.from_pretrained(copy)
+
+
+NO_FILE = "is no file of this folder"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:0], "line 1 is no sum and the name of a file"),
+        (lambda lines: lines[1:], r"has no sum of bpecodes|has no sum of check|missing"),
+        (lambda lines: [line for line in lines if "model.pt" not in line], r"has no sum of model\.pt"),
+        (lambda lines: [line for line in lines if "dict.en" not in line], r"has no sum of dict\.en\.txt"),
+        (lambda lines: [line.replace("model.pt", "dict.de.txt") for line in lines], r"'dict\.de\.txt' comes twice"),
+        (lambda lines: [*lines, lines[0]], "comes twice"),
+        (lambda lines: [*lines, f"{'0' * 64}  absent"], "absent missing; a released model is one folder"),
+        (lambda lines: [*lines, f"{'0' * 64}  README.md"], r"README\.md is not what was released"),
+        (lambda lines: [*lines, f"{'0' * 64}  ../outside"], NO_FILE),
+        (lambda lines: [*lines, f"{'0' * 64}  /etc/passwd"], NO_FILE),
+        (lambda lines: [*lines, f"{'0' * 64}  .."], NO_FILE),
+        (lambda lines: [*lines, f"{'0' * 64}  SHA256SUMS"], NO_FILE),
+        (lambda lines: [*lines, f"{'0' * 64}  a\\b"], NO_FILE),
+        (lambda lines: [*lines, f"{'0' * 64}  a\x00b"], NO_FILE),
+        (lambda lines: [*lines, "nonsense"], "line 7 is no sum|line 8 is no sum"),
+        (lambda lines: [line[1:] for line in lines], "line 1 is no sum"),
+        (lambda lines: [line.upper() for line in lines], "line 1 is no sum"),
+        (lambda lines: ["f" * 64 + line[64:] for line in lines], r"model\.pt.* are not what was released"),
+    ],
+)
+def test_sums_that_do_not_fit(copy: Path, change: Any, message: str) -> None:
+    lines = (copy / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    (copy / "SHA256SUMS").write_text("".join(f"{line}\n" for line in change(lines)), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        MacaronModel.from_pretrained(copy)
+
+
+def test_sums_that_are_gone(copy: Path) -> None:
+    (copy / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="SHA256SUMS missing, the sums of its files; copy the folder again"):
+        MacaronModel.from_pretrained(copy)
+
+
+def test_a_folder_from_before_there_were_sums(copy: Path, finished) -> None:
+    content = read_json(copy / "text.json")
+    del content["format"]
+    write_json(copy / "text.json", content)
+    (copy / "SHA256SUMS").unlink()
+    raw, recorded = (read_lines(finished.folder / name)[0] for name in ("raw/test.de", "hyp/test.en"))
+    assert MacaronModel.from_pretrained(copy).translate(raw) == recorded
+
+
+def test_files_beside_the_model_change_nothing(copy: Path, finished) -> None:
+    with (copy / "README.md").open("a", encoding="utf-8") as card:
+        card.write("\nMore about it.\n")
+    (copy / ".gitattributes").write_text("*.pt filter=lfs\n", encoding="utf-8")
+    for name in ("model-shard0.pt", "code", "sentencepiece.bpe.model"):  # fairseq would take these
+        (copy / name).write_bytes(b"no model")
+    raw, recorded = (read_lines(finished.folder / name)[0] for name in ("raw/test.de", "hyp/test.en"))
+    assert MacaronModel.from_pretrained(str(copy)).translate(raw) == recorded
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source": "../x"}, r"source '\.\./x' is no language code"),
+        ({"target": "/etc/passwd"}, "is no language code"),
+        ({"source": "en"}, "source and target are both 'en'"),
+        ({"subword": "gpt2"}, "subword 'gpt2' is unknown; choose"),
+        ({"tokenizer": "space"}, "tokenizer 'space' is unknown; choose"),
+        ({"lowercase": "no"}, "lowercase 'no': must be true or false"),
+        ({"units": "60"}, "units '60': must be a whole number"),
+        ({"bpe": "x"}, r"unknown fields \['bpe'\]"),
+        ({"format": 3}, "format 3 is unknown; this version of macaron reads 1 to 2"),
+        ({"format": True}, "format True is unknown"),
+        ({"format": "2"}, "format '2' is unknown"),
+        ({"generation": 5}, "generation 5 must be options"),
+        ({"generation": {}}, r"\(KeyError: 'beam'\)"),
+        ({"generation": {"beam": "5"}}, "beam '5' must be a whole number"),
+        ({"generation": {"beam": 0}}, "beam 0 must be at least 1"),
+        ({"generation": {"beam": 5, "lenpen": [1]}}, r"lenpen \[1\] must be a finite number"),
+        ({"generation": {"beam": 5, "lenpn": 1}}, "no option 'lenpn'; did you mean lenpen"),
+    ],
+)
+def test_descriptions_that_make_no_sense(copy: Path, values: dict[str, Any], message: str) -> None:
+    describe(copy, **values)
+    with pytest.raises(ValueError, match=rf"text\.json: does not describe a released model.*{message}"):
+        MacaronModel.from_pretrained(copy)
+
+
+def test_a_description_that_was_cut(copy: Path) -> None:
+    (copy / "text.json").write_text((copy / "text.json").read_text(encoding="utf-8")[:40], encoding="utf-8")
+    with pytest.raises(ValueError, match="does not describe a released model .*truncated or damaged"):
+        MacaronModel.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [
+        ("model", {"_name": "fconv", "encoder_layers": "__import__('os').system('touch WITNESS')"}),
+        ("model", {"_name": "transformer"}),
+        ("task", {"_name": "language_modeling"}),
+    ],
+)
+def test_only_models_of_ours(copy: Path, tmp_path: Path, monkeypatch: Any, group: str, values: dict[str, Any]) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = torch.load(copy / "model.pt", weights_only=True)
+    state["cfg"][group] |= values
+    torch.save(state, copy / "model.pt")
+    folders.seal(copy)
+    with pytest.raises(ValueError, match="a released folder holds a MacaronModel for the task 'translation'"):
+        MacaronModel.from_pretrained(copy)
+    assert not (tmp_path / "WITNESS").exists()
+
+
+def test_nothing_of_another_machine_is_looked_up(copy: Path, finished, monkeypatch: Any) -> None:
+    state = torch.load(copy / "model.pt", weights_only=True)
+    state["cfg"]["model"] |= {"encoder_embed_path": "/nowhere/vectors", "adaptive_softmax_cutoff": "${oc.env:SECRET}"}
+    state["cfg"]["task"] |= {"data": "/nowhere", "eval_bleu": True, "eval_bleu_detok": "moses", "source_lang": "xx"}
+    state["cfg"]["bpe"] = {"_name": "gpt2", "gpt2_encoder_json": "https://example.org/encoder.json"}
+    state["cfg"]["generation"]["replace_unk"] = "/etc/passwd"
+    torch.save(state, copy / "model.pt")
+    folders.seal(copy)
+    raw, recorded = (read_lines(finished.folder / name)[0] for name in ("raw/test.de", "hyp/test.en"))
+    assert MacaronModel.from_pretrained(copy).translate(raw) == recorded
+
+
+# --- what it takes ------------------------------------------------------------------------------------------------
+
+
+def test_sentences_longer_than_a_batch_of_the_training(model) -> None:
+    long = "ab " * 500
+    assert len(model.encode(long)) > 120, "of --max-tokens"
+    short, other = model.translate(["ab", long], beam=1, max_len_b=3)
+    assert short == model.translate("ab", beam=1, max_len_b=3) and isinstance(other, str)
+
+
+def test_a_sentence_that_is_too_long(finished, model) -> None:
+    raw, recorded = (read_lines(finished.folder / name)[:2] for name in ("raw/test.de", "hyp/test.en"))
+    sentences = [raw[0], "", "ab " * 2000, raw[1]]
+    with pytest.raises(ValueError, match=r"1 of 4 sentences longer than 1,024 tokens: number 3 has [0-9,]+\. .*split"):
+        model.translate(sentences)
+    assert model.translate(iter(sentences), skip_invalid_size_inputs=True) == [recorded[0], "", "", recorded[1]]
+
+
+def test_text_that_is_empty_only_as_words(model) -> None:
+    assert model.translate(["\u200b", "\u00ad", "\ufeff", "\x01", "\u200b \u2060", "\n"]) == [""] * 6
+
+
+def test_options_of_its_own(released: Path, finished, model) -> None:
+    raw = read_lines(finished.folder / "raw" / "test.de")[0]
+    for options, message in (({"beam": 0}, "beam 0"), ({"lenpn": 1}, "no option 'lenpn'; did you mean lenpen")):
+        with pytest.raises(ValueError, match=message):
+            model.translate(raw, **options)
+    short = MacaronModel.from_pretrained(released, beam=1, max_len_b=3)
+    assert short.translate(raw) == model.translate(raw, beam=1, max_len_b=3) != model.translate(raw)
+    with pytest.raises(ValueError, match="from_pretrained: no option bem; there are those of fairseq's configuration"):
+        MacaronModel.from_pretrained(released, bem=1)
+
+
+def test_architectures_that_cannot_be_released_are_known_before_training() -> None:
+    recipe = load("iwslt14_de_en")
+    release.check_architecture(recipe)
+    with pytest.raises(RecipeError, match=r"--arch transformer: a released model is one of .*iwslt14_de_en report"):
+        release.check_architecture(recipe.changed(arch="transformer"))
