@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def is_blank(text: str) -> bool:
     """Whether nothing of `text` is to be seen: white space, control characters, what Unicode calls ignorable."""
-    import regex
+    import regex  # type: ignore[import-untyped]
 
     unseen = r"[\p{White_Space}\p{Cc}\p{Default_Ignorable_Code_Point}\uFFF9-\uFFFB]*"
     return regex.fullmatch(unseen, text) is not None
@@ -198,7 +198,7 @@ class Pieces:
         return lambda words: " ".join(processor.encode(words, out_type=str))
 
     def _codes(self) -> Callable[[str], str]:
-        from subword_nmt.apply_bpe import BPE
+        from subword_nmt.apply_bpe import BPE  # type: ignore[import-untyped]
 
         try:
             # a carriage return, or U+2028, may be a part of a code

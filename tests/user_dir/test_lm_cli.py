@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from macaron.user_dir.models import MacaronLanguageModel
+
+from macaron import MacaronModel
 
 BLOCKS = ["--task", "language_modeling", "--sample-break-mode", "none", "--tokens-per-sample", 32]
 
@@ -92,3 +95,25 @@ def test_adaptive_tables_are_tied(adaptive):
     weights = adaptive.weights
     for band, name in enumerate(("decoder.adaptive_softmax.head.word_proj.weight",)):
         assert weights[name].equal(weights[f"decoder.embed_tokens.embeddings.{band}.0.weight"])
+
+
+def test_the_hub_continues_and_scores_sentences(trained_lm, lm_data):
+    hub = MacaronLanguageModel.from_pretrained(trained_lm.folder, "checkpoint_last.pt", lm_data)
+    first, empty, last = hub.sample(["ab", "", "ba"], beam=1, max_len_b=6)
+    assert [first, last] == [hub.sample(one, beam=1, max_len_b=6) for one in ("ab", "ba")] and isinstance(empty, str)
+    assert len(hub.score(iter(["ab", "ba ab"]))) == 2
+    with pytest.raises(ValueError, match=r"1 of 2 sentences longer than 32 tokens: number 2 has 41"):
+        hub.sample(["ab", "ab " * 40])
+    with pytest.raises(ValueError, match="no option 'temprature'; did you mean temperature"):
+        hub.sample("ab", temprature=1.0)
+    with pytest.raises(TypeError, match="sentence number 1 is of type NoneType"):
+        hub.score([None])
+
+
+def test_wrong_places_of_a_language_model(trained_lm, lm_data, dictionary_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"no dict\.txt there; it holds dict\.de\.txt"):
+        MacaronLanguageModel.from_pretrained(trained_lm.folder, "checkpoint_last.pt", dictionary_folder)
+    with pytest.raises(ValueError, match=r"holds a MacaronLmTiny, no MacaronModel; open it with from_pretrained of"):
+        MacaronModel.from_pretrained(trained_lm.folder, "checkpoint_last.pt", lm_data)
+    with pytest.raises(ValueError, match="it holds binarised data, which is for data_name_or_path"):
+        MacaronLanguageModel.from_pretrained(lm_data)

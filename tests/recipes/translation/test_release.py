@@ -148,9 +148,7 @@ def test_a_flipped_bit_is_found(copy: Path, name: str, where: float) -> None:
     content = bytearray((copy / name).read_bytes())
     content[int(where * len(content))] ^= 1
     (copy / name).write_bytes(content)
-    with pytest.raises(
-        ValueError, match=rf"{name} is not what was released, by the sums in|text\.json: does not describe"
-    ):
+    with pytest.raises(ValueError, match=rf"{name} is not what was released, by|text\.json: does not describe"):
         MacaronModel.from_pretrained(copy)
 
 
@@ -248,7 +246,7 @@ def test_descriptions_that_make_no_sense(copy: Path, values: dict[str, Any], mes
 
 def test_a_description_that_was_cut(copy: Path) -> None:
     (copy / "text.json").write_text((copy / "text.json").read_text(encoding="utf-8")[:40], encoding="utf-8")
-    with pytest.raises(ValueError, match="does not describe a released model .*truncated or damaged"):
+    with pytest.raises(ValueError, match=r"does not describe a released model .*truncated or damaged"):
         MacaronModel.from_pretrained(copy)
 
 
