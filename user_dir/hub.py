@@ -18,7 +18,7 @@ from macaron.legacy.checkpoint import load as load_raw
 from macaron.text import Pieces, Words, is_blank
 
 from . import generation, places, released
-from .released import DESCRIPTION
+from .released import DESCRIPTION  # a name of this module from before there was that one
 
 __all__ = ["DESCRIPTION", "HubModel", "ReleasedModel", "is_release", "open_checkpoints", "open_release"]
 
@@ -245,10 +245,11 @@ class ReleasedModel(HubModel):
 
 def is_release(folder: Any, data: Any) -> bool:
     """Whether `folder` is a released model that is asked for as a whole."""
-    if data not in (None, ".", "./"):
-        return False
     try:
-        return (Path(folder) / DESCRIPTION).is_file() and not any(Path(folder).glob("*.idx"))  # no data-bin
+        folder = Path(folder)
+        if data not in (None, ".", "./") and Path(data).resolve() != folder.resolve():
+            return False
+        return released.is_described(folder) and not any(folder.glob("*.idx"))  # no data-bin
     except (TypeError, ValueError, OSError):
         return False
 
@@ -263,6 +264,7 @@ def open_release(family: type, folder: Path, checkpoint_file: Any = released.MOD
         ValueError: a part of it is missing, damaged, or says what no release does.
     """
     folder = folder.resolve()
+    places.check_one_path(folder)
     description = released.read(folder, str(checkpoint_file))
     ours = {name: kwargs.pop(name) for name in list(kwargs) if name in generation.TYPES}
     description.generation.update(ours | dict(kwargs.pop("generation_args", None) or {}))

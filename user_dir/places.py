@@ -29,6 +29,8 @@ def model_folder(place: Any) -> Path:
             f'data_name_or_path="…")'
         )
     _existing(folder, place)
+    if folder.is_symlink():
+        raise ValueError(f"{place}: is a link to {os.readlink(folder)}, which is not there; give a folder")
     raise ValueError(f"{place}: is neither a folder nor a file; give the folder of a released model, or of checkpoints")
 
 
@@ -44,7 +46,17 @@ def data_folder(place: Any, model: Path) -> Path:
         if folder.is_file() and not _is_archive(folder):
             raise ValueError(f"data_name_or_path={place}: {folder} is a file; give the folder with its dict.*.txt")
         _existing(folder, f"data_name_or_path={place}")
+    check_one_path(folder)
     return folder
+
+
+def check_one_path(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: a folder of dictionaries that fairseq would take for two.
+    """
+    if os.pathsep in str(folder.resolve()):
+        raise ValueError(f"{folder}: fairseq takes {os.pathsep!r} for the end of a path; move it to one without")
 
 
 def check_checkpoints(folder: Path, checkpoint_file: Any) -> None:
@@ -79,7 +91,7 @@ def check_dictionaries(folder: Path, asked: str) -> None:
 
 def contents(folder: Path) -> str:
     """What kind of folder it is, in words."""
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
         return "the folder is empty"
     checkpoints = [name for name in names if name.endswith(".pt")]

@@ -72,6 +72,13 @@ class Description:
         return [DESCRIPTION, self.text.released_name, *dictionaries]
 
 
+def is_described(folder: Path) -> bool:
+    """Whether there is a description, or sums that say there was one."""
+    if (folder / DESCRIPTION).is_file():
+        return True
+    return (folder / SUMS).is_file() and f"  {DESCRIPTION}\n" in (folder / SUMS).read_text("utf-8", errors="replace")
+
+
 def write(folder: Path, description: Description) -> None:
     """text.json; `seal` follows when all other files are there."""
     content = json.dumps(description.content(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -92,6 +99,8 @@ def read(folder: Path, checkpoint_file: str = MODEL) -> Description:
         ValueError: a description that makes no sense, a part that is missing, or one that is not what was released.
     """
     path = folder / DESCRIPTION
+    if not path.is_file():
+        raise ValueError(f"{folder}: {DESCRIPTION} missing, which says how text becomes pieces; {_AGAIN}")
     try:
         description = Description.of(read_json(path))
     except (KeyError, ValueError) as error:

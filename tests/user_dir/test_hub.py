@@ -14,10 +14,13 @@ import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
 from macaron.user_dir import hub as hub_module
+from macaron.user_dir import released
 from macaron.user_dir.models import MacaronLanguageModel
+from omegaconf import OmegaConf
 
 from macaron import MacaronModel
 from macaron.legacy.checkpoint import CheckpointError
+from macaron.text import TextSettings
 
 
 @pytest.fixture(scope="module")
@@ -362,3 +365,28 @@ def test_a_release_holds_a_model_of_ours_by_its_own_word(state):
     good = {"cfg": {"model": {"_name": "macaron_tiny"}, "task": {"_name": "translation"}}, "args": None}
     hub_module.check_settings(Path("model.pt"), good, MacaronModel)
     assert not issubclass(TransformerModel, MacaronModel)
+
+
+def test_a_release_takes_the_model_and_its_sizes_from_the_checkpoint_and_nothing_else():
+    found = OmegaConf.create(
+        {
+            "model": {
+                "_name": "macaron_tiny",
+                "dropout": 0.2,
+                "activation_fn": "${oc.env:HOME}",
+                "decoder_embed_path": "x",
+            },
+            "task": {"_name": "translation", "max_source_positions": 50, "eval_bleu": True, "data": "/x"},
+            "dataset": {"max_tokens": 10},
+            "generation": {"replace_unk": "/etc/passwd"},
+            "bpe": {"_name": "gpt2"},
+        }
+    )
+    description = released.Description(TextSettings("de", "en"), {"beam": 3})
+    cfg = hub_module._configuration(Path("/folder/model.pt"), found, description, {})
+    assert cfg.model == {"_name": "macaron_tiny", "dropout": 0.2}
+    assert cfg.task == {
+        **{"_name": "translation", "data": "/folder", "source_lang": "de", "target_lang": "en"},
+        **{"max_source_positions": 50},
+    }
+    assert (cfg.dataset.max_tokens, cfg.generation.replace_unk, cfg.bpe) == (hub_module.BATCH_TOKENS, None, None)

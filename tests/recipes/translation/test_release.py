@@ -191,6 +191,22 @@ def test_sums_that_do_not_fit(copy: Path, change: Any, message: str) -> None:
         MacaronModel.from_pretrained(copy)
 
 
+def test_a_description_that_is_gone(copy: Path) -> None:
+    (copy / "text.json").unlink()
+    with pytest.raises(ValueError, match=r"text\.json missing, which says how text becomes pieces"):
+        MacaronModel.from_pretrained(copy)
+
+
+def test_its_own_folder_as_the_data_is_the_release(copy: Path, finished) -> None:
+    raw, recorded = (read_lines(finished.folder / name)[0] for name in ("raw/test.de", "hyp/test.en"))
+    assert MacaronModel.from_pretrained(str(copy), data_name_or_path=str(copy)).translate(raw) == recorded
+
+
+def test_a_path_that_fairseq_takes_for_two(copy: Path) -> None:
+    with pytest.raises(ValueError, match="fairseq takes ':' for the end of a path"):
+        MacaronModel.from_pretrained(copy.rename(copy.with_name("a:b")))
+
+
 def test_sums_that_are_gone(copy: Path) -> None:
     (copy / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match="SHA256SUMS missing, the sums of its files; copy the folder again"):
@@ -271,7 +287,7 @@ def test_only_models_of_ours(copy: Path, tmp_path: Path, monkeypatch: Any, group
 
 def test_nothing_of_another_machine_is_looked_up(copy: Path, finished, monkeypatch: Any) -> None:
     state = torch.load(copy / "model.pt", weights_only=True)
-    state["cfg"]["model"] |= {"encoder_embed_path": "/nowhere/vectors", "adaptive_softmax_cutoff": "${oc.env:SECRET}"}
+    state["cfg"]["model"] |= {"encoder_embed_path": "/nowhere/vectors"}
     state["cfg"]["task"] |= {"data": "/nowhere", "eval_bleu": True, "eval_bleu_detok": "moses", "source_lang": "xx"}
     state["cfg"]["bpe"] = {"_name": "gpt2", "gpt2_encoder_json": "https://example.org/encoder.json"}
     state["cfg"]["generation"]["replace_unk"] = "/etc/passwd"
