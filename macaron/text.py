@@ -125,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{constant} is no number")
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise TextError(f"no JSON, so it is truncated or damaged: {error}") from error
     if not isinstance(content, dict):
@@ -202,7 +202,7 @@ class Pieces:
 
         try:
             # a carriage return, or U+2028, may be a part of a code
-            with self.model.open(encoding="utf-8", newline="\n") as codes:
+            with self.model.open(encoding="utf-8-sig", newline="\n") as codes:
                 if not codes.read(1):
                     raise ValueError("empty")
                 codes.seek(0)

@@ -270,10 +270,9 @@ def open_release(family: type, folder: Path, checkpoint_file: Any = released.MOD
     description.generation.update(ours | dict(kwargs.pop("generation_args", None) or {}))
     generation.check(description.generation, "options of the generation")
     path = folder / checkpoint_file
-    check_settings(path, load_raw(path), family)
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    state = load_raw(path)
+    check_settings(path, state, family)
     state["cfg"] = _configuration(path, state["cfg"], description, kwargs)
-    state["task_state"] = {}
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
     return ReleasedModel(cfg, task, models, description, folder)
 
@@ -300,9 +299,9 @@ _PLACES = ("encoder_embed_path", "decoder_embed_path")
 _TASK = ("left_pad_source", "left_pad_target", "max_source_positions", "max_target_positions")
 
 
-def _configuration(path: Path, found: DictConfig, description: released.Description, overrides: Any) -> DictConfig:
+def _configuration(path: Path, found: dict[str, Any], description: released.Description, overrides: Any) -> DictConfig:
     """fairseq's defaults with the model and the sizes of the task from the file, and nothing else of it."""
-    model, task = (OmegaConf.to_container(found[group], resolve=False) for group in ("model", "task"))
+    model, task = found["model"], found["task"]
     source, target = description.text.languages
     cfg = OmegaConf.structured(FairseqConfig)
     with open_dict(cfg):

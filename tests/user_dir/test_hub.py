@@ -16,7 +16,6 @@ from fairseq.models.transformer import TransformerModel
 from macaron.user_dir import hub as hub_module
 from macaron.user_dir import released
 from macaron.user_dir.models import MacaronLanguageModel
-from omegaconf import OmegaConf
 
 from macaron import MacaronModel
 from macaron.legacy.checkpoint import CheckpointError
@@ -132,6 +131,12 @@ def test_a_sentence_of_the_longest_length(hub):
     longest = " ".join(["ab"] * 1023)
     assert hub.encode(longest).numel() == 1024
     assert isinstance(hub.translate(longest, beam=1, max_len_b=3), str)
+
+
+def test_batches_of_the_training_do_not_limit_a_sentence(trained, dictionary_folder):
+    options = {"source_lang": "de", "target_lang": "en", "max_tokens": 20}
+    small = MacaronModel.from_pretrained(trained.folder, "checkpoint_last.pt", dictionary_folder, **options)
+    assert len(small.translate(["ab", "ab " * 100], beam=1, max_len_b=3)) == 2
 
 
 def test_any_number_of_sentences_in_order(hub, sentences):
@@ -368,20 +373,14 @@ def test_a_release_holds_a_model_of_ours_by_its_own_word(state):
 
 
 def test_a_release_takes_the_model_and_its_sizes_from_the_checkpoint_and_nothing_else():
-    found = OmegaConf.create(
-        {
-            "model": {
-                "_name": "macaron_tiny",
-                "dropout": 0.2,
-                "activation_fn": "${oc.env:HOME}",
-                "decoder_embed_path": "x",
-            },
-            "task": {"_name": "translation", "max_source_positions": 50, "eval_bleu": True, "data": "/x"},
-            "dataset": {"max_tokens": 10},
-            "generation": {"replace_unk": "/etc/passwd"},
-            "bpe": {"_name": "gpt2"},
-        }
-    )
+    elsewhere = {"activation_fn": "${oc.env:HOME}", "decoder_embed_path": "x"}
+    found = {
+        "model": {"_name": "macaron_tiny", "dropout": 0.2, **elsewhere},
+        "task": {"_name": "translation", "max_source_positions": 50, "eval_bleu": True, "data": "/x"},
+        "dataset": {"max_tokens": 10},
+        "generation": {"replace_unk": "/etc/passwd"},
+        "bpe": {"_name": "gpt2"},
+    }
     description = released.Description(TextSettings("de", "en"), {"beam": 3})
     cfg = hub_module._configuration(Path("/folder/model.pt"), found, description, {})
     assert cfg.model == {"_name": "macaron_tiny", "dropout": 0.2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,3 +85,28 @@ def test_codes_that_are_none(tmp_path: Path) -> None:
 def test_training_text_keeps_its_apostrophes() -> None:
     words = Words(TextSettings("en", "de"), "en")
     assert (words.training("it’s"), words.encode("it’s")) == ("it ’ s", "it &apos;s")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"source": "de"', r"text\.json: no JSON, so it is truncated or damaged"),
+        ('["de", "en"]', r"text\.json: holds a list, not a JSON object"),
+        ('{"source": "de", "target": "en"}', r"text\.json: 'tokenizer' is missing; prepare the data anew"),
+    ],
+)
+def test_files_that_hold_no_settings(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "text.json").write_text(content, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        TextSettings.read(tmp_path / "text.json")
+
+
+def test_settings_of_a_file_are_checked_as_those_that_are_written(tmp_path: Path) -> None:
+    content = {**SETTINGS.content(), "target": "../en"}
+    (tmp_path / "text.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"text\.json: target '\.\./en' is no language code"):
+        TextSettings.read(tmp_path / "text.json")
+
+
+def test_settings_go_to_other_processes() -> None:
+    assert pickle.loads(pickle.dumps(SETTINGS)) == SETTINGS
