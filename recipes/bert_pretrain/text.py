@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import lzma
 import re
 import unicodedata
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
+from recipes.common import textfile
 from recipes.common.errors import RecipeError
 
 # Dropped: controls, byte order marks, soft hyphens, replacement characters. Joiners stay: scripts need them.
@@ -28,29 +24,12 @@ def clean(line: str) -> str:
     return " ".join(unicodedata.normalize("NFC", line).translate(_TABLE).split())
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The uncompressed content; what can be wrong with a file is a RecipeError."""
-    opener: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
-    try:
-        with opener(path, "rb") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise RecipeError(f"--text {path}: no such file; correct the path") from error
-    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise RecipeError(f"--text {path}: cannot be read ({error}); is it complete? Fetch it again") from error
-
-
 def lines(path: Path) -> Iterator[str]:
-    with opened(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise RecipeError(
-                    f"--text {path}: line {number} is not UTF-8 ({error.reason} at byte {error.start} of the line); "
-                    f"convert the file, with iconv for instance"
-                ) from error
+    """With their ends; errors name the option."""
+    try:
+        yield from (line + "\n" for line in textfile.lines(path))
+    except RecipeError as error:
+        raise RecipeError(f"--text {error}") from error
 
 
 def documents(source: Iterable[str], blank_lines: int) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
+from recipes.common.textfile import lines
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -32,8 +33,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines end at LF or CR LF: `splitlines`, and a text file's universal line ends, also break inside a sentence."""
-    return path.read_bytes().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    """All lines of a text file, see `recipes.common.textfile.lines`."""
+    return list(lines(path))
 
 
 def digest(path: Path) -> str:

@@ -15,6 +15,8 @@ from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, read_json, read_lines, write_json
 from recipes.demo import corpora
 from recipes.demo.settings import Settings
+from recipes.translation.data import binary
+from recipes.translation.data.files import spaced
 
 
 class Demo:
@@ -74,7 +76,7 @@ class Demo:
             ) from error
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(self.spm))
         for path in texts:
-            encoded = pieces.encode(read_lines(path), out_type=str)
+            encoded = pieces.encode([spaced(line) for line in read_lines(path)], out_type=str)
             target = path.with_name(f"{path.stem}.bpe{path.suffix}")
             target.write_text("".join(" ".join(line) + "\n" for line in encoded), encoding="utf-8")
         commands.run(
@@ -85,6 +87,8 @@ class Demo:
             ),
             self.folder / "prepare.log", self.space.lock, "fairseq-preprocess",
         )  # fmt: skip
+        languages = corpora.LANGUAGES
+        binary.check(self.data_bin, lambda split, side: self.text / f"{split}.bpe.{side}", corpora.SPLITS, languages)
         sizes = {split: len(read_lines(self.text / f"{split}.de")) for split in corpora.SPLITS}
         files = [
             *texts,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import lzma
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.common.download import Remote, fetch
 from recipes.common.errors import RecipeError
+from recipes.common.textfile import SUFFIXES, UNPACKING, packed, unpacked
 from recipes.translation.data.corpus import Corpus, Input, Rules
-from recipes.translation.data.files import SUFFIXES, packed
 
 NAMES = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
 URL = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw"
-MAX_BYTES = 8 * 2**20
+MAX_BYTES = 8 * 2**20  # of a file, packed or not
 
 # Of the uncompressed files.
 SHA256 = {
@@ -56,12 +53,11 @@ def fetch_file(name: str, folder: Path, base_url: str = URL) -> Path:
 
     def check(path: Path) -> None:
         try:
-            content = gzip.decompress(path.read_bytes())
-        except (EOFError, OSError, zlib.error) as error:
+            verify(content_of(path), name, path)
+        except UNPACKING as error:
             raise RecipeError(
                 f"{path}: the download cannot be unpacked ({error}); it is truncated or not a .gz file. Delete it"
             ) from error
-        verify(content, name, path)
 
     return fetch(remote, folder, check=check)
 
@@ -74,16 +70,22 @@ def read_verified(folder: Path, name: str) -> list[str]:
             f"{folder}: {name} is missing (looked for {', '.join(name + suffix for suffix in SUFFIXES)}); "
             f"put the file there, or give another folder with --data-dir"
         )
-    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
     try:
-        with opener(path, "rb") as file:
-            content = file.read()
-    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        content = content_of(path)
+    except UNPACKING as error:
         raise RecipeError(
             f"{path}: cannot be unpacked ({error}); the file is truncated or corrupt. Fetch it again"
         ) from error
     verify(content, name, path)
     return content.decode("utf-8").removesuffix("\n").split("\n")
+
+
+def content_of(path: Path) -> bytes:
+    with unpacked(path) as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise RecipeError(f"{path}: more than {MAX_BYTES:,} bytes when unpacked; it is no file of Multi30k")
+    return content
 
 
 def verify(content: bytes, name: str, where: Path) -> None:

@@ -431,11 +431,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read(path: Path, remove_bpe: bool) -> list[str]:
-    try:
-        lines = read_lines(path) if path.stat().st_size else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as UTF-8 text ({error}); correct the name or the file") from error
-    return join_pieces(lines) if remove_bpe else lines
+    return join_pieces(read_lines(path)) if remove_bpe else read_lines(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from recipes.common.download import Remote
 from recipes.common.errors import RecipeError
+from recipes.common.textfile import packed
 from recipes.translation.data.corpus import Corpus, Input, Part, Rules, detected, places
-from recipes.translation.data.files import packed
 from recipes.translation.text import TextSettings
 
 VALID = ("newstest2013", "train")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from tqdm import tqdm
-
+from recipes.common.archive import unpack
 from recipes.common.download import Remote, fetch
 from recipes.common.errors import RecipeError
-from recipes.translation.data.files import READERS, lines, packed, together
+from recipes.common.textfile import lines, packed
+from recipes.translation.data.files import READERS, together
 from recipes.translation.text import TextSettings
 
 SPLITS = ("train", "valid", "test")
@@ -201,27 +197,3 @@ def locate(corpus: Corpus, folder: Path, scratch: Path) -> Input:
             f"found {listing}. Give another folder, or leave the option out to download the corpus"
         )
     return found
-
-
-def unpack(archive: Path, members: tuple[str, ...], folder: Path) -> None:
-    """The members whose base names match, each under its base name, so that no archive writes elsewhere."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tqdm(tar, desc=f"unpack {archive.name}", unit=" files"):
-                name = PurePosixPath(member.name).name
-                if not member.isfile() or not any(fnmatch(name, pattern) for pattern in members):
-                    continue
-                target = folder / name
-                if target.is_file() and target.stat().st_size == member.size:
-                    continue
-                partial = folder / (name + ".part")
-                content = tar.extractfile(member)
-                assert content is not None  # it is a file
-                with content, partial.open("wb") as file:
-                    shutil.copyfileobj(content, file)
-                partial.replace(target)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise RecipeError(
-            f"{archive}: cannot be unpacked ({error}); the file is truncated or corrupt. Fetch it again"
-        ) from error

@@ -1,44 +1,18 @@
-"""Text files: packed or plain, lines that end at LF only, outputs that appear whole or not at all."""
+"""Corpus files: sentences of talks, segments and pieces; outputs that appear whole or not at all."""
 
 from __future__ import annotations
 
-import gzip
 import html
-import lzma
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from recipes.common.errors import RecipeError
-
-SUFFIXES = ("", ".xz", ".gz")
-OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
-
-
-def packed(path: Path) -> Path | None:
-    """`path`, or the same with .xz or .gz: whichever is there."""
-    return next((there for suffix in SUFFIXES if (there := path.with_name(path.name + suffix)).is_file()), None)
-
-
-def lines(path: Path) -> Iterator[str]:
-    """Lines without their LF. `splitlines` would also break at characters inside a sentence."""
-    number = 0
-    try:
-        with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="\n") as file:
-            for line in file:
-                number += 1
-                yield line.removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 after line {number} ({error}); fetch or convert the file anew") from error
-    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise RecipeError(
-            f"{path}: cannot be read after line {number} ({error}); the file is truncated or corrupt. Fetch it again"
-        ) from error
-
+from recipes.common.textfile import lines as lines  # part of what is read here
+from recipes.common.textfile import packed as packed
 
 _MARKUP = re.compile(r"</?(?:title|description)>")
 
@@ -54,10 +28,22 @@ _SEGMENT = re.compile(r'<seg id="[0-9]*">\s*|\s*</seg>\s*')
 
 
 def segments(path: Path) -> Iterator[str]:
-    """Sentences of NIST's XML and SGM files, entities as they stand there."""
-    for line in lines(path):
+    """Sentences of NIST's XML and SGM files, entities as they stand there.
+
+    Raises:
+        RecipeError: several in a line, which would become one; the file ends inside one.
+    """
+    closed = True
+    for number, line in enumerate(lines(path), 1):
+        if line.count("<seg id") > 1:
+            raise RecipeError(f"{path}, line {number}: several segments; bring each to a line of its own")
         if "<seg id" in line:
+            closed = "</seg>" in line
             yield _SEGMENT.sub("", line)
+        else:
+            closed = closed or "</seg>" in line
+    if not closed:
+        raise RecipeError(f"{path}: ends inside a segment; the file is truncated. Fetch it again")
 
 
 def unescaped(sentence: str) -> str:
@@ -70,10 +56,18 @@ def sgm(path: Path) -> Iterator[str]:
     return map(unescaped, segments(path))
 
 
+def spaced(text: str) -> str:
+    """One line whose words stand between single spaces, with no other white space and no line end of any system.
+
+    Text lies in files that fairseq and sub-word models read with their own ideas of both.
+    """
+    return " ".join(text.split())
+
+
 def joined(path: Path) -> Iterator[str]:
     """Words of a file in BPE pieces."""
     for line in lines(path):
-        yield (line + " ").replace("@@ ", "").rstrip()
+        yield (spaced(line) + " ").replace("@@ ", "").rstrip()
 
 
 READERS: dict[str, Callable[[Path], Iterator[str]]] = {

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
+
+from recipes.common.errors import RecipeError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,12 +29,14 @@ def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """map(function, items) by `workers` processes. A few items are read ahead, so that any corpus fits in memory.
 
-    Processes are spawned, not forked: the parent may hold threads of torch or tqdm.
+    Processes are spawned, not forked: the parent may hold threads of torch or tqdm. They end with it, even if it is
+    killed.
     """
     if workers <= 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
@@ -38,5 +45,23 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise RecipeError(
+                f"one of {workers} processes of the preparation was killed, by lack of memory perhaps; run the same "
+                f"command again, with fewer --workers"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """A worker that waits for tasks would wait for ever, since it holds the writing end of their pipe itself."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

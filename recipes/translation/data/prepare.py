@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from recipes.common import commands
 from recipes.common.errors import RecipeError
+from recipes.common.textfile import lines, packed
 from recipes.common.workspace import Workspace, digest
-from recipes.translation.data import subword
+from recipes.translation.data import binary, subword
 from recipes.translation.data.corpus import SPLITS, Corpus, locate
-from recipes.translation.data.files import lines, packed, together, whole
+from recipes.translation.data.files import together, whole
 from recipes.translation.data.parallel import chunks, in_order
 from recipes.translation.data.sentences import Pair, process, segment, tasks
 from recipes.translation.text import TextSettings
@@ -119,6 +120,7 @@ class Preparation:
         scratch = self.folder / "download"
         if data_dir is None:
             self.corpus.download(scratch, sha256, trust)
+        shutil.rmtree(scratch / "unpacked", ignore_errors=True)  # of an attempt that was cut short
         found = locate(self.corpus, data_dir or scratch, scratch / "unpacked")
         inputs = {path.name: digest(path) for _, part in found.parts() for path in part.files}
         rules = self.corpus.rules
@@ -209,13 +211,14 @@ class Preparation:
             "--destdir", data_bin, "--workers", self.workers,
         )  # fmt: skip
         commands.run(command, log, self.space.lock, "fairseq-preprocess")
+        binary.check(data_bin, lambda split, side: self.folder / "bpe" / f"{split}.{side}", SPLITS, s.languages)
         s.write(data_bin / "text.json")
         shutil.copyfile(self.folder / "bpe" / s.model_name, data_bin / s.model_name)
         report = (data_bin / "preprocess.log").read_text(encoding="utf-8")
         types = {language: int(count) for language, count in re.findall(r"\[(\w+)\] Dictionary: (\d+) types", report)}
         unknown = {
             f"{split}.{language}": f"{share}%"
-            for language, split, share in re.findall(r"\[(\w+)\] .*/(\w+)\.\w+: .* ([\d.]+)% replaced", report)
+            for language, split, share in re.findall(r"\[(\w+)\] .*/(\w+)\.\w+: .* ([\d.e+-]+)% replaced", report)
         }
         made = [*data_bin.glob("*.bin"), *data_bin.glob("*.idx"), *data_bin.glob("dict.*.txt")]
         files = [*sorted(made), data_bin / "text.json", data_bin / s.model_name]
@@ -233,6 +236,20 @@ class Preparation:
                 raise RecipeError(f"{folder}: dict.{language}.txt is missing (plain, .xz or .gz); put it there")
             plain = self.folder / "bpe" / f"dict.{language}.txt"
             with whole(plain) as (file,):
-                file.writelines(line + "\n" for line in lines(there))
+                file.writelines(line + "\n" for line in entries(there))
             options += [option, str(plain)]
         return options
+
+
+def entries(dictionary: Path) -> Iterator[str]:
+    """Its lines, each a symbol and a count; a CR in one would be the end of a line to fairseq."""
+    seen = set()
+    for number, line in enumerate(lines(dictionary), 1):
+        symbol, _, count = line.rstrip().removesuffix(" #fairseq:overwrite").rpartition(" ")
+        if not symbol or not re.fullmatch("[0-9]+", count) or "\r" in line or symbol in seen:
+            raise RecipeError(
+                f"{dictionary}, line {number}: {line!r} is not a new symbol, a space and a count, as fairseq has them; "
+                f"give another folder with --dictionaries"
+            )
+        seen.add(symbol)
+        yield line

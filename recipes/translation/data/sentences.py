@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from macaron.moses import Moses
 from recipes.translation.data.corpus import Input, Rules
-from recipes.translation.data.files import unescaped
+from recipes.translation.data.files import spaced, unescaped
 from recipes.translation.data.normalise import normaliser
 from recipes.translation.data.parallel import chunks
 from recipes.translation.text import Pieces, TextSettings, Words
@@ -51,7 +51,12 @@ def process(settings: TextSettings, rules: Rules, task: Task) -> tuple[str, int,
 
 
 def side_of(settings: TextSettings, rules: Rules, language: str, task: Task, sentence: str) -> Pair:
-    """(raw, words) of one sentence."""
+    """(raw, words) of one sentence, each one line: an entity such as &#10; can bring in what the file did not have."""
+    raw, words = forms_of(settings, rules, language, task, sentence)
+    return spaced(raw), spaced(words)
+
+
+def forms_of(settings: TextSettings, rules: Rules, language: str, task: Task, sentence: str) -> Pair:
     words = words_of(settings, language)
     moses = settings.tokenizer == "moses"
     training = task.split == "train"

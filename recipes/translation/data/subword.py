@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 from recipes.common.errors import RecipeError
-from recipes.translation.data.files import lines, whole
+from recipes.common.textfile import lines
+from recipes.translation.data.files import whole
 from recipes.translation.data.parallel import chunks, in_order
 from recipes.translation.data.sentences import count_words
 from recipes.translation.text import Pieces, TextSettings
@@ -66,7 +67,12 @@ def take(given: Path, model: Path, settings: TextSettings) -> int:
     else:
         with whole(model) as (codes,):
             codes.writelines(line + "\n" for line in lines(given))
-    Pieces(settings, model).encode("a")
+    try:
+        Pieces(settings, model).encode("a")
+    except (RecipeError, RuntimeError, OSError) as error:
+        model.unlink(missing_ok=True)
+        reason = str(error).replace(str(model), str(given))
+        raise RecipeError(f"--bpe-codes {given}: not taken as a model of {settings.subword} ({reason})") from error
     return settings.units if settings.subword == "sentencepiece" else count_units(model)
 
 

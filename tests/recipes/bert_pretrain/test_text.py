@@ -76,7 +76,7 @@ def test_files_are_read_packed_or_not(tmp_path: Path, suffix: str, opener: objec
 def test_other_encodings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes("gut\nschön\n".encode("latin-1"))
-    with pytest.raises(RecipeError, match=r"line 2 is not UTF-8 .* iconv"):
+    with pytest.raises(RecipeError, match=r"--text .*latin.txt: not UTF-8 after line 1 .* iconv"):
         list(lines(path))
     with pytest.raises(RecipeError, match="no such file"):
         list(lines(tmp_path / "nowhere.txt"))

@@ -15,11 +15,11 @@ TEXT = "erste\u2028Zeile\nzweite\r\nletzte ohne Ende"
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])
-def test_lines_end_at_lf_only(tmp_path: Path, suffix: str, pack: object) -> None:
+def test_lines_end_at_lf_and_cr_lf_only(tmp_path: Path, suffix: str, pack: object) -> None:
     (tmp_path / f"a.de{suffix}").write_bytes(pack(TEXT.encode()))  # type: ignore[operator]
     path = packed(tmp_path / "a.de")
     assert path is not None
-    assert list(lines(path)) == ["erste\u2028Zeile", "zweite\r", "letzte ohne Ende"]
+    assert list(lines(path)) == ["erste\u2028Zeile", "zweite", "letzte ohne Ende"]
 
 
 def test_broken_files_say_where(tmp_path: Path) -> None:
