@@ -63,6 +63,7 @@ def forms_of(settings: TextSettings, rules: Rules, language: str, task: Task, se
     if task.form == "final" and moses:
         return ("" if training else moses_of(language).decode(sentence)), sentence
     raw = (sentence if task.form == "raw" else moses_of(language).decode(sentence)).strip()
+    raw = raw.replace("\r", " ")  # normalize-punctuation.perl would join the words around it
     if training:
         return raw, words.training(normaliser(language)(raw) if rules.normalise and moses else raw).strip()
     if task.reader == "segments":

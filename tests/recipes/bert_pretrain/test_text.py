@@ -80,3 +80,18 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
         list(lines(path))
     with pytest.raises(RecipeError, match="no such file"):
         list(lines(tmp_path / "nowhere.txt"))
+
+
+def test_marks_and_line_ends_of_other_systems(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("One\rgoes on.\n\n\nTwo.\n", encoding="utf-8-sig", newline="\r\n")
+    assert list(documents(lines(path), 2)) == ["One goes on.", "Two."]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+def test_other_unicode_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
+    """Without a mark, English in UTF-16 is UTF-8 with NULs in between."""
+    path = tmp_path / "a.txt"
+    path.write_text("A text.\n", encoding=encoding)
+    with pytest.raises(RecipeError, match=r"--text .*a\.txt: not UTF-8 after line 0"):
+        list(lines(path))

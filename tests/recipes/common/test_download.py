@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import re
+import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +35,9 @@ class Server:
     length: bool = True
     break_at: list[int] = field(default_factory=list)  # bytes after which the next connections end
     status: list[int] = field(default_factory=list)  # errors that the next requests get
+    headers: dict[str, str] = field(default_factory=dict)  # instead of those that are right
+    redirect: str = ""  # where every request is sent
+    drip: float = 0.0  # seconds between bytes
     asked: list[str | None] = field(default_factory=list)  # Range of each request
     url: str = ""
 
@@ -40,6 +47,11 @@ class Server:
         if self.status:
             request.send_error(self.status.pop(0))
             return
+        if self.redirect:
+            request.send_response(302)
+            request.send_header("Location", self.redirect)
+            request.end_headers()
+            return
         same = request.headers.get("If-Range") in (None, self.version)
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.ranges and same else 0
         if start >= len(self.content):
@@ -48,13 +60,22 @@ class Server:
         request.send_response(206 if start else 200)
         if start:
             request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
-        if self.length:
+        for name, value in self.headers.items():
+            request.send_header(name, value)
+        if self.length and "Content-Length" not in self.headers:
             request.send_header("Content-Length", str(len(self.content) - start))
-        if self.version:
+        if self.version and "ETag" not in self.headers:
             request.send_header("ETag", self.version)
         request.end_headers()
         stop = self.break_at.pop(0) if self.break_at else len(self.content)
-        request.wfile.write(self.content[start : start + stop])
+        if not self.drip:
+            request.wfile.write(self.content[start : start + stop])
+        for byte in self.content[start : start + stop] if self.drip else b"":
+            try:
+                request.wfile.write(bytes([byte]))
+            except OSError:  # nobody listens any more
+                return
+            time.sleep(self.drip)
 
 
 @pytest.fixture
@@ -245,3 +266,136 @@ class TestWithoutAStatedSum:
     def test_a_sum_that_is_none(self, server: Server, tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="64 hexadecimal digits"):
             fetch(remote(server, sha256=None), tmp_path, sha256="abc")
+
+    def test_a_page_in_the_place_of_the_file_is_not_recorded(self, server: Server, tmp_path: Path) -> None:
+        """As a hotel's network sends it, with status 200."""
+        server.content = b"\n<!DOCTYPE html><html><body>Please sign in</body></html>"
+        with pytest.raises(RecipeError, match=r"/a\.tgz: is not a\.tgz, it is an HTML or XML page; .*again later"):
+            fetch(remote(server, sha256=None), tmp_path, trust_first_download=True)
+        assert files(tmp_path) == []
+        server.content = CONTENT
+        fetch(remote(server, sha256=None), tmp_path, trust_first_download=True)
+        assert json.loads((tmp_path / "downloads.json").read_text()) == {"a.tgz": SUM}
+
+    @pytest.mark.parametrize("damage", ["text", "empty", "cut", "another"])
+    def test_an_archive_is_read_before_it_is_trusted(self, server: Server, tmp_path: Path, damage: str) -> None:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            info = tarfile.TarInfo("x/train.de")
+            info.size = 2000
+            tar.addfile(info, io.BytesIO(CONTENT))
+        right = buffer.getvalue()
+        server.content = {"text": b"404: not here", "empty": gzip.compress(b""), "cut": right[:-20]}.get(damage, right)
+        server.length = False  # so that nothing tells how long it should be
+        wanted = Remote("a.tgz", (server.url,), members=("test.*" if damage == "another" else "train.*",))
+        with pytest.raises(RecipeError, match=rf"{server.url}: .*(cannot be unpacked|no file that matches)"):
+            fetch(wanted, tmp_path, trust_first_download=True)
+        assert files(tmp_path) == []
+        server.content = right
+        if damage != "another":
+            assert fetch(wanted, tmp_path, trust_first_download=True).read_bytes() == right
+
+    def test_a_wrong_sum_that_was_recorded_is_undone_by_what_the_message_says(
+        self, server: Server, tmp_path: Path
+    ) -> None:
+        (tmp_path / "downloads.json").write_text(json.dumps({"a.tgz": "0" * 64, "b.tgz": "1" * 64}))
+        with pytest.raises(RecipeError, match=r"recorded in .*downloads\.json at an earlier download") as caught:
+            fetch(remote(server, sha256=None), tmp_path, trust_first_download=True)
+        name, _, value = re.search(r"--sha256 (\S+)", str(caught.value))[1].partition("=")
+        assert (name, value) == ("a.tgz", SUM)
+        fetch(remote(server, sha256=None), tmp_path, sha256=value)
+        fetch(remote(server, sha256=None), tmp_path)
+        assert json.loads((tmp_path / "downloads.json").read_text()) == {"a.tgz": SUM, "b.tgz": "1" * 64}
+
+    def test_no_sum_of_a_page_is_offered(self, server: Server, tmp_path: Path) -> None:
+        (tmp_path / "downloads.json").write_text(json.dumps({"a.tgz": SUM}))
+        server.content = b"<html>busy</html>"
+        with pytest.raises(RecipeError, match=r"must be .*; it is an HTML or XML page\. Delete") as caught:
+            fetch(remote(server, sha256=None), tmp_path)
+        assert "--sha256" not in str(caught.value)
+
+    @pytest.mark.parametrize("content", ["[]", '"x"', "null", '{"a.tgz": 5}'])
+    def test_a_record_of_another_shape(self, server: Server, tmp_path: Path, content: str) -> None:
+        (tmp_path / "downloads.json").write_text(content)
+        with pytest.raises(RecipeError, match=r"downloads\.json: holds no checksums; delete it"):
+            fetch(remote(server, sha256=None), tmp_path)
+
+
+class TestServersThatMisbehave:
+    @pytest.mark.parametrize("length", ["abc", "-5", "1e6", "", "5, 5", "9" * 40, "0x10", "٣"])
+    def test_a_length_that_is_none(self, server: Server, tmp_path: Path, length: str) -> None:
+        server.headers = {"Content-Length": length.encode().decode("latin-1")}
+        assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+    @pytest.mark.parametrize("length", [5, len(CONTENT) + 5])
+    def test_a_wrong_length(self, servers: list[Server], tmp_path: Path, length: int) -> None:
+        servers[0].headers = {"Content-Length": str(length)}
+        assert fetch(remote(*servers), tmp_path).read_bytes() == CONTENT
+
+    @pytest.mark.parametrize("total", ["abc", "5", "*"])
+    def test_a_wrong_range(self, servers: list[Server], tmp_path: Path, total: str) -> None:
+        servers[0].break_at = [300_000]
+        servers[0].headers = {"Content-Range": f"bytes 300000-1048575/{total}"}
+        assert fetch(remote(*servers), tmp_path).read_bytes() == CONTENT
+
+    def test_a_version_that_cannot_be_sent_back(self, server: Server, tmp_path: Path) -> None:
+        server.headers = {"ETag": '"\x01\xff"'}
+        server.break_at = [300_000]
+        assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+        assert server.asked == [None, "bytes=300000-"]  # from the same address, which is as good
+
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "file:///etc/passwd",
+            "ftp://127.0.0.1/a",
+            "data:,x",
+            "gopher://x/",
+            "http://a..b/",
+            "http://[::1",
+            "http://x:y/",
+        ],
+    )
+    def test_redirects_lead_to_the_web_only(self, server: Server, tmp_path: Path, place: str) -> None:
+        server.redirect = place
+        with pytest.raises(RecipeError, match=rf"{server.url}: download failed \("):
+            fetch(remote(server, sha256=None), tmp_path, trust_first_download=True)
+        assert files(tmp_path) == []
+
+    def test_redirects_do_not_lead_out_of_https(self) -> None:
+        asked = download.urllib.request.Request("https://a.example/x")
+        redirects = download.WebOnly()
+        assert redirects.redirect_request(asked, None, 302, "", {}, "https://b.example/x").full_url
+        with pytest.raises(download.TransferError, match=r"sends to http://b\.example/x, which is not as safe"):
+            redirects.redirect_request(asked, None, 302, "", {}, "http://b.example/x")
+
+    def test_redirects_in_a_circle(self, server: Server, tmp_path: Path) -> None:
+        server.redirect = server.url
+        with pytest.raises(RecipeError, match=r"download failed .*redirect"):
+            fetch(remote(server), tmp_path)
+
+    def test_who_sends_byte_by_byte_is_left(
+        self, servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(download, "SLOW", 0.0)
+        servers[0].drip = 0.01
+        servers[0].version = None
+        assert fetch(remote(*servers), tmp_path).read_bytes() == CONTENT
+        assert len(servers[0].asked) == download.TRIES
+
+    def test_who_breaks_off_at_every_byte_is_left(self, servers: list[Server], tmp_path: Path) -> None:
+        servers[0].break_at = [100] * 1000
+        assert fetch(remote(*servers), tmp_path).read_bytes() == CONTENT
+        assert len(servers[0].asked) == download.TRIES
+
+    @pytest.mark.parametrize("state", ["", "[]", '{"url": 5, "version": [], "total": "x"}', "\x00"])
+    def test_a_damaged_state_begins_anew(self, server: Server, tmp_path: Path, state: str) -> None:
+        (tmp_path / "a.tgz.part").write_bytes(CONTENT[:1000])
+        (tmp_path / "a.tgz.part.json").write_text(state)
+        assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+        assert server.asked == [None]
+
+    def test_a_folder_in_the_way(self, server: Server, tmp_path: Path) -> None:
+        (tmp_path / "a.tgz").mkdir()
+        with pytest.raises(RecipeError, match=r"a\.tgz: is in the way of the download"):
+            fetch(remote(server), tmp_path)

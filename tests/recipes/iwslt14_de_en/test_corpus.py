@@ -143,6 +143,32 @@ def test_an_archive_that_is_cut_short(archive: Path, tmp_path: Path) -> None:
         text_step(tmp_path / "run", archive)
 
 
+def test_what_an_earlier_attempt_left_is_not_taken(
+    served: Corpus, archive: Path, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of the same size as in the archive, and one that is not in it."""
+    monkeypatch.setattr(iwslt14, "SHA256", {})
+    sums = {"de-en.tgz": digest(archive / "de-en.tgz")}
+    first = text_step(tmp_path / "run", None, served, sums)
+    for path in (tmp_path / "run" / "download" / "unpacked").iterdir():
+        path.write_bytes(bytes(byte ^ 1 if 97 <= byte <= 122 else byte for byte in path.read_bytes()))
+    (tmp_path / "run" / "download" / "unpacked" / "train.de").touch()
+    assert text_step(tmp_path / "run", None, served, sums) == first
+    assert not (tmp_path / "run" / "download" / "unpacked" / "train.de").exists()
+
+
+@pytest.mark.parametrize("side", ["train.tags.de-en.de", "IWSLT14.TED.tst2010.de-en.en.xml"])
+def test_marks_and_carriage_returns_do_not_shift_pairs(
+    extracted: Path, tmp_path: Path, small: None, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iwslt14, "SHA256", {})
+    first = text_step(tmp_path / "one", extracted)
+    path = extracted / side
+    text = path.read_text().replace("Satz 3 von", "Satz\r3\u2028von").replace("Test 2 von", "Test\x0b2\x85von")
+    path.write_text(text, encoding="utf-8-sig", newline="\r\n")
+    assert text_step(tmp_path / "two", extracted) == first
+
+
 def test_a_test_set_is_missing(extracted: Path, tmp_path: Path) -> None:
     (extracted / "IWSLT14.TED.tst2011.de-en.de.xml").unlink()
     with pytest.raises(RecipeError, match=r"IWSLT14\.TED\.tst2011\.de-en\.\{de,en\}\.xml not found"):

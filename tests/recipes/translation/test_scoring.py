@@ -385,3 +385,30 @@ def test_newstest2014_tokenizes_without_loss(shared: Path) -> None:
         lines = file.read().removesuffix("\n").split("\n")[:200]
     scores = score(lines, lines, None, None, "wmt14", samples=40)
     assert [entry["score"] for entry in scores.values()] == [100, 100, 100]
+
+
+@pytest.mark.parametrize("marked", ["hyp", "ref", "src", "hyp2"])
+def test_a_byte_order_mark_is_no_text(marked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal files score 100, whichever of them was saved with a mark."""
+    for name in ("hyp", "ref", "src", "hyp2"):
+        encoding = "utf-8-sig" if name == marked else "utf-8"
+        (tmp_path / name).write_text("The cat sat on a mat .\nIt rained all day .\n", encoding=encoding)
+    files = [f"--{name}={tmp_path / name}" for name in ("hyp", "ref", "src", "hyp2")]
+    arguments = [*files, "--metric-set=wmt14", "--samples=40", f"--json={tmp_path / 's.json'}"]
+    assert scoring.main(arguments) == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert {entry["score"] for name in ("hyp", "hyp2") for entry in scores[name].values()} == {100.0}
+    assert {entry["difference"] for entry in scores["hyp2 - hyp"].values()} == {0.0}
+
+
+@pytest.mark.parametrize("option", ["hyp", "ref", "hyp2", "src"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_other_encodings_are_refused(
+    option: str, encoding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "right").write_text("Grün .\n", encoding="utf-8")
+    (tmp_path / "other").write_text("Grün .\n", encoding=encoding)
+    files = {name: tmp_path / "right" for name in ("hyp", "ref", "hyp2", "src")} | {option: tmp_path / "other"}
+    arguments = [f"--{name}={path}" for name, path in files.items()]
+    assert scoring.main([*arguments, "--metric-set=wmt14"]) == 1
+    assert f"{tmp_path / 'other'}: not UTF-8 after line 0 (" in capsys.readouterr().err

@@ -72,3 +72,25 @@ def test_files_that_are_not_equally_long(first: str, second: str) -> None:
 
 def test_pairs() -> None:
     assert list(together((Path("one"), Path("two")), ("ab", "cd"))) == [("a", "c"), ("b", "d")]
+
+
+def test_segments_that_would_be_lost_or_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_text('<seg id="1">A</seg><seg id="2">B</seg>\n')
+    with pytest.raises(RecipeError, match=r"s, line 1: several segments"):
+        list(segments(path))
+    path.write_text('<seg id="1">A</seg>\n<seg id="2">B and')
+    with pytest.raises(RecipeError, match=r"s: ends inside a segment; the file is truncated"):
+        list(segments(path))
+    path.write_text('<seg id="1">A\n</seg>\n')  # the script of fairseq takes the first line too
+    assert list(segments(path)) == ["A"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for content, reader, expected in (
+        ("<title>A</title>\n", ted_lines, ["A"]),
+        ('<seg id="1">A</seg>\r\n', segments, ["A"]),
+        ("al@@\tt\u00a0A\r\n", joined, ["alt A"]),
+    ):
+        (tmp_path / "m").write_text(content, encoding="utf-8-sig", newline="\n")
+        assert list(reader(tmp_path / "m")) == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import lzma
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from recipes.common import commands
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, digest, read_lines
 from recipes.iwslt14_de_en.corpus import CORPUS as IWSLT14
+from recipes.translation.data import binary, subword
 from recipes.translation.data.corpus import Corpus, Input, Rules
 from recipes.translation.data.files import lines
-from recipes.translation.data.prepare import Preparation, prepare
-from recipes.translation.text import Codec, TextSettings
+from recipes.translation.data.prepare import Preparation, entries, prepare
+from recipes.translation.text import Codec, Pieces, TextSettings
 
 SETTINGS = TextSettings("de", "en", lowercase=True, units=50)
 
@@ -114,6 +115,96 @@ def test_canonical_codes_and_dictionaries(shared: Path, tmp_path: Path) -> None:
     assert facts["units"] == 10_000
     assert "50 training pairs, 0% of the 160,239 of IWSLT14: a subset" in facts["notice"]
     assert list(lines(tmp_path / "run" / "data-bin" / "dict.en.txt"))[:3] == list(lines(data / "dict.en.txt.xz"))[:3]
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenised text as other systems leave it: marks, CR LF, and every other white space inside sentences."""
+    folder = tmp_path_factory.mktemp("awkward")
+    for split, count in (("train", 40), ("valid", 5), ("test", 5)):
+        for language, house in (("de", "haus"), ("en", "house")):
+            text = [f"{house} {n} , {house} {n % 7} ." for n in range(count)]
+            for n, white in enumerate("\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\t\u00a0\r"):
+                line = (n * (3 if language == "de" else 2)) % count
+                text[line] = text[line].replace(" ", white, 1)
+            content = "".join(f"{line}\r\n" for line in text)
+            (folder / f"{split}.{language}").write_text(content, encoding="utf-8-sig", newline="\n")
+    return folder
+
+
+@pytest.mark.parametrize("subword", ["subword_nmt", "sentencepiece"])
+def test_pairs_stay_together_whatever_white_space_is_inside(awkward: Path, tmp_path: Path, subword: str) -> None:
+    tokenizer = "moses" if subword == "subword_nmt" else "none"
+    settings = TextSettings("de", "en", lowercase=True, units=40, tokenizer=tokenizer, subword=subword)
+    space = Workspace(tmp_path, {})
+    facts = prepare(IWSLT14, settings, space, data_dir=awkward, workers=1)
+    assert facts["sizes"] == {"train": 40, "valid": 5, "test": 5}
+    for split, count in facts["sizes"].items():
+        for language in ("de", "en"):
+            house = {"de": "haus", "en": "house"}[language]
+            assert len(binary.sizes(tmp_path / "data-bin" / f"{split}.de-en.{language}.idx")) == count
+            form = "{0} {1} , {0} {2} ." if tokenizer == "moses" else "{0} {1}, {0} {2}."
+            text = [form.format(house, n, n % 7) for n in range(count)]
+            assert read_lines(tmp_path / "text" / f"{split}.{language}") == text
+            assert not set((tmp_path / "bpe" / f"{split}.{language}").read_text(encoding="utf-8")) & set("\r\x85\u2028")
+
+
+def test_binary_data_that_is_not_the_text_is_no_result(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when fairseq-preprocess takes something for a line end that nobody thought of."""
+    real = commands.run
+
+    def shifted(*arguments: Any) -> None:
+        path = tmp_path / "bpe" / "train.en"
+        content = path.read_text(encoding="utf-8")
+        path.write_text(content.replace(" ", "\r", 1), encoding="utf-8", newline="\n")
+        real(*arguments)
+        path.write_text(content, encoding="utf-8", newline="\n")
+
+    monkeypatch.setattr(commands, "run", shifted)
+    with pytest.raises(
+        RecipeError, match=r"train\.de-en\.en\.idx: .* sentences, but .* lines, and line 1 is the first"
+    ):
+        run(tmp_path, data, workers=1)
+    assert not (tmp_path / "stamps" / "prepare-binary.json").exists()
+
+
+@pytest.mark.parametrize("name", ["codes", "spm.model"])
+def test_codes_that_are_none_are_named(data: Path, tmp_path: Path, name: str) -> None:
+    given = tmp_path / name
+    given.write_bytes(b"\xef\xbb\xbf#version: 0.2\r\na b c\r\n")
+    settings = replace(SETTINGS, subword="sentencepiece", tokenizer="none") if name == "spm.model" else SETTINGS
+    with pytest.raises(RecipeError, match=rf"--bpe-codes .*{name}: not taken as a model of s"):
+        subword.take(given, tmp_path / "taken", settings)
+    assert not (tmp_path / "taken").exists()
+
+
+def test_codes_of_other_systems_are_the_same(tmp_path: Path) -> None:
+    """A mark would hide the version, and with it where words end; CR LF would belong to the merges."""
+    merges = "#version: 0.2\nh a\nha u\nhau s</w>\n"
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    plain.write_text(merges)
+    other.write_text(merges, encoding="utf-8-sig", newline="\r\n")
+    for given in (plain, other):
+        assert subword.take(given, tmp_path / "taken", SETTINGS) == 3
+        assert (tmp_path / "taken").read_text() == merges
+    for model in (plain, other):  # a released folder that somebody edited
+        assert Pieces(SETTINGS, model).encode("haus haut") == "haus hau@@ t"
+
+
+@pytest.mark.parametrize("line", ["a", "", "a x", " 5", "a 1\rb 2", "a -3", "a 1.5", "b 7"])
+def test_entries_that_fairseq_would_read_otherwise_are_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "dict.de.txt"
+    path.write_text(f"b 9\n{line}\n", newline="\n")
+    with pytest.raises(RecipeError, match=r"dict\.de\.txt, line 2: .* is not a new symbol, a space and a count"):
+        list(entries(path))
+
+
+def test_dictionaries_of_other_systems_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "dict.de.txt"
+    path.write_text("b 9\n\u2028 3\na#b 2 #fairseq:overwrite\n", encoding="utf-8-sig", newline="\r\n")
+    assert list(entries(path)) == ["b 9", "\u2028 3", "a#b 2 #fairseq:overwrite"]
 
 
 @pytest.mark.slow

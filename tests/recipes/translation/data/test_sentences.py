@@ -1,12 +1,14 @@
-"""What is done to sentences, the rules of cleaning, and order whatever the number of processes."""
+"""What is done to sentences, and the rules of cleaning."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from recipes.translation.data.corpus import Rules, is_in_pieces, is_tokenised
+from recipes.translation.data.files import READERS
 from recipes.translation.data.normalise import normaliser
-from recipes.translation.data.parallel import chunks, in_order
 from recipes.translation.data.sentences import Task, process
 from recipes.translation.text import TextSettings
 
@@ -92,16 +94,29 @@ def test_forms_are_recognised() -> None:
     assert not is_in_pieces(["ein haus"] * 20 + ["@@ "])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_order(workers: int) -> None:
-    assert list(in_order(abs, range(-40, 0), workers)) == list(range(40, 0, -1))
+WHITE = "\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\u00a0\u2007\u2028\u2029\u202f\u3000"
 
 
-def test_chunks() -> None:
-    assert list(chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
+@pytest.mark.parametrize("white", WHITE)
+@pytest.mark.parametrize("form", ["final", "tokenised", "raw"])
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("tokenizer", ["moses", "none"])
+def test_every_white_space_becomes_one_space(white: str, form: str, split: str, tokenizer: str) -> None:
+    """A line end to one reader and none to the next, or a space to one and a letter to the next, shifts pairs."""
+    settings = TextSettings("de", "en", lowercase=True, tokenizer=tokenizer)
+    pair = f"{white}ein{white}haus {white} da{white}", f"a{white}house"
+    ((raw, words),) = done(split, "lines", form, *pair, rules=Rules(normalise=True), settings=settings)
+    assert words == ("ein haus da", "a house")
+    assert raw in {("ein haus da", "a house"), ("", "")}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_in_a_process_comes_through(workers: int) -> None:
-    with pytest.raises(ZeroDivisionError):
-        list(in_order((1).__floordiv__, range(-20, 1), workers))
+@pytest.mark.parametrize("entity", ["&#10;", "&#13;", "&#x2028;", "&NewLine;"])
+@pytest.mark.parametrize("reader", ["segments", "sgm"])
+def test_entities_bring_no_line_ends(tmp_path: Path, reader: str, entity: str) -> None:
+    path = tmp_path / "test.sgm"
+    path.write_text(f'<seg id="1">ein{entity}haus</seg>\n')
+    (sentence,) = READERS[reader](path)
+    for settings in (SETTINGS, TextSettings("de", "en", tokenizer="none")):
+        (sentences,) = done("test", reader, "raw", sentence, sentence, settings=settings)
+        assert not any(character in text for side in sentences for text in side for character in "\n\r\u2028")
+        assert sentences[0] == ("ein haus", "ein haus")
