@@ -2,34 +2,120 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 from recipes.common.errors import RecipeError
 from recipes.common.textfile import lines
 
 
 def write_json(path: Path, content: Any) -> None:
-    """All or nothing: a reader never sees half a file."""
+    """All or nothing: a reader never sees half a file.
+
+    Raises:
+        RecipeError: a number is NaN or infinite, which JSON does not have and no result may be.
+    """
+    if wrong := next(not_finite(content), None):
+        raise RecipeError(f"{path}: {wrong[0] or 'it'} is {wrong[1]}, no number that a result can have; not written")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        # What is not UTF-8 in a file's name is a lone surrogate here, whose escape is JSON's too.
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def not_finite(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """(name, value) of each number that is NaN or infinite."""
+    if isinstance(content, float) and not math.isfinite(content):
+        yield name, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from not_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, (list, tuple)):
+        for index, value in enumerate(content):
+            yield from not_finite(value, f"{name}[{index}]")
+
+
+class Record(dict[str, Any]):
+    """An object of a JSON file, which names the file when an entry is missing."""
+
+    path: Path
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise RecipeError(f"{self.path}: has no entry {key!r}; {MENDING}")
+
+
+MENDING = (
+    "the file is truncated or was edited. Choose another folder with --out, or --restart to set this one aside and "
+    "begin anew"
+)
 
 
 def read_json(path: Path) -> Any:
+    """The object in a JSON file.
+
+    Raises:
+        RecipeError: the file cannot be read, or holds something else.
+    """
+
+    def record(entries: dict[str, Any]) -> Record:
+        made = Record(entries)
+        made.path = path
+        return made
+
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"{path}: is no file, but a JSON file belongs there; remove it")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError(
-            f"{path}: not valid JSON ({error}); the file is truncated or was edited. "
-            f"Choose another folder with --out, or --restart to set this one aside and begin anew"
-        ) from error
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=record)
+        if wrong := next(not_finite(content), None):
+            raise ValueError(f"{wrong[0]} is {wrong[1]}")
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not valid JSON ({error}); {MENDING}") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); put it back, or use --restart") from error
+    if not isinstance(content, Record):
+        raise RecipeError(f"{path}: holds {type(content).__name__}, not an object with named entries; {MENDING}")
+    return content
+
+
+def inside(folder: Path, name: Any) -> Path:
+    """`folder / name`, for a name that was read from a file: it must not lead out of the folder.
+
+    Raises:
+        RecipeError: the name is no text, empty, absolute, begins with ~, climbs with .., or passes a symbolic link
+            that leaves the folder.
+    """
+    why = None
+    if not isinstance(name, str) or not name or "\0" in name:
+        why = "is not the name of a file"
+    elif name.startswith(("/", "~")) or ".." in Path(name).parts:
+        why = "leads out of the folder"
+    else:
+        try:
+            whole, real = folder.resolve(), (folder / name).resolve()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                real.stat()
+            if real == whole or not real.is_relative_to(whole):
+                why = "leads out of the folder" if real != whole else "is the folder itself"
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long or not encodable
+            why = f"cannot be followed ({error})"
+    if why:
+        raise RecipeError(f"{folder}: the name {name!r}, read from a file there, {why}; refused. {MENDING}")
+    return folder / str(name)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -49,6 +135,8 @@ def digest(path: Path) -> str:
 class Workspace:
     """A folder that remembers. A stage is stamped when complete, with the sha256 of what it made.
 
+    Whoever holds the lock of the folder owns it. What a run that was killed left half-written is removed.
+
     Args:
         folder: created when absent; one that holds other files is refused.
         settings: must equal those that the folder was made with.
@@ -58,49 +146,80 @@ class Workspace:
 
     def __init__(self, folder: Path, settings: dict[str, Any], restart: bool = False, wait: bool = False):
         self.folder = folder
-        if restart and folder.exists():
-            aside = next(
-                name for n in range(1, 10**6) if not (name := folder.with_name(f"{folder.name}.old{n}")).exists()
-            )
-            folder.rename(aside)
-            print(f"restart   {folder} is now {aside}")
         if folder.exists() and not folder.is_dir():
             raise RecipeError(f"--out {folder}: is a file; give a folder")
-        record = folder / "settings.json"
-        if folder.is_dir() and any(folder.iterdir()) and not record.exists():
-            raise RecipeError(
-                f"--out {folder}: the folder holds files that no recipe made; give a new or empty folder with --out"
-            )
-        (folder / "stamps").mkdir(parents=True, exist_ok=True)
-        self._lock(wait)
-        if not record.exists():
-            write_json(record, settings)
-            return
+        if restart and folder.exists():
+            self._set_aside()
+        self.lock = self._lock(folder, wait)
         try:
-            self._compare(read_json(record), settings)
-        except RecipeError:
+            self._open(settings)
+        except BaseException:
             self.lock.close()
             raise
 
-    def _lock(self, wait: bool) -> None:
-        """Held by this process and, through inheritance, by the training it starts, even if orphaned."""
-        self.lock = (self.folder / ".lock").open("a")
-        os.set_inheritable(self.lock.fileno(), True)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            self.lock.close()
-            raise RecipeError(
-                f"--out {self.folder}: another run, or a training it left behind, is at work there; "
-                f"wait for it, stop it, or give another folder with --out"
-            ) from error
+    def _open(self, settings: dict[str, Any]) -> None:
+        record = self.folder / "settings.json"
+        if record.exists():
+            self._compare(read_json(record), settings)
+        else:
+            if foreign := [path.name for path in self.folder.iterdir() if not ours(path)]:
+                if len(list(self.folder.iterdir())) == len(foreign) + 1:  # the lock, made just now
+                    (self.folder / LOCK).unlink()
+                raise RecipeError(
+                    f"--out {self.folder}: the folder holds files that no recipe made; give a new or empty folder "
+                    f"with --out"
+                )
+            write_json(record, settings)
+        (self.folder / "stamps").mkdir(exist_ok=True)
+        sweep(self.folder)
+
+    def _set_aside(self) -> None:
+        """Rename the folder, unless a run is at work in it, or in a folder of its own in there."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._lock(self.folder, wait=False))
+            for place, _, files in os.walk(self.folder):
+                if LOCK in files and Path(place) != self.folder:
+                    stack.enter_context(self._lock(Path(place), wait=False))
+            aside = next(
+                name
+                for n in range(1, 10**6)
+                if not (name := self.folder.with_name(f"{self.folder.name}.old{n}")).exists()
+            )
+            self.folder.rename(aside)
+        print(f"restart   {self.folder} is now {aside}")
+
+    def _lock(self, folder: Path, wait: bool) -> IO[Any]:
+        """Held by this process and, through inheritance, by what it starts, until that has ended too."""
+        for last in [False] * 99 + [True]:  # the folder may be set aside by another run at any moment
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = (folder / LOCK).open("a")
+            except (FileNotFoundError, FileExistsError):
+                if last:
+                    raise
+                continue
+            os.set_inheritable(lock.fileno(), True)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat()):
+                    return lock
+            except FileNotFoundError:
+                pass
+            except BlockingIOError:
+                lock.close()
+                break
+            lock.close()
+        raise RecipeError(
+            f"--out {folder}: another run, or a training it left behind, is at work there; "
+            f"wait for it, stop it, or give another folder with --out"
+        )
 
     def _compare(self, made_with: dict[str, Any], settings: dict[str, Any]) -> None:
-        names = sorted(made_with.keys() | settings.keys())
+        there, now = (dict(flat(record)) for record in (made_with, json.loads(json.dumps(settings))))
         differing = [
-            f"{name} = {made_with.get(name)!r} there, {settings.get(name)!r} now"
-            for name in names
-            if made_with.get(name) != settings.get(name)
+            f"{name} = {there.get(name)!r} there, {now.get(name)!r} now"
+            for name in sorted(there.keys() | now.keys())
+            if there.get(name) != now.get(name)
         ]
         if differing:
             raise RecipeError(
@@ -114,8 +233,8 @@ class Workspace:
         if not path.exists():
             return None
         stamp: dict[str, Any] = read_json(path)
-        for name, expected in stamp["files"].items():
-            made = self.folder / name
+        for name, expected in files_of(stamp, path).items():
+            made = inside(self.folder, name)
             if not made.is_file() or digest(made) != expected:
                 state = "has changed since" if made.is_file() else "is gone since"
                 raise RecipeError(
@@ -132,3 +251,68 @@ class Workspace:
         }
         write_json(self.folder / "stamps" / f"{stage}.json", stamp)
         return stamp
+
+    def run(self, stages: Mapping[str, Callable[[float], dict[str, Any]]]) -> None:
+        """Do what is not done yet; what follows a stage that had to be done is done again."""
+        names = list(stages)
+        for number, (stage, work) in enumerate(stages.items()):
+            if self.stamp(stage) is not None:
+                print(f"{stage:<9} done before", flush=True)
+                continue
+            for later in names[number:]:
+                (self.folder / "stamps" / f"{later}.json").unlink(missing_ok=True)
+            facts = work(time.time())
+            print(f"{stage:<9} done in {facts['seconds']:.0f} s", flush=True)
+
+
+def files_of(stamp: dict[str, Any], path: Path) -> dict[str, str]:
+    """{name: sha256} of what a stage made, from its stamp in `path`."""
+    files = stamp["files"]
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+        raise RecipeError(f"{path}: 'files' must name files with their sha256; {MENDING}")
+    return files
+
+
+def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Entries of entries under joined names."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+LOCK = ".lock"
+
+
+def ours(path: Path) -> bool:
+    """Whether a folder without settings may hold this: what a start that was killed leaves, or the folder of a part."""
+    if path.name == "stamps":
+        return path.is_dir() and not any(path.iterdir())
+    return path.name in (LOCK, "settings.json.part") or (path / LOCK).is_file()
+
+
+# Written under these names until it was whole: by us, by `macaron average`, by fairseq.
+_UNFINISHED = re.compile(r".*\.part|\..*\.\d+\.tmp|checkpoint.*\.pt\.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what was cut short, and the damaged checkpoint that another has replaced.
+
+    Downloads stay, which are gone on with, and so do folders with a lock of their own.
+    """
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        for name in [*folders, *files]:
+            replaced = name == "checkpoint_last.pt.corrupt" and "checkpoint_last.pt" in files
+            if _UNFINISHED.fullmatch(name) or replaced:
+                path = here / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        folders[:] = [
+            name
+            for name in folders
+            if name != "download" and not _UNFINISHED.fullmatch(name) and not (here / name / LOCK).exists()
+        ]
