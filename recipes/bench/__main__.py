@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.common.errors import RecipeError
+from recipes.common.main import run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,27 +130,22 @@ def positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        if args.command == "lengths":
-            from recipes.bench.lengths import show
+    return run("bench", lambda: chosen(parser().parse_args(argv)), "what was finished is in the CSV file")
 
-            show(args.data_dir)
-        elif args.command == "plot":
-            from recipes.bench.plot import draw_all
-            from recipes.bench.record import RESULTS
 
-            results = args.out or RESULTS
-            draw_all(results, args.figures or results.parent)
-        else:
-            benchmark(args)
-    except RecipeError as error:
-        print(f"recipes.bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nrecipes.bench: interrupted; what was finished is in the CSV file", file=sys.stderr)
-        return 130
-    return 0
+def chosen(args: argparse.Namespace) -> None:
+    if args.command == "lengths":
+        from recipes.bench.lengths import show
+
+        show(args.data_dir)
+    elif args.command == "plot":
+        from recipes.bench.plot import draw_all
+        from recipes.bench.record import RESULTS
+
+        results = args.out or RESULTS
+        draw_all(results, args.figures or results.parent)
+    else:
+        benchmark(args)
 
 
 def benchmark(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import signal
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 
 from recipes.bert_pretrain.settings import PRESETS, Settings, flag, settings_for
 from recipes.common.errors import RecipeError
+from recipes.common.leash import end_with_parent
+from recipes.common.main import run
 from recipes.common.workspace import Workspace
 
 MACHINE = {  # as in training.Machine, which this file does not import: --help should not wait for torch
@@ -69,23 +71,18 @@ def add_setting(group: Any, field: dataclasses.Field[Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return run("bert_pretrain", lambda: command(parser().parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> int:
     parts = (getattr(PRESETS["tiny"], part.name) for part in dataclasses.fields(Settings))
     names = [field.name for part in parts for field in dataclasses.fields(part)]
-    try:
-        settings = settings_for(args.preset, **{name: getattr(args, name) for name in names})
-        if args.stage == "prepare":
-            return prepare_only(settings, args)
-        if args.out is None:
-            raise RecipeError("--out: missing; name the folder for the run, or prepare text alone with --stage prepare")
-        return pretrain(settings, args)
-    except RecipeError as error:
-        print(f"recipes.bert_pretrain: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nrecipes.bert_pretrain: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    settings = settings_for(args.preset, **{name: getattr(args, name) for name in names})
+    if args.stage == "prepare":
+        return prepare_only(settings, args)
+    if args.out is None:
+        raise RecipeError("--out: missing; name the folder for the run, or prepare text alone with --stage prepare")
+    return pretrain(settings, args)
 
 
 def prepare_only(settings: Settings, args: argparse.Namespace) -> int:
@@ -102,6 +99,8 @@ def pretrain(settings: Settings, args: argparse.Namespace) -> int:
     from recipes.bert_pretrain import training
     from recipes.bert_pretrain.pipeline import Preparation, Run, train
 
+    if "LOCAL_RANK" in os.environ:  # torchrun and accelerate end them only if they are not killed themselves
+        end_with_parent()
     out = args.out.resolve()
     prepared = (args.data or out / "data").resolve()
     given = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in [*MACHINE, "compile"]}
@@ -122,7 +121,8 @@ def pretrain(settings: Settings, args: argparse.Namespace) -> int:
             stack.enter_context(space.lock)
             print(f"pre-train {args.preset} in {args.out}", flush=True)
             Preparation(settings.data, args.text, prepared).run()
-        show(Run(settings, prepared, space, targs).run(), args.out)
+            one = Run(settings, prepared, space, targs)
+        show(one.run(), args.out)
     return 0
 
 

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,12 @@ from tqdm import tqdm
 
 from recipes.bert_pretrain import text
 from recipes.bert_pretrain.settings import Data, Settings
+from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
-from recipes.common.workspace import Workspace, digest, read_json
+from recipes.common.workspace import Workspace, digest, files_of, read_json, write_json
 
 SPLITS = ("train", "valid")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-
-def announce(space: Workspace, stages: dict[str, Any]) -> None:
-    """Do what is not done yet."""
-    for stage, work in stages.items():
-        if space.stamp(stage) is None:
-            facts = work(time.time())
-            print(f"{stage:<9} done in {facts['seconds']:.0f} s", flush=True)
-        else:
-            print(f"{stage:<9} done before", flush=True)
 
 
 class Preparation:
@@ -56,7 +46,7 @@ class Preparation:
         space = Workspace(self.folder, self.settings, wait=True)
         try:
             self.space = space
-            announce(space, {"clean": self.clean, "tokenizer": self.tokenizer, "examples": self.examples})
+            space.run({"clean": self.clean, "tokenizer": self.tokenizer, "examples": self.examples})
         finally:
             space.lock.close()
 
@@ -170,6 +160,7 @@ class Preparation:
 class Run:
     """One model in one folder.
 
+    data.json      the sha256 of the tokenizer and the examples that it is trained on
     checkpoints/   Trainer's; the last two
     model/         what Auto classes load: weights, configuration, tokenizer, model card
     metrics.csv, trainer_state.json, loss.png, throughput.png, report.html, result.json
@@ -181,9 +172,28 @@ class Run:
         self.space = space
         self.folder = space.folder
         self.args = args
+        self.keep_data()
+
+    def keep_data(self) -> None:
+        """The run is trained on the data that it began with, whatever folder --data names now.
+
+        Raises:
+            RecipeError: this is other data: other examples, or the same pieces under other numbers.
+        """
+        stamps = [self.prepared / "stamps" / f"{stage}.json" for stage in ("tokenizer", "examples")]
+        now = {name: sha256 for path in stamps for name, sha256 in files_of(read_json(path), path).items()}
+        record = self.folder / "data.json"
+        if not record.exists():
+            write_json(record, now)
+        differing = sorted(name for name, sha256 in read_json(record).items() if now.get(name) != sha256)
+        if differing:
+            raise RecipeError(
+                f"--data {self.prepared}: not the data that {self.folder} was begun with ({', '.join(differing)} "
+                f"differ); results are not mixed. Name that data, or another --out, or use --restart"
+            )
 
     def run(self) -> dict[str, Any]:
-        announce(self.space, {"train": self.train, "report": self.report})
+        self.space.run({"train": self.train, "report": self.report})
         result: dict[str, Any] = read_json(self.folder / "result.json")
         return result
 
@@ -250,9 +260,11 @@ def train(settings: Settings, prepared: Path, args: Any) -> Any:
     with args.main_process_first(local=False):
         last = training.newest_checkpoint(folder)
     if last:
+        training.check_checkpoint(last, trainer.model, tokenizer)
         print(f"train     going on from {last.name}", flush=True)
     torch.manual_seed(t.seed + 1000003 * args.process_index)  # dropout differs between processes
     trainer.train(resume_from_checkpoint=str(last) if last else None)
+    check_finite(trainer.model.state_dict(), folder)
     if not any("eval_loss" in row and row["step"] == t.updates for row in trainer.state.log_history):
         trainer.evaluate()
     return trainer

@@ -6,6 +6,7 @@ The data record is apart, so that runs which differ in model, training or seed s
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,8 @@ class Data:
 
     def check(self) -> None:
         at_least(self, 1, "vocab_size", "blank_lines")
-        at_least(self, 0, "data_seed", "min_characters")
+        at_least(self, 0, "min_characters")
+        between(self, 0, 2**32, "data_seed")
         at_least(self, 8, "max_length")
         between(self, 0, 1, "valid_fraction", "short_fraction")
         one_of(self, OBJECTIVES, "objective")
@@ -95,7 +97,8 @@ class Training:
 
     def check(self) -> None:
         at_least(self, 1, "updates", "batch_size", "static_copies", "eval_every", "valid_examples")
-        at_least(self, 0, "seed", "warmup_updates", "weight_decay", "clip_norm")
+        at_least(self, 0, "warmup_updates", "weight_decay", "clip_norm")
+        between(self, 0, 2**32, "seed")
         between(self, 0, 1, "mask_probability", "beta1", "beta2")
         one_of(self, MASKINGS, "masking")
         one_of(self, PRECISIONS, "precision")
@@ -114,6 +117,10 @@ class Settings:
     training: Training = field(default_factory=Training)
 
     def check(self) -> Settings:
+        for record in (self.data, self.model, self.training):
+            for name, value in dataclasses.asdict(record).items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise RecipeError(f"{name} is {value} but must be a number; change --{flag(name)}")
         self.data.check()
         self.training.check()
         return self

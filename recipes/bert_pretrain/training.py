@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -23,7 +26,10 @@ from transformers.trainer_utils import EvalPrediction
 
 from recipes.bert_pretrain.masking import IGNORED
 from recipes.bert_pretrain.settings import Settings, Training
+from recipes.common.commands import ANEW
+from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
+from recipes.common.workspace import not_finite, read_json
 
 COMPLETE = "complete"  # in a checkpoint folder: everything of it is on the disk
 
@@ -144,12 +150,92 @@ class Marker(TrainerCallback):
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint; half-written ones are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and step_of(path).isdecimal()]
+    found.sort(key=lambda path: int(step_of(path)))
     for path in found:
         if not (path / COMPLETE).exists():
             print(f"train     {path.name} was cut short while it was written; it is removed", file=sys.stderr)
             shutil.rmtree(path)
     return next((path for path in reversed(found) if path.exists()), None)
+
+
+def step_of(checkpoint: Path) -> str:
+    return checkpoint.name.removeprefix("checkpoint-")
+
+
+def check_checkpoint(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Trainer goes on from whatever loads: from random weights where tensors are missing, or from another model's.
+
+    Raises:
+        RecipeError: a file is missing or damaged, or the checkpoint is of another model or another vocabulary.
+    """
+    remedy = f"Put it back, or delete {folder} to go on from the checkpoint before, or use --restart"
+    for name in ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"):
+        if not (folder / name).is_file():
+            raise RecipeError(f"{folder}: {name} is missing. {remedy}")
+    if wrong := damage(folder) or difference(folder, model, tokenizer):
+        raise RecipeError(f"{folder}: {wrong}. {remedy}")
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with the files, or ""."""
+    for name in ("optimizer.pt", "scheduler.pt"):
+        try:
+            with zipfile.ZipFile(folder / name) as file:
+                bad = file.testzip()
+        except (OSError, zipfile.BadZipFile) as error:
+            bad = str(error)
+        if bad:
+            return f"{name} is damaged ({bad})"
+    step = read_json(folder / "trainer_state.json")["global_step"]
+    return "" if str(step) == step_of(folder) else f"trainer_state.json is that of update {step}"
+
+
+def difference(folder: Path, model: Any, tokenizer: Any) -> str:
+    """What the checkpoint in the folder has otherwise than the model and the tokenizer at hand, or ""."""
+    record = read_json(folder / "config.json")
+    try:
+        made = type(model.config).from_dict(dict(record)).to_dict()
+    except Exception as error:  # of many kinds, as its values may be anything
+        return f"config.json is not a configuration of {type(model).__name__} ({' '.join(str(error).split())})"
+    now = model.config.to_dict()
+    differing = [
+        f"{name} = {made[name]!r} there, {now[name]!r} now"
+        for name in sorted(made.keys() & now.keys() - set(NEUTRAL))
+        if made[name] != now[name]
+    ]
+    if record.get("architectures") != [type(model).__name__]:
+        differing.append(f"{record.get('architectures')} there, {type(model).__name__} now")
+    if differing:
+        return f"it is of another model ({'; '.join(differing)})"
+    if (folder / "tokenizer.json").is_file():  # processing_class, which Trainer saves
+        there = type(tokenizer).from_pretrained(folder).get_vocab()
+        moved = [piece for piece, number in tokenizer.get_vocab().items() if there.get(piece) != number]
+        if moved or len(there) != len(tokenizer):
+            return f"it is of another vocabulary ({len(moved)} pieces have another number, such as {moved[:3]})"
+    return wrong_tensors(folder / "model.safetensors", model)
+
+
+NEUTRAL = ("transformers_version", "dtype", "_name_or_path", "architectures")
+
+
+def wrong_tensors(path: Path, model: Any) -> str:
+    """Tensors that are missing, too many, of another shape, or no numbers; or ""."""
+    expected = model.state_dict()
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        return f"{path.name} is damaged ({error})"
+    check_finite(stored, path)
+    held = {expected[name].data_ptr() for name in stored.keys() & expected.keys()}  # tied ones are stored once
+    problems = {
+        "lacks": [name for name, tensor in expected.items() if name not in stored and tensor.data_ptr() not in held],
+        "has tensors that the model does not have:": sorted(stored.keys() - expected.keys()),
+        "has another shape of": [
+            name for name, tensor in stored.items() if name in expected and tensor.shape != expected[name].shape
+        ],
+    }
+    return "; ".join(f"{path.name} {what} {', '.join(names)}" for what, names in problems.items() if names)
 
 
 class Pretraining(Trainer):
@@ -194,12 +280,22 @@ class Pretraining(Trainer):
         return super().training_step(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if wrong := next(not_finite(logs), None):
+            raise RecipeError(
+                f"{self.args.output_dir}: the training diverged, {wrong[0]} is {wrong[1]} at update "
+                f"{self.state.global_step}. {ANEW}"
+            )
         if "loss" in logs and self.state.global_step > self.counted >= 0:
             now = time.perf_counter()
             tokens = (self.state.global_step - self.counted) * self.training.batch_size * self.tokens_per_example
             logs["tokens_per_second"] = round(tokens / (now - self.since))
             self.since, self.counted = now, self.state.global_step
         super().log(logs, start_time)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints too: one that diverged would take the place of one that is good."""
+        check_finite(self.model.state_dict(), self.args.output_dir)
+        super().save_model(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.perf_counter()

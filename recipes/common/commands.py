@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
 import macaron
+from recipes.common import leash
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import read_lines
 
@@ -53,13 +58,33 @@ def fairseq(tool: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"fairseq_cli.{tool}", *map(str, arguments)]
 
 
+def leashed(command: Sequence[str]) -> list[str]:
+    """The command, with all that it starts, ends when this process does; to stop it before, send SIGTERM."""
+    return [sys.executable, "-S", leash.__file__, str(os.getpid()), *command]
+
+
+def start(command: Sequence[str], lock: IO[Any], **options: Any) -> subprocess.Popen[bytes]:
+    """A leashed command that inherits the folder's lock, so that this is free when both have ended."""
+    options = {"env": ENVIRONMENT, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **options}
+    return subprocess.Popen(leashed(command), pass_fds=[lock.fileno()], **options)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        process.wait()
+
+
 def run(command: list[str], log: Path, lock: IO[Any], what: str) -> None:
-    """Run with all output appended to `log`; the lock of the folder is inherited, so an orphan keeps it."""
-    with log.open("a", encoding="utf-8") as file:
-        process = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], env=ENVIRONMENT, check=False
-        )
-    check(process.returncode, what, log)
+    """Run with all output appended to `log`."""
+    with log.open("ab") as file:
+        seen = file.tell()
+        process = start(command, lock, stdout=file)
+        try:
+            status = process.wait()
+        finally:
+            stop(process)
+    check(status, what, log, seen)
 
 
 def run_with_progress(command: list[str], log: Path, lock: IO[Any], total: int) -> None:
@@ -71,9 +96,7 @@ def run_with_progress(command: list[str], log: Path, lock: IO[Any], total: int) 
         tqdm(total=total, desc="train", unit="update") as bar,
     ):
         reader.seek(seen)
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], env=ENVIRONMENT
-        )
+        process = start(command, lock, stdout=file)
         try:
             figures: dict[str, str] = {}
             running = True
@@ -82,25 +105,54 @@ def run_with_progress(command: list[str], log: Path, lock: IO[Any], total: int) 
                 running = process.poll() is None
                 for kind, stats in filter(None, map(parse, complete_lines(reader))):
                     prefix = "" if kind == "train_inner" else f"{kind}_"
-                    updates = int(stats[f"{prefix}num_updates"])
+                    updates = int(stats.get(f"{prefix}num_updates", bar.n))
                     if kind != "train":
-                        figures[f"{prefix}ppl"] = stats[f"{prefix}ppl"]
+                        figures[f"{prefix}ppl"] = stats.get(f"{prefix}ppl", "")
                     bar.set_postfix(figures, refresh=False)
                     bar.update(updates - bar.n)
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    check(process.returncode, "training", log)
+            stop(process)
+    check(process.returncode, "training", log, seen)
 
 
-def check(status: int, what: str, log: Path) -> None:
-    if status:
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise RecipeError(
-            f"{what} ended with status {status}; the end of {log} says\n{tail}\n"
-            f"When the cause is gone, the same command goes on where it stopped"
-        )
+def check(status: int, what: str, log: Path, since: int = 0) -> None:
+    """Raise unless `status` is 0, with what the command said: its exception, else the end of its log.
+
+    Args:
+        since: where in the log this command began.
+    """
+    if not status:
+        return
+    with log.open("rb") as file:
+        file.seek(since)
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    said = cause(lines)
+    if said.startswith("FloatingPointError"):
+        raise RecipeError(f"{what} diverged; {log} says: {said.rstrip('.')}. {ANEW}")
+    tail = f"{log} says: {said.rstrip('.')}." if said else f"the end of {log} says\n" + "\n".join(lines[-15:]) + "\n"
+    killed = f" ({signal.Signals(status - 128).name}; out of memory?)" if status == 128 + signal.SIGKILL else ""
+    raise RecipeError(
+        f"{what} ended with status {status}{killed}; {tail} When the cause is gone, the same command goes on where it "
+        f"stopped"
+    )
+
+
+ANEW = "Take a smaller --lr, a longer warm-up or a smaller --clip-norm, and begin anew with --restart"
+
+_RAISED = re.compile(r"(?:\[\w+\]:\s?)?(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*)?|.+: error: .+)")
+# How one process says that another one failed.
+_ECHO = re.compile(r"ChildFailedError|Process(Raised|Exited)Exception|.*[Cc]onnection (closed|reset)|BrokenPipe")
+
+
+def cause(lines: Sequence[str]) -> str:
+    """The exception or usage error that ended a command, off its log, a failure of arithmetic first; "" without one."""
+    found = []
+    for number, line in enumerate(lines):
+        if match := _RAISED.fullmatch(line.rstrip()):
+            more = itertools.takewhile(lambda text: text[:1].isspace(), lines[number + 1 : number + 6])
+            found.append(" ".join([match[1], *map(str.strip, more)]))
+    original = [text for text in found if not _ECHO.match(text)] or found
+    return next((text for text in original if text.startswith("FloatingPointError")), (original or [""])[-1])
 
 
 def complete_lines(reader: IO[bytes]) -> list[str]:
@@ -122,7 +174,7 @@ def parse(line: str) -> tuple[str, Event] | None:
         return None
     try:
         return match[1], json.loads(match[2])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # the line that an interrupted process was writing
 
 
@@ -133,7 +185,9 @@ def learning_curve(log: Path) -> dict[str, list[tuple[int, float]]]:
         event = parse(line)
         if event and event[0] in curves:
             kind, stats = event
-            curves[kind][int(stats[f"{kind}_num_updates"])] = float(stats[f"{kind}_nll_loss"])
+            update, loss = (float(stats.get(f"{kind}_{name}", "nan")) for name in ("num_updates", "nll_loss"))
+            if math.isfinite(update) and math.isfinite(loss):  # the other ones belong to an attempt that diverged
+                curves[kind][int(update)] = loss
     return {kind: sorted(points.items()) for kind, points in curves.items()}
 
 
@@ -147,6 +201,12 @@ def hypotheses(output: Path) -> dict[int, Hypothesis]:
     best: dict[int, Hypothesis] = {}
     for line in read_lines(output):
         if line.startswith("H-"):
-            name, score, pieces = line.split("\t")
-            best.setdefault(int(name[2:]), Hypothesis(pieces, float(score)))
+            try:
+                name, score, pieces = line.split("\t")
+                best.setdefault(int(name[2:]), Hypothesis(pieces, float(score)))
+            except ValueError as error:
+                raise RecipeError(
+                    f"{output}: {line!r} is no line of fairseq-generate; the file was edited or cut off. Delete it and "
+                    f"run the same command again"
+                ) from error
     return best

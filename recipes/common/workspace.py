@@ -190,12 +190,14 @@ class Workspace:
 
     def _lock(self, folder: Path, wait: bool) -> IO[Any]:
         """Held by this process and, through inheritance, by what it starts, until that has ended too."""
-        for last in [False] * 99 + [True]:  # the folder may be set aside by another run at any moment
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            late = time.monotonic() > patience
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 lock = (folder / LOCK).open("a")
-            except (FileNotFoundError, FileExistsError):
-                if last:
+            except (FileNotFoundError, FileExistsError):  # another run may set the folder aside at any moment
+                if late or folder.is_file():
                     raise
                 continue
             os.set_inheritable(lock.fileno(), True)
@@ -206,13 +208,17 @@ class Workspace:
             except FileNotFoundError:
                 pass
             except BlockingIOError:
+                if late:
+                    lock.close()
+                    raise RecipeError(
+                        f"--out {folder}: another run, or a training it left behind, is at work there; "
+                        f"wait for it, stop it, or give another folder with --out"
+                    ) from None
+                time.sleep(0.05)
+            except BaseException:
                 lock.close()
-                break
+                raise
             lock.close()
-        raise RecipeError(
-            f"--out {folder}: another run, or a training it left behind, is at work there; "
-            f"wait for it, stop it, or give another folder with --out"
-        )
 
     def _compare(self, made_with: dict[str, Any], settings: dict[str, Any]) -> None:
         there, now = (dict(flat(record)) for record in (made_with, json.loads(json.dumps(settings))))
@@ -283,6 +289,7 @@ def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 LOCK = ".lock"
+PATIENCE_SECONDS = 5.0  # what a run that was killed had started ends within so long
 
 
 def ours(path: Path) -> bool:

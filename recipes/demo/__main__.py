@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from recipes.common.main import run
 from recipes.common.workspace import Workspace
 from recipes.demo.settings import PRESETS, settings_for
 
@@ -52,24 +51,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through `finally`, so that training ends too
+    return run("demo", lambda: demo(parser().parse_args(argv)))
+
+
+def demo(args: argparse.Namespace) -> None:
     out = args.out or Path("demo_output") / args.corpus
-    try:
-        overrides = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(PRESETS["grammar"])}
-        settings = settings_for(**overrides)
-        space = Workspace(out.resolve(), dataclasses.asdict(settings), restart=args.restart)
+    overrides = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(PRESETS["grammar"])}
+    settings = settings_for(**overrides)
+    space = Workspace(out.resolve(), dataclasses.asdict(settings), restart=args.restart)
+    with space.lock:
         print(f"demo      {settings.corpus} in {out}")
         from recipes.demo.pipeline import Demo
 
         show(Demo(settings, space, args.data_dir).run(), out)
-    except RecipeError as error:
-        print(f"recipes.demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nrecipes.demo: interrupted; the same command goes on from here ({out})", file=sys.stderr)
-        return 130
-    return 0
 
 
 def show(result: dict[str, Any], out: Path) -> None:

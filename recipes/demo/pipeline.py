@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from recipes.common import commands
 from recipes.common.checkpoints import average, distinct, load, mend_last
 from recipes.common.commands import KEEP_LAST_BATCH, USER_DIR
+from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, read_json, read_lines, write_json
 from recipes.demo import corpora
@@ -41,13 +41,8 @@ class Demo:
 
     def run(self) -> dict[str, Any]:
         """All stages that are not done yet; the result."""
-        for stage in ("prepare", "train", "translate", "score", "report"):
-            if self.space.stamp(stage) is None:
-                started = time.time()
-                facts = getattr(self, stage)(started)
-                print(f"{stage:<9} done in {facts['seconds']:.0f} s")
-            else:
-                print(f"{stage:<9} done before")
+        stages = ("prepare", "train", "translate", "score", "report")
+        self.space.run({stage: getattr(self, stage) for stage in stages})
         result: dict[str, Any] = read_json(self.folder / "result.json")
         return result
 
@@ -125,6 +120,7 @@ class Demo:
         commands.run_with_progress(command, self.train_log, self.space.lock, self.settings.max_update)
         last = self.checkpoints / "checkpoint_last.pt"
         state = load(last)
+        check_finite(state["model"], last)
         updates = state["optimizer_history"][-1]["num_updates"]
         seconds = state["extra_state"]["previous_training_time"]
         parameters = sum(t.numel() for name, t in distinct(state["model"]))

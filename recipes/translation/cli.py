@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from recipes.common.errors import RecipeError
+from recipes.common.main import run
 from recipes.common.workspace import Workspace
 from recipes.translation.pipeline import STAGES, Data, Pipeline
 from recipes.translation.recipe import PRECISIONS, Recipe, load
@@ -184,24 +183,19 @@ def data_of(args: argparse.Namespace) -> Data:
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> int:
-    args = parser(name).parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through `finally`, so that training ends too
+    return run(name, lambda: translate(name, parser(name).parse_args(argv)))
+
+
+def translate(name: str, args: argparse.Namespace) -> None:
     size = f"-{args.size}" if getattr(args, "size", None) else ""
     out = args.out or Path("translation_output") / (name + size)
-    try:
-        recipe, machine, data = recipe_of(name, args), machine_of(args), data_of(args)
-        space = Workspace(out.resolve(), recipe.settings(), restart=args.restart)
+    recipe, machine, data = recipe_of(name, args), machine_of(args), data_of(args)
+    space = Workspace(out.resolve(), recipe.settings(), restart=args.restart)
+    with space.lock:
         print(f"recipe    {name}{size} ({recipe.arch}, {recipe.splitting}, seed {recipe.seed}) in {out}")
         pipeline = Pipeline(recipe, space, machine, data)
         pipeline.run(args.stage)
         show(pipeline, STAGES.index(args.stage))
-    except RecipeError as error:
-        print(f"recipes.{name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nrecipes.{name}: interrupted; the same command goes on from here ({out})", file=sys.stderr)
-        return 130
-    return 0
 
 
 def show(pipeline: Pipeline, stage: int) -> None:

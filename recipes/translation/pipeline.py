@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common import checkpoints, commands
+from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
-from recipes.common.workspace import Workspace, read_json, read_lines, write_json
+from recipes.common.workspace import Workspace, digest, files_of, inside, read_json, read_lines, write_json
 from recipes.translation import train
 from recipes.translation.data.corpus import Corpus
 from recipes.translation.held_out import check_held_out
@@ -27,6 +28,7 @@ STAGES = ("prepare", "train", "average", "translate", "score", "report", "releas
 
 # The files of one step of the preparation are described by a stamp of their own.
 PREPARED = "prepare-*.json"
+PREPARED_FOLDERS = ("raw", "text", "bpe", "data-bin")
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Pipeline:
             print(f"train     on the other nodes, with N = {nodes}: PET_NODE_RANK=N bash {script}", flush=True)
         commands.run_with_progress(command, self.train_log, self.space.lock, self.recipe.max_update)
         state = checkpoints.load(self.checkpoints / "checkpoint_last.pt")
+        check_finite(state["model"], self.checkpoints / "checkpoint_last.pt")
         updates = state["optimizer_history"][-1]["num_updates"]
         if updates < self.recipe.max_update and not self.may_stop_early():
             raise RecipeError(
@@ -255,18 +258,24 @@ def share(other: Path, space: Workspace, recipe: Recipe) -> None:
                  if theirs.get(name) != ours[name]]  # fmt: skip
     if differing:
         raise RecipeError(f"--prepared {other}: prepared otherwise ({'; '.join(differing)}); prepare the data anew")
-    for path in stamps:
-        stamp = read_json(path)
-        for name in stamp["files"]:
-            source, target = other / name, space.folder / name
-            if not source.is_file():
-                raise RecipeError(f"--prepared {other}: {name} is gone since it was made; prepare the data there anew")
+    made = {path: files_of(read_json(path), path) for path in stamps}
+    for name, sha256 in [entry for files in made.values() for entry in files.items()]:
+        source, target = inside(other, name), inside(space.folder, name)
+        if name.partition("/")[0] not in PREPARED_FOLDERS or target.is_dir():
+            raise RecipeError(f"--prepared {other}: a stamp names {name!r}, which no preparation makes; refused")
+        if not source.is_file():
+            raise RecipeError(f"--prepared {other}: {name} is gone since it was made; prepare the data there anew")
+        if digest(source) != sha256:
+            raise RecipeError(f"--prepared {other}: {name} has changed since it was made; prepare the data there anew")
+    for path, files in made.items():
+        for name in files:
+            source, target = (other / name).resolve(), space.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             try:
                 os.link(source, target)
             except OSError:
                 shutil.copyfile(source, target)
-        write_json(space.folder / "stamps" / path.name, stamp)
+        write_json(space.folder / "stamps" / path.name, read_json(path))
         space.stamp(path.stem)  # the files must be what they were
     print(f"prepare   shared with {other}")
