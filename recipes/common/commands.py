@@ -139,7 +139,7 @@ def check(status: int, what: str, log: Path, since: int = 0) -> None:
 
 ANEW = "Take a smaller --lr, a longer warm-up or a smaller --clip-norm, and begin anew with --restart"
 
-_RAISED = re.compile(r"(?:\[\w+\]:\s?)?(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?:: .*)?|.+: error: .+)")
+_RAISED = re.compile(r"(?:\[\w+\]:\s?)?(?:(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?::.*)?)|(\S+: error: .+))")
 # How one process says that another one failed.
 _ECHO = re.compile(r"ChildFailedError|Process(Raised|Exited)Exception|.*[Cc]onnection (closed|reset)|BrokenPipe")
 
@@ -150,7 +150,7 @@ def cause(lines: Sequence[str]) -> str:
     for number, line in enumerate(lines):
         if match := _RAISED.fullmatch(line.rstrip()):
             more = itertools.takewhile(lambda text: text[:1].isspace(), lines[number + 1 : number + 6])
-            found.append(" ".join([match[1], *map(str.strip, more)]))
+            found.append(" ".join([match[1] or match[2], *map(str.strip, more)]))
     original = [text for text in found if not _ECHO.match(text)] or found
     return next((text for text in original if text.startswith("FloatingPointError")), (original or [""])[-1])
 
