@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertTokenizer
 
 from recipes.bert_pretrain import training
 from recipes.bert_pretrain.masking import IGNORED
@@ -160,3 +165,165 @@ def test_order_needs_no_list_of_all_passes() -> None:
     for position in range(0, 10**9, 10**8):
         passes[position]
     assert len(passes.orders) <= 2 and isinstance(passes.order(3), np.ndarray)
+
+
+# --- checkpoints that are gone on with ------------------------------------------------------------------------------
+
+
+class Saved(NamedTuple):
+    folder: Path
+    model: Any
+    tokenizer: Any
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    """A checkpoint as Trainer leaves it, with the model and the tokenizer at hand."""
+    tokenizer = BertTokenizer(vocab={piece: n for n, piece in enumerate(PIECES)})
+    model = training.build_model(TINY, tokenizer)
+    folder = tmp_path / "checkpoint-6"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({"state": torch.ones(3)}, folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 6}')
+    return Saved(folder, model, tokenizer)
+
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+TINY = settings_for("tiny", hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+
+
+def test_a_whole_checkpoint_is_taken(saved: Saved) -> None:
+    training.check_checkpoint(*saved)
+
+
+def test_missing_layers_are_named(saved: Saved) -> None:
+    path = saved.folder / "model.safetensors"
+    tensors = load_file(path)
+    layers = [name for name in saved.model.state_dict() if ".1." in name]
+    assert layers
+    save_file({name: tensor for name, tensor in tensors.items() if name not in layers}, path)
+    with pytest.raises(RecipeError, match=re.escape(f"model.safetensors lacks {', '.join(layers)}. Put it back")):
+        training.check_checkpoint(*saved)
+
+
+@pytest.mark.parametrize("change", ["less", "more", "shape", "nan", "inf", "half", "empty", "text"])
+def test_wrong_weights_are_refused(saved: Saved, change: str) -> None:
+    path = saved.folder / "model.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    changed = {
+        "less": lambda: tensors.pop(name),
+        "more": lambda: tensors.update(other=torch.ones(2)),
+        "shape": lambda: tensors.update({name: torch.ones(2, 3, 5)}),
+        "nan": lambda: tensors[name].fill_(math.nan),
+        "inf": lambda: tensors[name].fill_(math.inf),
+    }
+    if change in changed:
+        changed[change]()
+        save_file(tensors, path)
+    else:
+        content = {"half": path.read_bytes()[:-400], "empty": b"", "text": b"weights" * 99}
+        path.write_bytes(content[change])
+    said = {
+        "less": f"lacks {name}", "more": "has tensors that the model does not have: other",
+        "shape": f"has another shape of {name}", "nan": "training diverged", "inf": "training diverged",
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match=re.escape(said.get(change, "model.safetensors is damaged"))):
+        training.check_checkpoint(*saved)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("num_attention_heads", 4, "num_attention_heads = 2 there, 4 now"),
+        ("splitting", "lie", "splitting = 'strang' there, 'lie' now"),
+        ("hidden_act", "relu", "hidden_act = 'gelu' there, 'relu' now"),
+        ("hidden_dropout_prob", 0.1, "hidden_dropout_prob = 0.0 there, 0.1 now"),
+    ],
+)
+def test_another_model_is_refused(saved: Saved, option: str, value: Any, said: str) -> None:
+    """Of equal shapes, most of them: nothing else would tell."""
+    other = training.build_model(
+        dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, **{option: value})), saved.tokenizer
+    )
+    with pytest.raises(RecipeError, match=f"checkpoint-6: it is of another model .*{said}.*delete .* --restart"):
+        training.check_checkpoint(saved.folder, other, saved.tokenizer)
+
+
+def test_another_objective_is_refused(saved: Saved) -> None:
+    other = training.build_model(
+        dataclasses.replace(TINY, data=dataclasses.replace(TINY.data, objective="mlm")), saved.tokenizer
+    )
+    with pytest.raises(RecipeError, match=r"MacaronBertForPreTraining.* there, MacaronBertForMaskedLM now"):
+        training.check_checkpoint(saved.folder, other, saved.tokenizer)
+
+
+def test_the_same_pieces_under_other_numbers_are_refused(saved: Saved) -> None:
+    pieces = [*PIECES[:5], *reversed(PIECES[5:])]
+    other = BertTokenizer(vocab={piece: n for n, piece in enumerate(pieces)})
+    with pytest.raises(RecipeError, match=r"of another vocabulary \(8 pieces have another number"):
+        training.check_checkpoint(saved.folder, saved.model, other)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"]
+)
+@pytest.mark.parametrize("how", ["gone", "folder"])
+def test_a_checkpoint_without_a_file_is_refused(saved: Saved, name: str, how: str) -> None:
+    (saved.folder / name).unlink()
+    if how == "folder":
+        (saved.folder / name).mkdir()
+    with pytest.raises(RecipeError, match=f"checkpoint-6: {re.escape(name)} is missing"):
+        training.check_checkpoint(*saved)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
+def test_bits_that_fell_over_are_found(saved: Saved, name: str) -> None:
+    content = bytearray((saved.folder / name).read_bytes())
+    content[content.index(torch.ones(3).numpy().tobytes())] ^= 1
+    (saved.folder / name).write_bytes(content)
+    with pytest.raises(RecipeError, match=f"{re.escape(name)} is damaged"):
+        training.check_checkpoint(*saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("trainer_state.json", "[]", "holds list"),
+        ("trainer_state.json", "{}", "has no entry 'global_step'"),
+        ("trainer_state.json", '{"global_step": 9}', "is that of update 9"),
+        ("config.json", "null", "holds NoneType"),
+        ("config.json", '{"architectures": ["MacaronBertForPreTraining"], "hidden_size": "wide"}', "no|not a config"),
+        ("config.json", '{"architectures": 3}', "of another model"),
+    ],
+)
+def test_records_of_another_shape_are_refused(saved: Saved, name: str, content: str, said: str) -> None:
+    (saved.folder / name).write_text(content)
+    with pytest.raises(RecipeError, match=said):
+        training.check_checkpoint(*saved)
+
+
+def test_folders_of_other_names_are_no_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-7").touch()
+    assert training.newest_checkpoint(tmp_path) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "checkpoint-best"]
+
+
+@pytest.mark.parametrize(
+    "name", ["lr", "weight_decay", "clip_norm", "mask_probability", "valid_fraction", "initializer_range"]
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_settings_are_numbers(name: str, value: float) -> None:
+    with pytest.raises(RecipeError, match=f"{name} is {value} but must be a number; change --{name.replace('_', '-')}"):
+        settings_for("tiny", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["seed", "data_seed"])
+def test_seeds_fit_all_generators(name: str) -> None:
+    settings_for("tiny", **{name: 2**32 - 1})
+    for value in (-1, 2**32):
+        with pytest.raises(RecipeError, match=f"{name} is {value} but must lie in"):
+            settings_for("tiny", **{name: value})
