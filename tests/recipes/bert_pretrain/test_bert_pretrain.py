@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from recipes.bert_pretrain.__main__ import main
+from recipes.common.workspace import digest
 
 SIZES = [
     "--vocab-size=150", "--max-length=24", "--valid-fraction=0.2", "--hidden-size=16", "--num-hidden-layers=2",
@@ -214,6 +215,83 @@ def test_preparation_goes_on_after_an_interruption(prepared: Path, text: Path, t
     assert main(["--stage=prepare", "--data", str(folder), *SIZES]) == 0  # the cleaned text is there: no --text
     assert (folder / "train.arrow").read_bytes() == (prepared / "train.arrow").read_bytes()
     assert (folder / "stamps" / "tokenizer.json").stat().st_mtime_ns == stamp
+
+
+def test_divergence_is_no_success(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):  # the second time, nothing that diverged is gone on with
+        arguments = ["--data", str(prepared), *LONG, "--lr=1e30", "--clip-norm=0"]
+        assert main(["--out", str(out), *arguments]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("recipes.bert_pretrain: ") and "the training diverged" in said and "smaller --lr" in said
+    assert not (out / "stamps" / "train.json").exists() and not (out / "model").exists()
+    assert not (out / "result.json").exists() and not list(out.glob("checkpoints/*/complete"))
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "out"
+    assert main(["--out", str(out), "--data", str(prepared), *SHORT]) == 0
+    return out
+
+
+def copied(folder: Path, target: Path, *without: str) -> Path:
+    shutil.copytree(folder, target)
+    for name in without:
+        (target / name).unlink()
+    return target
+
+
+def test_missing_tensors_do_not_become_random(
+    trained: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(trained, tmp_path / "out", "stamps/train.json")
+    (path,) = out.glob("checkpoints/checkpoint-6/model.safetensors")
+    tensors = load_file(path)
+    name = next(name for name in tensors if ".1." in name)
+    save_file({other: tensor for other, tensor in tensors.items() if other != name}, path)
+    assert main(["--out", str(out), "--data", str(prepared), *SHORT]) == 1
+    assert f"model.safetensors lacks {name}. Put it back" in capsys.readouterr().err.splitlines()[-1]
+    assert not (out / "stamps" / "train.json").exists()
+
+
+@pytest.mark.parametrize("stamped", [True, False])
+def test_other_data_is_not_gone_on_with(
+    stamped: bool, trained: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same pieces in another order, in a folder that is made with equal settings."""
+    data = copied(prepared, tmp_path / "data")
+    path = data / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    pieces = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
+    numbers = [*range(5), *reversed(range(5, len(pieces)))]
+    tokenizer["model"]["vocab"] = {piece: number for (piece, _), number in zip(pieces, numbers, strict=True)}
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    stamp = json.loads((data / "stamps" / "tokenizer.json").read_text())
+    stamp["files"]["tokenizer/tokenizer.json"] = digest(path)
+    (data / "stamps" / "tokenizer.json").write_text(json.dumps(stamp))
+    out = copied(trained, tmp_path / "out", *([] if stamped else ["stamps/train.json"]))
+    before = (out / "model" / "model.safetensors").stat()
+    assert main(["--out", str(out), "--data", str(data), *SHORT]) == 1
+    assert "(tokenizer/tokenizer.json differ); results are not mixed" in capsys.readouterr().err
+    assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+    if not stamped:  # a folder of an earlier version, without the record: the checkpoint's own tokenizer tells
+        (out / "data.json").unlink()
+        assert main(["--out", str(out), "--data", str(data), *SHORT]) == 1
+        assert "checkpoint-6: it is of another vocabulary" in capsys.readouterr().err
+
+
+def test_a_tokenizer_made_anew_is_used(prepared: Path, tmp_path: Path) -> None:
+    folder = copied(prepared, tmp_path / "data", "stamps/tokenizer.json")
+    before = (folder / "train.arrow").stat().st_ino
+    assert main(["--stage=prepare", "--data", str(folder), *SIZES]) == 0
+    assert (folder / "train.arrow").stat().st_ino != before
+    assert (folder / "train.arrow").read_bytes() == (prepared / "train.arrow").read_bytes()
+
+
+def test_text_prepared_into_the_folder_of_a_run_is_used(text: Path, tmp_path: Path) -> None:
+    assert main(["--stage=prepare", "--out", str(tmp_path), "--text", str(text), *SIZES]) == 0
+    assert main(["--out", str(tmp_path), *SHORT]) == 0
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
