@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.common.errors import RecipeError
-from recipes.common.main import run
+from recipes.common.main import run_command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,7 +130,7 @@ def positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run("bench", lambda: chosen(parser().parse_args(argv)), "what was finished is in the CSV file")
+    return run_command("bench", lambda: chosen(parser().parse_args(argv)), "what was finished is in the CSV file")
 
 
 def chosen(args: argparse.Namespace) -> None:

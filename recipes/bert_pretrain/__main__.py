@@ -14,7 +14,7 @@ from typing import Any
 from recipes.bert_pretrain.settings import PRESETS, Settings, flag, settings_for
 from recipes.common.errors import RecipeError
 from recipes.common.leash import end_with_parent
-from recipes.common.main import run
+from recipes.common.main import run_command
 from recipes.common.workspace import Workspace
 
 MACHINE = {  # as in training.Machine, which this file does not import: --help should not wait for torch
@@ -71,7 +71,7 @@ def add_setting(group: Any, field: dataclasses.Field[Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run("bert_pretrain", lambda: command(parser().parse_args(argv)))
+    return run_command("bert_pretrain", lambda: command(parser().parse_args(argv)))
 
 
 def command(args: argparse.Namespace) -> int:

@@ -75,15 +75,20 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def call(command: Sequence[str], lock: IO[Any], **options: Any) -> int:
+    """The status of a command, which ends with this call, whatever ends that."""
+    process = start(command, lock, **options)
+    try:
+        return process.wait()
+    finally:
+        stop(process)
+
+
 def run(command: list[str], log: Path, lock: IO[Any], what: str) -> None:
     """Run with all output appended to `log`."""
     with log.open("ab") as file:
         seen = file.tell()
-        process = start(command, lock, stdout=file)
-        try:
-            status = process.wait()
-        finally:
-            stop(process)
+        status = call(command, lock, stdout=file)
     check(status, what, log, seen)
 
 

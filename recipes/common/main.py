@@ -24,7 +24,9 @@ REMEDIES = {
 }
 
 
-def run(name: str, work: Callable[[], int | None], interrupted: str = "the same command goes on from here") -> int:
+def run_command(
+    name: str, work: Callable[[], int | None], interrupted: str = "the same command goes on from here"
+) -> int:
     """Do the work of the command `name`, and say in one line what went wrong.
 
     Args:

@@ -50,13 +50,19 @@ def not_finite(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
             yield from not_finite(value, f"{name}[{index}]")
 
 
+class MissingEntryError(RecipeError, KeyError):
+    """For those who ask for an entry and know what to do without it, it is the error of any dictionary."""
+
+    __str__ = Exception.__str__
+
+
 class Record(dict[str, Any]):
     """An object of a JSON file, which names the file when an entry is missing."""
 
     path: Path
 
     def __missing__(self, key: str) -> NoReturn:
-        raise RecipeError(f"{self.path}: has no entry {key!r}; {MENDING}")
+        raise MissingEntryError(f"{self.path}: has no entry {key!r}; {MENDING}")
 
 
 MENDING = (
@@ -180,6 +186,8 @@ class Workspace:
             for place, _, files in os.walk(self.folder):
                 if LOCK in files and Path(place) != self.folder:
                     stack.enter_context(self._lock(Path(place), wait=False))
+            if all(path.name == LOCK for path in self.folder.iterdir()):
+                return
             aside = next(
                 name
                 for n in range(1, 10**6)
@@ -214,7 +222,7 @@ class Workspace:
                         f"--out {folder}: another run, or a training it left behind, is at work there; "
                         f"wait for it, stop it, or give another folder with --out"
                     ) from None
-                time.sleep(0.05)
+                time.sleep(0.01)
             except BaseException:
                 lock.close()
                 raise

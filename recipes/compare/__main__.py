@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from typing import Any
 
 from recipes.common import commands
 from recipes.common.errors import RecipeError
+from recipes.common.main import run_command
 from recipes.common.provenance import environment
 from recipes.common.workspace import Workspace, read_json
 from recipes.compare import matched, schedule
@@ -58,20 +57,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through `finally`, so that the runs end too
+    return run_command("compare", lambda: compare(parser().parse_args(argv)))
+
+
+def compare(args: argparse.Namespace) -> int:
     out = args.out or Path("compare_output") / "-".join(filter(None, (args.recipe, args.size)))
-    try:
-        return compare(args, out)
-    except RecipeError as error:
-        print(f"recipes.compare: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nrecipes.compare: interrupted; the same command goes on from here ({out})", file=sys.stderr)
-        return 130
-
-
-def compare(args: argparse.Namespace, out: Path) -> int:
     experiment = Experiment(
         recipe=args.recipe,
         splittings=tuple(args.splittings),
@@ -119,7 +109,7 @@ def prepare(experiment: Experiment, space: Workspace) -> None:
     """Once for all runs; its progress is on the terminal."""
     environment = {**commands.ENVIRONMENT, "PYTHONPATH": schedule.python_path()}
     command = experiment.prepare_command()
-    if subprocess.run(command, pass_fds=[space.lock.fileno()], env=environment, check=False).returncode:
+    if commands.call(command, space.lock, stderr=None, env=environment):
         raise RecipeError(f"the data could not be prepared; see above. The command was: {shown(command)}")
 
 

@@ -90,14 +90,8 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], lock: IO[An
 
 def start(job: Job, slot: Mapping[str, str], lock: IO[Any]) -> subprocess.Popen[bytes]:
     with job.log.open("ab") as log:
-        return subprocess.Popen(
-            job.command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=[lock.fileno()],
-            env={**commands.ENVIRONMENT, **slot, "PYTHONPATH": python_path()},
-        )
+        environment = {**commands.ENVIRONMENT, **slot, "PYTHONPATH": python_path()}
+        return commands.start(job.command, lock, stdout=log, env=environment)
 
 
 def python_path() -> str:

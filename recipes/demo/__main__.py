@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.main import run
+from recipes.common.main import run_command
 from recipes.common.workspace import Workspace
 from recipes.demo.settings import PRESETS, settings_for
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run("demo", lambda: demo(parser().parse_args(argv)))
+    return run_command("demo", lambda: demo(parser().parse_args(argv)))
 
 
 def demo(args: argparse.Namespace) -> None:

@@ -7,13 +7,13 @@ import contextlib
 import dataclasses
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.common.errors import RecipeError
+from recipes.common.main import run_command
 from recipes.common.workspace import Workspace
 from recipes.glue.data import HUB, load
 from recipes.glue.settings import PRESETS, SCHEDULES, Setting, plan
@@ -97,17 +97,13 @@ def compare_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through `finally`, so that workers end too
-    try:
-        if words[:1] == ["compare"]:
-            return show_comparison(compare_parser().parse_args(words[1:]))
-        return finetune(parser().parse_args(words), words)
-    except RecipeError as error:
-        print(f"recipes.glue: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nrecipes.glue: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_command("glue", lambda: command(words))
+
+
+def command(words: list[str]) -> int:
+    if words[:1] == ["compare"]:
+        return show_comparison(compare_parser().parse_args(words[1:]))
+    return finetune(parser().parse_args(words), words)
 
 
 def finetune(args: argparse.Namespace, words: list[str]) -> int:

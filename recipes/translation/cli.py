@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from recipes.common.errors import RecipeError
-from recipes.common.main import run
+from recipes.common.main import run_command
 from recipes.common.workspace import Workspace
 from recipes.translation.pipeline import STAGES, Data, Pipeline
 from recipes.translation.recipe import PRECISIONS, Recipe, load
@@ -183,7 +183,7 @@ def data_of(args: argparse.Namespace) -> Data:
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> int:
-    return run(name, lambda: translate(name, parser(name).parse_args(argv)))
+    return run_command(name, lambda: translate(name, parser(name).parse_args(argv)))
 
 
 def translate(name: str, args: argparse.Namespace) -> None:

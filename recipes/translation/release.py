@@ -29,6 +29,7 @@ from typing import Any
 from recipes.common import commands
 from recipes.common.checkpoints import load
 from recipes.common.errors import RecipeError
+from recipes.common.main import run_command
 from recipes.common.workspace import read_json, read_lines, write_json
 from recipes.translation.recipe import Recipe
 from recipes.translation.text import TextSettings
@@ -287,6 +288,10 @@ On these sentences: \
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return run_command("translation.release", lambda: release(parser().parse_args(argv)))
+
+
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m recipes.translation.release",
         description="Write the model of a finished run as one folder that takes raw text, and check it by translating "
@@ -295,17 +300,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("run", type=Path, metavar="RUN", help="--out of the run")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     p.add_argument("--sentences", type=int, default=SENTENCES, metavar="N", help="to check with (default: %(default)s)")
-    args = p.parse_args(argv)
+    return p
+
+
+def release(args: argparse.Namespace) -> None:
     commands.quiet()
-    try:
-        if args.sentences < 1:
-            raise RecipeError(f"--sentences {args.sentences}: the check needs at least one")
-        check = export(args.run, args.out, args.sentences)
-    except RecipeError as error:
-        print(f"recipes.translation.release: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out}: {json.dumps(check)}")
-    return 0
+    if args.sentences < 1:
+        raise RecipeError(f"--sentences {args.sentences}: the check needs at least one")
+    print(f"{args.out}: {json.dumps(export(args.run, args.out, args.sentences))}")
 
 
 if __name__ == "__main__":

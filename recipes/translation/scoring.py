@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recipes.common.errors import RecipeError
+from recipes.common.main import run_command
 from recipes.common.statistics import Difference, paired_bootstrap
 from recipes.common.workspace import read_lines, write_json
 
@@ -435,16 +436,14 @@ def read(path: Path, remove_bpe: bool) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    return run_command("translation.scoring", lambda: command(parser().parse_args(argv)))
+
+
+def command(args: argparse.Namespace) -> None:
     logging.getLogger("sacrebleu").setLevel(logging.ERROR)
-    try:
-        result = evaluate(args)
-        if args.json:
-            write_json(args.json, result)
-    except RecipeError as error:
-        print(f"recipes.translation.scoring: {error}", file=sys.stderr)
-        return 1
-    return 0
+    result = evaluate(args)
+    if args.json:
+        write_json(args.json, result)
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:

@@ -180,11 +180,14 @@ def test_a_command_and_its_workers_end_with_their_parent(
     if deaf:
         code = code.replace("lock = open", "commands.leash.__file__ = " + repr(str(hasty(tmp_path))) + "\nlock = open")
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    wait_until(lambda: log.exists() and len(log.read_text().split()) == 4, "the command has not started")
-    pids = [int(word) for word in log.read_text().split() if word.isdigit()]
-    assert all(map(alive, pids))
-    parent.send_signal(how)
-    out, _ = parent.communicate(timeout=120)
+    try:
+        wait_until(lambda: log.exists() and len(log.read_text().split()) == 4, "the command has not started")
+        pids = [int(word) for word in log.read_text().split() if word.isdigit()]
+        assert all(map(alive, pids))
+        parent.send_signal(how)
+        out, _ = parent.communicate(timeout=120)
+    finally:
+        parent.kill()
     assert out == (b"" if how == signal.SIGKILL else b"left\n")
     wait_until(lambda: not any(map(alive, pids)), "the command outlives its parent")
     with lock.open("a") as file:

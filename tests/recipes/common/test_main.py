@@ -48,7 +48,7 @@ def missing_entry() -> int:
     ],
 )  # fmt: skip
 def test_what_is_said(work: Any, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.run("cook", work, "come again") == status
+    assert main.run_command("cook", work, "come again") == status
     assert capsys.readouterr() == ("", said)
 
 
@@ -56,7 +56,7 @@ def test_what_is_said(work: Any, status: int, said: str, capsys: pytest.CaptureF
     "error", [ValueError("a\nb"), TypeError(), RecursionError("deep"), MemoryError(), OSError("x")]
 )
 def test_what_nobody_thought_of_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.run("cook", raising(error)) == 1
+    assert main.run_command("cook", raising(error)) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"recipes.cook: unexpected {type(error).__name__}: ") and said.count("\n") == 1
     assert "test_main.py, line" in said
@@ -64,18 +64,18 @@ def test_what_nobody_thought_of_is_one_line(error: Exception, capsys: pytest.Cap
 
 def run_python(code: str, *options: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
     root = Path(__file__).resolve().parents[3]
-    code = f"import sys; sys.path.insert(0, {str(root)!r}); from recipes.common.main import run\n{code}"
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); from recipes.common.main import run_command\n{code}"
     return subprocess.run([sys.executable, *options, "-c", code], check=False, stderr=subprocess.PIPE, **more)
 
 
 def test_the_traceback_is_there_for_developers() -> None:
-    done = run_python("sys.exit(run('cook', lambda: {}['salt']))", "-X", "dev", stdout=subprocess.PIPE)
+    done = run_python("sys.exit(run_command('cook', lambda: {}['salt']))", "-X", "dev", stdout=subprocess.PIPE)
     assert done.returncode == 1 and b"Traceback" in done.stderr and b"unexpected KeyError: 'salt'" in done.stderr
 
 
 def test_a_full_disk_behind_stdout() -> None:
     with open("/dev/full", "w") as full:
-        done = run_python("sys.exit(run('cook', lambda: print('soup')))", stdout=full)
+        done = run_python("sys.exit(run_command('cook', lambda: print('soup')))", stdout=full)
     assert done.returncode == 1
     assert done.stderr == (
         b"recipes.cook: No space left on device; make room on the disk, then run the same command again\n"
@@ -85,13 +85,13 @@ def test_a_full_disk_behind_stdout() -> None:
 def test_a_reader_that_has_seen_enough() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = run_python("sys.exit(run('cook', lambda: print('soup' * 99999)))", stdout=writing)
+    done = run_python("sys.exit(run_command('cook', lambda: print('soup' * 99999)))", stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_names_that_are_not_utf8_are_printed() -> None:
-    code = r"import os; sys.exit(run('cook', lambda: print(os.fsdecode(b'caf\xe9'))))"
+    code = r"import os; sys.exit(run_command('cook', lambda: print(os.fsdecode(b'caf\xe9'))))"
     done = run_python(code, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUTF8": "1"})
     assert (done.returncode, done.stdout) == (0, b"caf\\udce9\n")
 

@@ -236,7 +236,7 @@ def start(folder: Path, **options: Any) -> str:
 
 def test_many_starts_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace, "PATIENCE_SECONDS", 60.0)
-    for number in range(60):
+    for number in range(20):
         with ThreadPoolExecutor(8) as pool:
             said = Counter(pool.map(start, [tmp_path / str(number)] * 8))
         assert said == {"ok": 8}
@@ -245,7 +245,7 @@ def test_many_starts_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_many_restarts_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace, "PATIENCE_SECONDS", 60.0)
-    for number in range(30):
+    for number in range(15):
         folder = tmp_path / str(number) / "out"
         start(folder)
         with ThreadPoolExecutor(8) as pool:
