@@ -115,7 +115,7 @@ def finetune(args: argparse.Namespace, words: list[str]) -> int:
     overrides = {name: getattr(args, name) for name in OVERRIDES}
     plans = {task.name: plan(args.preset, task, args.seeds, **overrides) for task in tasks}
     from recipes.glue import runner
-    from recipes.glue.finetune import Options, Run
+    from recipes.glue.finetune import Options, Run, load_model, quiet_hosts
 
     identity = runner.model_identity(args.model)
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -135,6 +135,8 @@ def finetune(args: argparse.Namespace, words: list[str]) -> int:
             runs[run.stage] = dataclasses.replace(run, folder=args.out.resolve() / "runs" / run.stage)
     jobs = job_count(args, len(runs))
     options = dataclasses.replace(options, quiet=jobs > 1 or runner.rank() > 0)
+    quiet_hosts()
+    load_model(identity["model"], TASKS[trainable[0].trained_as], seed=0)  # what is wrong with it is said at once
     if runner.rank():
         runner.execute(list(runs.values()), options, None, jobs)
         return 0
@@ -195,7 +197,7 @@ def conclude(
     facts = {
         "name": args.name or Path(record["model"]).name,
         "parameters": runs[0]["parameters"] if runs else None,
-        "notes": [*notes, *remarks],
+        "notes": list(dict.fromkeys([*notes, *remarks])),
         "failed": failed,
         "settings": record,
         "environment": environment(shlex.join(["python", "-m", "recipes.glue", *words]), report.PACKAGES),
@@ -203,7 +205,7 @@ def conclude(
     files = report.write_report(space, facts, table, runs)
     if table:
         print(f"\n{results.as_text(*results.dev_table({facts['name']: table}))}\n")
-    for note in remarks:
+    for note in [note for note in remarks if note not in notes]:  # the others were said before
         print(f"note      {note}")
     print("written   " + ", ".join(str(path) for path in files))
     submit(args, space, table)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -31,25 +33,56 @@ class Comparison:
 
 
 class Side:
-    """Finished runs of one model: one --out folder, or several (one per pre-training seed)."""
+    """Finished runs of one model: one --out folder, or several (one per pre-training seed).
+
+    Raises:
+        RecipeError: a folder without results, or with a result.json that this recipe did not write.
+    """
 
     def __init__(self, folders: list[Path]):
         self.folders = folders
-        self.tables = [read_results(folder)["tasks"] for folder in folders]
-        self.name = read_results(folders[0])["name"]
+        self.tables: list[dict[str, Entry]] = []
+        names: list[str] = []
+        for folder in folders:
+            result = read_results(folder)
+            try:
+                self.tables.append({task: entry_of(result["tasks"][task]) for task in TASKS if task in result["tasks"]})
+                names.append(str(result["name"]))
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise RecipeError(
+                    f"{folder / 'result.json'}: not what python -m recipes.glue writes ({error!r}); "
+                    f"give the --out folder of one that has ended"
+                ) from error
+        self.name = names[0]
 
     def runs(self, task: Task) -> dict[tuple[int, int], tuple[Path, float]]:
         """{(folder number, seed): (predictions, main figure)}"""
         found = {}
         for number, (folder, table) in enumerate(zip(self.folders, self.tables, strict=True)):
-            entry = table.get(task.name)
-            for index, run in enumerate(entry["runs"] if entry else []):
-                figure = main_figure({name: values[index] for name, values in entry["values"].items()})
-                found[number, entry["seeds"][index]] = folder / "runs" / run / "predictions.npz", figure
+            for run, seed, figure in table[task.name].runs if task.name in table else []:
+                found[number, seed] = folder / "runs" / run / "predictions.npz", figure
         return found
 
-    def setting(self, task: Task) -> dict[str, object]:
-        return next(table[task.name]["setting"] for table in self.tables if task.name in table)
+    def setting(self, task: Task) -> object:
+        return next(table[task.name].setting for table in self.tables if task.name in table)
+
+
+class Entry(NamedTuple):
+    setting: object
+    runs: list[tuple[str, int, float]]  # folder, seed, main figure
+
+
+def entry_of(entry: dict[str, Any]) -> Entry:
+    """Of a task in result.json. Its folders are names, not paths that lead elsewhere."""
+    values = {name: [float(value) for value in column] for name, column in entry["values"].items()}
+    runs = []
+    for index, (run, seed) in enumerate(zip(entry["runs"], entry["seeds"], strict=True)):
+        if Path(run).name != run:
+            raise ValueError(f"{run!r} is no name of a run")
+        if not all(math.isfinite(column[index]) for column in values.values()):
+            raise ValueError(f"a figure of {run} is not finite")
+        runs.append((run, int(seed), main_figure({name: column[index] for name, column in values.items()})))
+    return Entry(entry["setting"], runs)
 
 
 def compare(first: Side, second: Side, samples: int = 1000) -> list[Comparison]:
@@ -76,7 +109,7 @@ def compare(first: Side, second: Side, samples: int = 1000) -> list[Comparison]:
                 summary(figures[1]),
                 paired_bootstrap(of_rows(task), predictions_a, predictions_b, samples=samples),
                 paired_t_test(*figures) if len(common) >= LEAST_SEEDS else None,
-                "" if first.setting(task) == second.setting(task) else "settings differ",
+                "; ".join(remarks(task, first, second, len(labels))),
             )
         )
     if not rows:
@@ -86,11 +119,26 @@ def compare(first: Side, second: Side, samples: int = 1000) -> list[Comparison]:
     return rows
 
 
+def remarks(task: Task, first: Side, second: Side, examples: int) -> list[str]:
+    part = [] if examples in task.size("dev") else [f"{examples} of {task.dev_size} dev examples"]
+    return part + ([] if first.setting(task) == second.setting(task) else ["settings differ"])
+
+
 def stacked(task: Task, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """(labels (N,), rows (N, 1 + seeds) of labels and decoded predictions)"""
-    runs = [load_predictions(path) for path in paths]
-    labels = runs[0][f"{task.name}.dev.labels"]
-    columns = [task.decode(np.nan_to_num(run[f"{task.name}.dev.logits"])) for run in runs]
+    labels, columns = None, []
+    for path in paths:
+        arrays = load_predictions(path)
+        try:
+            mine, logits = arrays[f"{task.name}.dev.labels"], arrays[f"{task.name}.dev.logits"]
+        except KeyError as error:
+            raise RecipeError(f"{path}: holds no {error}; have the run done again") from error
+        labels = mine if labels is None else labels
+        if not np.array_equal(mine, labels) or logits.shape != (len(labels), task.num_labels):
+            raise RecipeError(f"{path}: scored on another dev set of {task.title} than {paths[0]}; have one done again")
+        if not np.isfinite(logits).all():
+            raise RecipeError(f"{path}: {task.title} has outputs that are not finite: its training diverged")
+        columns.append(task.decode(logits))
     return labels, np.stack([labels, *columns], axis=1)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,26 +21,25 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    set_seed,
 )
 from transformers.utils import logging as host_logging
 
-import macaron.bert  # noqa: F401  (registers MacaronBert with the Auto classes)
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import write_json
 from recipes.glue.batches import IGNORED, Batches, Collator, Examples, Loader
-from recipes.glue.data import Data, Split, load
+from recipes.glue.card import card
+from recipes.glue.data import Data, Split, first_line, limited, load
 from recipes.glue.metrics import score
+from recipes.glue.model import load_model
+from recipes.glue.origin import BEGUN, made_from
 from recipes.glue.settings import Setting
-from recipes.glue.tasks import BINARY, CLASSES, SCORE, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task, evaluated_with
+from recipes.glue.tasks import BINARY, CLASSES, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task, evaluated_with
 
-SUBSET_SEED = 0  # of --max-train-examples: every model and seed trains on the same ones
+MANY_UNKNOWN = 0.05  # share of the training text's pieces, above which the result says so
 
 
 @dataclass(frozen=True)
@@ -140,30 +142,32 @@ class Bar(TrainerCallback):
         self.bar.close()
 
 
-def load_model(source: str, task: Task) -> tuple[Any, Any]:
-    """(tokenizer, model with a fresh head for `task`)."""
-    problem = {CLASSES: "single_label_classification", BINARY: "multi_label_classification", SCORE: "regression"}
-    names = {"id2label": dict(enumerate(task.labels)), "label2id": {name: i for i, name in enumerate(task.labels)}}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            num_labels=task.num_labels,
-            problem_type=problem[task.head],
-            dtype=torch.float32,
-            **(names if task.head == CLASSES else {}),
+class Diverged(TrainerCallback):
+    """Ends a run whose loss is no number any more: nothing brings the weights back."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        for name in ("loss", "grad_norm"):
+            value = float((logs or {}).get(name, 0.0))
+            if not math.isfinite(value):
+                raise diverged(self.run, f"{name} is {value} at update {state.global_step}")
+
+
+def diverged(run: Run, what: str) -> RecipeError:
+    return RecipeError(
+        f"{what}: the training diverged (lr {run.setting.lr:g}, batch size {run.setting.batch_size}); "
+        f"try a smaller --lr in another --out"
+    )
+
+
+def check_finite(run: Run, model: torch.nn.Module) -> None:
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if broken:
+        raise diverged(
+            run, f"{len(broken)} tensors of the model are not finite after training, {broken[0]} is the first"
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(
-            f"--model {source}: AutoTokenizer and AutoModelForSequenceClassification cannot load it: "
-            f"{str(error).strip().splitlines()[0]}. Give a folder with config.json, weights and tokenizer of an encoder"
-        ) from error
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise RecipeError(
-            f"--model {source}: the tokenizer has {len(tokenizer)} entries but the model "
-            f"{model.get_input_embeddings().num_embeddings} embeddings; the two do not belong together"
-        )
-    return tokenizer, model
 
 
 def length_limit(setting: Setting, tokenizer: Any, model: Any) -> int:
@@ -197,6 +201,7 @@ def training_arguments(run: Run, options: Options, updates: int) -> TrainingArgu
         dataloader_num_workers=options.workers,
         remove_unused_columns=False,
         logging_steps=max(1, updates // 50),
+        logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=options.save_steps,
         save_total_limit=1,
@@ -209,19 +214,29 @@ def run_one(run: Run, options: Options) -> dict[str, Any]:
     """Train, predict, score; writes result.json and predictions.npz into the run's folder, and returns the former.
 
     Goes on from the last whole checkpoint of an interrupted attempt.
+
+    Raises:
+        RecipeError: no data, a model that is not whole, or a training that diverged.
     """
     quiet_hosts()
+    run.folder.mkdir(parents=True, exist_ok=True)
     task = TASKS[run.task]
     data = load(run.task, options.data_dir, options.dataset)
     if data.train is None or data.dev is None:
         raise RecipeError(f"{task.title}: cannot be trained here; {'; '.join(data.notes)}")
     split = limited(data.train, run.setting.max_train_examples)
     started = time.time()
-    set_seed(run.seed)  # of the head's first weights
-    tokenizer, model = load_model(run.model, task)
+    tokenizer, model, notes = load_model(run.model, task, run.seed)
     limit = length_limit(run.setting, tokenizer, model)
     collator = Collator(tokenizer, limit, torch.long if task.head == CLASSES else torch.float32)
-    lengths, truncated = measure(tokenizer, split, limit)
+    lengths, truncated, unknown = measure(tokenizer, split, limit)
+    if truncated:
+        notes.append(f"{task.title}: {truncated} of {len(split)} training examples cut to {limit} tokens")
+    if unknown > MANY_UNKNOWN:
+        notes.append(
+            f"{task.title}: {unknown:.0%} of the training text's pieces are {tokenizer.unk_token}, unknown to the "
+            f"tokenizer; is it the model's own, and for this language?"
+        )
     arguments = training_arguments(run, options, run.setting.epochs * -(-len(split) // run.setting.batch_size))
     world, rank = max(1, arguments.world_size), arguments.process_index
     batches = Batches(
@@ -234,22 +249,30 @@ def run_one(run: Run, options: Options) -> dict[str, Any]:
         compute_loss_func=TaskLoss(task), processing_class=tokenizer,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # its lines are in result.json
-    if rank == 0 and not options.quiet:
-        trainer.add_callback(Bar(f"{task.title} seed {run.seed}"))
+    if rank == 0:
+        write_json(run.folder / BEGUN, made_from(run, options))
+        for note in notes:
+            tqdm.write(f"{run.stage}: {note}")
+        if not options.quiet:
+            trainer.add_callback(Bar(f"{task.title} seed {run.seed}"))
+    trainer.add_callback(Diverged(run))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(run.folder / "checkpoints"))
+    check_finite(run, model)
     train_seconds = time.time() - started
 
     started = time.time()
-    arrays, scores, notes = evaluate(trainer, collator, run.task, options)
-    if truncated:
-        notes.append(f"{task.title}: {truncated} of {len(split)} training examples cut to {limit} tokens")
+    arrays, scores, remarks = evaluate(trainer, collator, run.task, options)
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise diverged(run, f"{name} holds numbers that are not finite")
+    notes += [note for note in remarks if note not in notes]
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     result = {
         **run.record(),
         "scores": scores,
         "notes": notes,
         "examples": len(split),
-        "data": split.digest(),
+        **made_from(run, options),
         "max_length": limit,
         "updates": trainer.state.global_step,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -265,6 +288,7 @@ def run_one(run: Run, options: Options) -> dict[str, Any]:
     if rank == 0:
         if options.save_model:
             trainer.save_model(str(run.folder / "model"))
+            (run.folder / "model" / "README.md").write_text(card(task, result), encoding="utf-8")
         save_predictions(run.folder / "predictions.npz", arrays)
         write_json(run.folder / "result.json", result)
     return result
@@ -279,6 +303,7 @@ def evaluate(
     notes: list[str] = []
     for task in evaluated_with(trained):
         data: Data = load(task.name, options.data_dir, options.dataset)
+        notes += data.notes
         for name in ("dev", "test"):
             split = getattr(data, name)
             if split is not None and len(split):
@@ -292,7 +317,7 @@ def evaluate(
 
 def predict(trainer: GlueTrainer, collator: Collator, split: Split) -> np.ndarray:
     """Logits (N, num_labels) in the order of `split`; batches hold sentences of like length."""
-    lengths, _ = measure(collator.tokenizer, split, collator.max_length)
+    lengths, *_ = measure(collator.tokenizer, split, collator.max_length)
     order = np.argsort(-np.asarray(lengths), kind="stable")
     unlabelled = dataclasses.replace(split, labels=None).subset(order.tolist())
     outputs = trainer.predict(Examples(unlabelled)).predictions
@@ -302,28 +327,26 @@ def predict(trainer: GlueTrainer, collator: Collator, split: Split) -> np.ndarra
     return logits
 
 
-def measure(tokenizer: Any, split: Split, limit: int) -> tuple[list[int], int]:
-    """Tokens per example after truncation, and how many were truncated."""
+def measure(tokenizer: Any, split: Split, limit: int) -> tuple[list[int], int, float]:
+    """Tokens per example after truncation, how many were truncated, and the share of pieces that are unknown."""
     full = tokenizer(split.first, split.second, return_attention_mask=False, return_token_type_ids=False, verbose=False)
     lengths = [len(ids) for ids in full["input_ids"]]
-    return [min(length, limit) for length in lengths], sum(length > limit for length in lengths)
-
-
-def limited(split: Split, count: int) -> Split:
-    if not count or count >= len(split):
-        return split
-    return split.subset(np.random.default_rng(SUBSET_SEED).permutation(len(split))[:count].tolist())
+    pieces = sum(lengths) - len(lengths) * tokenizer.num_special_tokens_to_add(pair=split.second is not None)
+    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in full["input_ids"])
+    return [min(length, limit) for length in lengths], sum(n > limit for n in lengths), unknown / max(1, pieces)
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that a kill did not cut short; Trainer writes trainer_state.json after all else."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    numbers = {path: path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")}
+    found = sorted((p for p, n in numbers.items() if n.isdecimal()), key=lambda p: int(numbers[p]), reverse=True)
     for path in found:
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        return str(path)
+        if isinstance(state, dict) and isinstance(state.get("global_step"), int):
+            return str(path)
     return None
 
 
@@ -339,8 +362,18 @@ def save_predictions(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load_predictions(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    """
+    Raises:
+        RecipeError: it is not there, or not a whole file of arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise RecipeError(
+            f"{path}: cannot be read ({first_line(error)}); delete the run's stamp and folder, and give its command "
+            f"again"
+        ) from error
 
 
 def quiet_hosts() -> None:

@@ -164,7 +164,8 @@ def as_text(head: list[str], rows: list[list[str]]) -> str:
 
 def as_markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in lines]  # names are the user's
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def as_csv(head: list[str], rows: list[list[str]]) -> str:
@@ -182,4 +183,7 @@ def read_results(folder: Path) -> Result:
     path = folder / "result.json"
     if not path.is_file():
         raise RecipeError(f"{folder}: no result.json; give the --out folder of a python -m recipes.glue that has ended")
-    return read_json(path)
+    result = read_json(path)
+    if not isinstance(result, dict):
+        raise RecipeError(f"{path}: holds no table of results; give the --out folder of python -m recipes.glue")
+    return result

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import queue
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from tqdm import tqdm
 
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, digest
+from recipes.glue.data import first_line
 from recipes.glue.finetune import Options, Run, drop_checkpoints, run_one
+from recipes.glue.origin import check_made_from
 
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
@@ -56,25 +61,43 @@ def shared_by_all(value: Any, cpu: bool) -> Any:
 
 
 def execute(runs: Sequence[Run], options: Options, space: Workspace | None, jobs: int) -> dict[str, str]:
-    """Do the runs that are not stamped yet; {stage: message} of those that failed. `space` is None but on rank 0."""
+    """Do the runs that are not stamped yet; {stage: message} of those that failed. `space` is None but on rank 0.
+
+    A run that fails, for whatever reason, leaves the others alone; where several processes share one, all end with it.
+
+    Raises:
+        RecipeError: the folder holds runs that were made from other data or another tokenizer.
+    """
+    for run in {run.task: run for run in runs}.values() if space else []:
+        check_made_from(run, options)
     todo = [run for run in runs if space is None or space.stamp(run.stage) is None]
     todo = shared_by_all(todo, options.cpu)
     if space and len(todo) < len(runs):
         print(f"runs      {len(runs) - len(todo)} of {len(runs)} done before")
-    for run in todo:
-        run.folder.mkdir(parents=True, exist_ok=True)
     failed = {}
     outcomes = in_parallel(todo, options, jobs) if jobs > 1 and len(todo) > 1 else in_turn(todo, options)
     for run, outcome, seconds in outcomes:
-        if isinstance(outcome, Exception):
-            failed[run.stage] = f"{type(outcome).__name__}: {outcome}"
-            tqdm.write(f"{run.stage}: {failed[run.stage]}")
+        if isinstance(outcome, str):
+            failed[run.stage] = outcome
+            tqdm.write(f"{run.stage}: {outcome}")
         elif space is not None:
             made = [run.folder / "result.json", run.folder / "predictions.npz"]
             space.finish(run.stage, made, time.time() - seconds)
             drop_checkpoints(run)
             tqdm.write(shown(run, outcome, seconds))
     return failed
+
+
+def explained(run: Run, error: Exception) -> str:
+    """In one line; what the user cannot mend is kept in full beside the run."""
+    if isinstance(error, RecipeError):
+        return first_line(error)
+    message = f"{type(error).__name__}: {first_line(error)}"
+    try:
+        (run.folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        return message
+    return f"{message} (the whole of it is in {run.folder / 'error.txt'})"
 
 
 def shown(run: Run, result: dict[str, Any], seconds: float) -> str:
@@ -85,49 +108,78 @@ def shown(run: Run, result: dict[str, Any], seconds: float) -> str:
     return f"{run.stage:<40} {scores}   ({seconds:.0f} s)"
 
 
-def in_turn(runs: Sequence[Run], options: Options) -> Iterator[tuple[Run, Any, float]]:
+def in_turn(runs: Sequence[Run], options: Options) -> Iterator[tuple[Run, dict[str, Any] | str, float]]:
     for run in runs:
-        started = time.time()
-        try:
-            outcome: Any = run_one(run, options)
-        except RecipeError as error:
-            if world_size() > 1:
-                raise  # the other processes stop at it too
-            outcome = error
-        yield run, outcome, time.time() - started
+        outcome, seconds = timed(run, options)
+        if isinstance(outcome, str) and world_size() > 1:
+            raise RecipeError(f"{run.stage}: {outcome}")  # the other processes stop at it too
+        yield run, outcome, seconds
 
 
-def in_parallel(runs: Sequence[Run], options: Options, jobs: int) -> Iterator[tuple[Run, Any, float]]:
+def in_parallel(runs: Sequence[Run], options: Options, jobs: int) -> Iterator[tuple[Run, dict[str, Any] | str, float]]:
     """`jobs` processes, each with a GPU of its own where there are any, else with its share of the cores."""
-    context = multiprocessing.get_context("spawn")
-    places = context.Queue()
-    for place in range(jobs):
-        places.put(place)
-    pool = ProcessPoolExecutor(min(jobs, len(runs)), mp_context=context, initializer=prepare, initargs=(places, jobs))
+    workers: queue.Queue[Worker] = queue.Queue()
+    for place in range(min(jobs, len(runs))):
+        workers.put(Worker(place, jobs))
+
+    def run_in_one(run: Run) -> tuple[dict[str, Any] | str, float]:
+        worker = workers.get()
+        try:
+            return worker(run, options)
+        finally:
+            workers.put(worker)
+
+    pool = ThreadPoolExecutor(workers.qsize())
     try:
-        futures = {pool.submit(timed, run, options): run for run in runs}
+        futures = {pool.submit(run_in_one, run): run for run in runs}
         for future in tqdm(as_completed(futures), total=len(runs), desc="runs", unit="run"):
-            error = future.exception()
-            if error is not None:
-                yield futures[future], error, 0.0
-            else:
-                yield futures[future], *future.result()
+            yield futures[future], *future.result()
     except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        while not workers.empty():
+            workers.get().close()
 
 
-def timed(run: Run, options: Options) -> tuple[dict[str, Any], float]:
+class Worker:
+    """A process that does one run after another; a new one where it was killed."""
+
+    def __init__(self, place: int, jobs: int):
+        self.place, self.jobs = place, jobs
+        self.open()
+
+    def open(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.process = ProcessPoolExecutor(1, mp_context=context, initializer=prepare, initargs=(self.place, self.jobs))
+
+    def close(self) -> None:
+        self.process.shutdown()
+
+    def __call__(self, run: Run, options: Options) -> tuple[dict[str, Any] | str, float]:
+        try:
+            return self.process.submit(timed, run, options).result()
+        except BrokenProcessPool:
+            self.close()
+            self.open()
+            return "its process was killed; was there memory enough? The same command goes on with it", 0.0
+
+
+def timed(run: Run, options: Options) -> tuple[dict[str, Any] | str, float]:
+    """(the result, or what went wrong, and seconds)"""
     started = time.time()
-    return run_one(run, options), time.time() - started
+    try:
+        outcome: dict[str, Any] | str = run_one(run, options)
+    except Exception as error:
+        outcome = explained(run, error)
+    return outcome, time.time() - started
 
 
-def prepare(places: Any, jobs: int) -> None:
+def prepare(place: int, jobs: int) -> None:
     """A worker: takes a GPU or its share of the cores, and ends with the process that started it."""
-    place = places.get()
     import torch
 
     gpus = visible_gpus()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +35,11 @@ class Setting:
         for name in ("epochs", "batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)} but must be at least 1; choose a positive number")
-        if not self.lr > 0 or self.weight_decay < 0 or self.max_train_examples < 0:
+        finite = math.isfinite(self.lr) and math.isfinite(self.weight_decay)
+        if not finite or self.lr <= 0 or self.weight_decay < 0 or self.max_train_examples < 0:
             raise RecipeError(
                 f"lr is {self.lr}, weight_decay {self.weight_decay}, max_train_examples {self.max_train_examples}; "
-                f"lr must be positive, the others zero or more"
+                f"lr must be positive, the others zero or more, all of them finite"
             )
         if self.schedule not in SCHEDULES:
             raise RecipeError(f"schedule is {self.schedule!r}; choose from {', '.join(SCHEDULES)}")

@@ -27,6 +27,8 @@ class Task:
     label: str  # column of the TSV files
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
+    train_size: int  # of the official files; 0 where there is none
+    dev_size: int
     test_size: int
     placeholder: str  # a constant for submissions without a model: the commonest label of the training set
     head: str = CLASSES
@@ -35,6 +37,8 @@ class Task:
     splits: tuple[str, str, str] = ("train", "dev", "test")  # of the TSV files
     hub: tuple[str, str, str, str] = ("", "train", "validation", "test")  # configuration and splits
     hub_columns: tuple[str, ...] = ("sentence1", "sentence2")
+    names: tuple[str, ...] = ()  # of the classes, where `labels` only number them
+    broken_lines: int = 0  # of the official training and dev files, which some copies keep and others drop
     trains_on: str = ""  # the task whose training set and model it shares
 
     @property
@@ -44,6 +48,29 @@ class Task:
     @property
     def num_labels(self) -> int:
         return len(self.labels) if self.head == CLASSES else 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, those of the hub's data set."""
+        return self.names or self.labels
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What each logit stands for: a class, of two classes with one logit the second, or the scaled score."""
+        return {CLASSES: self.classes, BINARY: self.classes[1:], SCORE: ("(similarity - 3) / 2",)}[self.head]
+
+    def meaning(self) -> dict[str, Any]:
+        """How to read the logits, for `config.json`."""
+        if self.head == SCORE:
+            reading = {"score": "scale * logit + offset, clipped", "scale": SCORE_SCALE, "offset": SCORE_MIDDLE}
+            return {"task": self.title, **reading, "range": [0.0, SCORE_MAX]}
+        rule = "sigmoid; class 1 where the logit is at least 0" if self.head == BINARY else "softmax"
+        return {"task": self.title, "classes": list(self.classes), "logits": rule}
+
+    def size(self, split: str) -> range:
+        """How many examples the official files have in train, dev or test; empty where there are none."""
+        size = {"train": self.train_size, "dev": self.dev_size, "test": self.test_size}[split]
+        return range(size, size + 1 + (self.broken_lines if split != "test" else 0)) if size else range(0)
 
     def target(self, label: str) -> float | int:
         """What training and metrics see: a class number, or a score as it stands in the data."""
@@ -67,31 +94,37 @@ QUESTIONS = ("question1", "question2")
 PREMISE = ("premise", "hypothesis")
 MISMATCHED = ("mnli", "train", "validation_mismatched", "test_mismatched")
 
-# name, title, file, columns, label column, labels, metrics, lines of the test set, placeholder
+# name, title, file, columns, label column, labels, metrics, examples in train, dev and test, placeholder
 TASKS = {
     task.name: task
     for task in (
-        Task("cola", "CoLA", "CoLA", ("sentence",), "label", TWO, ("mcc",), 1063, "1", head=BINARY,
+        Task("cola", "CoLA", "CoLA", ("sentence",), "label", TWO, ("mcc",), 8551, 1043, 1063, "1", head=BINARY,
+             names=("unacceptable", "acceptable"),
              hub_columns=("sentence",)),
-        Task("sst2", "SST-2", "SST-2", ("sentence",), "label", TWO, ("accuracy",), 1821, "1", large=True,
-             hub_columns=("sentence",)),
-        Task("mrpc", "MRPC", "MRPC", ("#1 String", "#2 String"), "Quality", TWO, ("f1", "accuracy"), 1725, "1",
+        Task("sst2", "SST-2", "SST-2", ("sentence",), "label", TWO, ("accuracy",), 67349, 872, 1821, "1", large=True,
+             hub_columns=("sentence",), names=("negative", "positive")),
+        Task("mrpc", "MRPC", "MRPC", ("#1 String", "#2 String"), "Quality", TWO, ("f1", "accuracy"), 3668, 408, 1725,
+             "1", names=("not_equivalent", "equivalent"),
              head=BINARY, symmetric=True),
-        Task("stsb", "STS-B", "STS-B", PAIR, "score", (), ("pearson", "spearman"), 1379, "2.700",
+        Task("stsb", "STS-B", "STS-B", PAIR, "score", (), ("pearson", "spearman"), 5749, 1500, 1379, "2.700",
              head=SCORE, symmetric=True),
-        Task("qqp", "QQP", "QQP", QUESTIONS, "is_duplicate", TWO, ("f1", "accuracy"), 390965, "0",
+        Task("qqp", "QQP", "QQP", QUESTIONS, "is_duplicate", TWO, ("f1", "accuracy"), 363846, 40430, 390965, "0",
+             names=("not_duplicate", "duplicate"), broken_lines=30,
              head=BINARY, symmetric=True, large=True, hub_columns=QUESTIONS),
-        Task("mnli", "MNLI-m", "MNLI-m", PAIR, "gold_label", INFERENCE, ("accuracy",), 9796, "contradiction",
+        Task("mnli", "MNLI-m", "MNLI-m", PAIR, "gold_label", INFERENCE, ("accuracy",), 392702, 9815, 9796,
+             "contradiction",
              large=True, splits=("train", "dev_matched", "test_matched"), hub_columns=PREMISE,
              hub=("mnli", "train", "validation_matched", "test_matched")),
-        Task("mnli-mm", "MNLI-mm", "MNLI-mm", PAIR, "gold_label", INFERENCE, ("accuracy",), 9847, "contradiction",
+        Task("mnli-mm", "MNLI-mm", "MNLI-mm", PAIR, "gold_label", INFERENCE, ("accuracy",), 392702, 9832, 9847,
+             "contradiction",
              large=True, splits=("train", "dev_mismatched", "test_mismatched"), hub_columns=PREMISE,
              hub=MISMATCHED, trains_on="mnli"),
-        Task("qnli", "QNLI", "QNLI", ("question", "sentence"), "label", ENTAILMENT, ("accuracy",), 5463,
+        Task("qnli", "QNLI", "QNLI", ("question", "sentence"), "label", ENTAILMENT, ("accuracy",), 104743, 5463, 5463,
              "entailment", large=True, hub_columns=("question", "sentence")),
-        Task("rte", "RTE", "RTE", PAIR, "label", ENTAILMENT, ("accuracy",), 3000, "entailment"),
-        Task("wnli", "WNLI", "WNLI", PAIR, "label", TWO, ("accuracy",), 146, "0"),
-        Task("ax", "AX", "AX", PAIR, "label", INFERENCE, ("mcc",), 1104, "contradiction", hub_columns=PREMISE,
+        Task("rte", "RTE", "RTE", PAIR, "label", ENTAILMENT, ("accuracy",), 2490, 277, 3000, "entailment"),
+        Task("wnli", "WNLI", "WNLI", PAIR, "label", TWO, ("accuracy",), 635, 71, 146, "0",
+             names=("not_entailment", "entailment")),
+        Task("ax", "AX", "AX", PAIR, "label", INFERENCE, ("mcc",), 0, 0, 1104, "contradiction", hub_columns=PREMISE,
              hub=("ax", "", "", "test"), splits=("", "", "diagnostic"), trains_on="mnli"),
     )
 }  # fmt: skip

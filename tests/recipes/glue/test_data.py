@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recipes.common.errors import RecipeError
-from recipes.glue.data import from_files, load, read_tsv
+from recipes.glue.data import Data, from_files, load, read_tsv
 from recipes.glue.tasks import TASKS, tasks_named
 
 
@@ -73,6 +73,57 @@ def test_wrong_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
         from_files(TASKS["rte"], tmp_path)
 
 
+@pytest.mark.parametrize("name", ["cola", "rte", "stsb"])
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_empty_files_are_refused(tmp_path: Path, name: str, split: str) -> None:
+    task = TASKS[name]
+    columns = ["index", *task.columns, *([task.label] if split != "test" else [])]
+    headless = name == "cola" and split != "test"
+    for text in ("", "\n", "\ufeff", *([] if headless else ["\t".join(columns) + "\n"])):
+        write(tmp_path / f"{task.title}/{split}.tsv", text)
+        with pytest.raises(RecipeError, match=r"empty|holds no examples|no column"):
+            from_files(task, tmp_path)
+
+
+def test_columns_that_are_there_twice(tmp_path: Path) -> None:
+    write(tmp_path / "RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\tsentence1\n0\ta\tb\tentailment\tc\n")
+    with pytest.raises(RecipeError, match="'sentence1' is there 2 times"):
+        from_files(TASKS["rte"], tmp_path)
+
+
+def test_files_that_are_cut_off_are_told(tmp_path: Path) -> None:
+    """Not of GLUE's size; the last line without an end; a last line that lacks its label."""
+    lines = "".join(f"gj04\t{n % 2}\t\tthe man ran home {n}\n" for n in range(1043))
+    write(tmp_path / "CoLA/dev.tsv", lines)
+    assert not load("cola", tmp_path).notes[1:]  # no train, no test
+    write(tmp_path / "cut/CoLA/dev.tsv", lines[:9000])
+    notes = load("cola", tmp_path / "cut").notes
+    (said,) = [note for note in notes if "dev lines instead of 1043" in note]
+    assert "not comparable" in said and said.startswith(f"CoLA: {lines[:9000].count(chr(10))} dev")
+    assert any("1 malformed" in note for note in notes)  # the last, which is cut within
+    head = "index\tsentence1\tsentence2\tscore\n"
+    write(tmp_path / "STS-B/dev.tsv", head + "".join(f"{n}\ta {n}\tb\t4.750\n" for n in range(1500))[:-3])
+    assert any("last line of dev.tsv has no end" in note for note in load("stsb", tmp_path).notes)
+    write(tmp_path / "STS-B/train.tsv", head + "0\ta\tb\t4.750\n1\ta\tb")
+    notes = load.__wrapped__("stsb", tmp_path).notes
+    assert any("1 malformed" in note for note in notes) and any("1 train lines instead of 5749" in n for n in notes)
+
+
+def test_what_is_odd_but_taken_is_told(tmp_path: Path) -> None:
+    head = "index\tsentence1\tsentence2\tlabel\n"
+    for name in ("train", "dev"):
+        write(tmp_path / f"RTE/{name}.tsv", head + "0\ta\t \tentailment\n1\ta\tb\tentailment\n")
+    notes = load("rte", tmp_path).notes
+    assert any("1 of 2 examples of dev.tsv have an empty sentence" in note for note in notes)
+    assert any("the dev set is the training set" in note for note in notes)
+
+
+def test_a_subset_of_qqp_that_is_too_small_to_split(tmp_path: Path) -> None:
+    write(tmp_path / "QQP_subset/qqp_subset.tsv", "question1\tquestion2\tis_duplicate\n" + "a\tb\t1\n" * 2000)
+    with pytest.raises(RecipeError, match="2000 pairs, but the last 2000"):
+        load("qqp", tmp_path)
+
+
 def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such folder"):
         from_files(TASKS["rte"], tmp_path / "nowhere")
@@ -108,6 +159,8 @@ def test_the_real_files(shared: Path, name: str) -> None:
     data = load(name, shared / "data" / "glue")
     sizes = tuple(None if split is None else len(split) for split in (data.train, data.dev, data.test))
     assert sizes == SIZES[name]
+    if name not in ("qnli", "mnli"):
+        assert not any("instead of" in note or "no end" in note or "malformed" in note for note in data.notes)
     if name == "qnli":
         assert any("no train" in note for note in data.notes)
         assert data.dev and data.dev.second and data.dev.second[694].startswith('" Luis Walter Alvarez')
@@ -150,3 +203,123 @@ def test_parquet_folder_of_the_hubs_layout(tmp_path: Path, monkeypatch: pytest.M
     assert ax.train is None and ax.test and ax.test.second == ["b", "test"]
     with pytest.raises(RecipeError, match="configuration 'rte'"):
         load("rte", None, str(tmp_path / "glue"))
+
+
+# --- data sets of the hub -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """`make(task, train=…, validation=…)` reads a data set of one configuration, given as columns and features."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def make(name: str, labels: list[object], feature: object = None, **columns: list[object] | None) -> Data:
+        texts = {column: ["a", "b", "c"][: len(labels)] for column in TASKS[name].hub_columns}
+        rows = {key: value for key, value in {**texts, "label": labels, **columns}.items() if value is not None}
+        table = datasets.Dataset.from_dict(rows)
+        if feature is not None:
+            table = datasets.Dataset.from_dict(rows, features=datasets.Features({**table.features, "label": feature}))
+        number = len(list(tmp_path.glob("glue*")))
+        folder = tmp_path / f"glue{number}"
+        folder.mkdir()
+        table.to_parquet(folder / "train.parquet")
+        parts = "  - split: train\n    path: train.parquet\n"
+        write(folder / "README.md", f"---\nconfigs:\n- config_name: {name}\n  data_files:\n{parts}---\n")
+        return load(name, None, str(folder))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "labels", "expected"),
+    [
+        ("cola", ["unacceptable", "acceptable"], [0, 1, 1], [0, 1, 1]),
+        ("cola", ["acceptable", "unacceptable"], [0, 1, 1], [1, 0, 0]),
+        ("sst2", ["positive", "negative"], [0, 1, 1], [1, 0, 0]),
+        ("mrpc", ["equivalent", "not_equivalent"], [0, 1, 1], [1, 0, 0]),
+        ("qqp", ["Duplicate", "not duplicate"], [0, 1, 1], [1, 0, 0]),
+        ("rte", ["not_entailment", "entailment"], [0, 1, 1], [1, 0, 0]),
+        ("wnli", ["entailment", "not_entailment"], [0, 1, 1], [1, 0, 0]),
+        ("wnli", ["1", "0"], [0, 1, 1], [1, 0, 0]),
+        ("mnli", ["contradiction", "entailment", "neutral"], [0, 1, 2], [2, 0, 1]),
+    ],
+)
+def test_classes_are_mapped_by_name(
+    hub_data, name: str, classes: list[str], labels: list[object], expected: list[int]
+) -> None:  # type: ignore[no-untyped-def]
+    import datasets
+
+    data = hub_data(name, labels, datasets.ClassLabel(names=classes))
+    assert data.train.labels.tolist() == expected and not any("taken as" in note for note in data.notes)
+    words = hub_data(name, [classes[label] for label in labels])  # type: ignore[index]
+    assert words.train.labels.tolist() == expected
+
+
+def test_labels_without_names_are_taken_in_glues_order_and_told(hub_data) -> None:  # type: ignore[no-untyped-def]
+    data = hub_data("rte", [1, 0, 1])
+    assert data.train.labels.tolist() == [1, 0, 1]
+    assert any("taken as 0 = entailment, 1 = not_entailment" in note for note in data.notes)
+    scores = hub_data("stsb", [0, 5, 2.5])
+    assert scores.train.labels.tolist() == [0, 5, 2.5] and not any("taken as" in note for note in scores.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        ("cola", [0, -1, 1], "label -1 of row 1 must be 0, 1 or unacceptable, acceptable"),
+        ("cola", [0, 1, 5], "label 5 of row 2"),
+        ("mnli", [0, 1, 3], "label 3 of row 2"),
+        ("rte", [0, 1, None], "label None of row 2"),
+        ("rte", [0.0, 1.0, 0.5], "label 0.5 of row 2"),
+        ("rte", [0.0, 1.0, float("nan")], "label nan of row 2|label None of row 2"),
+        ("rte", [True, False, True], "label True of row 0"),
+        ("rte", ["entailment", "maybe", "entailment"], "label 'maybe' of row 1"),
+        ("rte", [[0], [1], [0]], r"label \[0\] of row 0"),
+        ("stsb", [0.0, 5.0, 7.0], "must lie within 0 and 5"),
+        ("stsb", [0.0, -1.0, 3.0], "must lie within 0 and 5"),
+        ("stsb", [0.0, float("nan"), 3.0], "must lie within 0 and 5|label None"),
+        ("stsb", [0.0, float("inf"), 3.0], "must lie within 0 and 5"),
+        ("stsb", [0.0, None, 3.0], "label None of row 1"),
+        ("stsb", ["much", "little", "some"], "label 'much' of row 0 must be a score"),
+        ("rte", [], "corresponds to no data|holds no examples"),
+    ],
+)
+def test_labels_that_the_task_does_not_have(hub_data, name: str, labels: list[object], message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(RecipeError, match=message):
+        hub_data(name, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "labels", "message"),
+    [
+        ("rte", ["yes", "no"], [0, 1, 0], "must be entailment, not_entailment, in any order"),
+        ("rte", ["LABEL_0", "LABEL_1"], [0, 1, 0], "must be entailment, not_entailment"),
+        ("rte", ["entailment", "neutral", "contradiction"], [0, 1, 2], "must be entailment, not_entailment"),
+        ("mnli", ["entailment", "neutral"], [0, 1, 0], "must be entailment, neutral, contradiction"),
+        ("rte", ["entailment", "not_entailment"], [0, -1, 1], "label -1 of row 1 must be 0 to 1"),
+        ("stsb", ["0", "1", "2"], [0, 1, 2], "but STS-B has scores"),
+    ],
+)
+def test_classes_that_the_task_does_not_have(
+    hub_data, name: str, classes: list[str], labels: list[object], message: str
+) -> None:  # type: ignore[no-untyped-def]
+    import datasets
+
+    with pytest.raises(RecipeError, match=message):
+        hub_data(name, labels, datasets.ClassLabel(names=classes))
+
+
+def test_columns_and_values_that_are_missing(hub_data) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(RecipeError, match="no column 'sentence2'; it has"):
+        hub_data("rte", [0, 1, 0], sentence2=None)
+    with pytest.raises(RecipeError, match="no column 'label'"):
+        hub_data("rte", [0, 1, 0], label=None)
+    with pytest.raises(RecipeError, match="sentence1 of row 1 is None, not text"):
+        hub_data("rte", [0, 1, 0], sentence1=["a", None, "c"])
+    with pytest.raises(RecipeError, match="sentence1 of row 0 is 1, not text"):
+        hub_data("rte", [0, 1, 0], sentence1=[1, 2, 3])
+    data = hub_data("rte", [0, 1, 0], sentence1=["", "b", "c"])
+    assert any("have an empty sentence" in note for note in data.notes)
+    assert any("no validation in" in note and "which has train" in note for note in data.notes)
+    assert any("3 train lines instead of 2490" in note for note in data.notes)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from transformers import BertModel
 
 from recipes.glue.__main__ import main
+from recipes.glue.data import load
 
 FAST = ["--preset=simple", "--epochs=2", "--lr=1e-2", "--max-length=24", "--cpu"]
 
@@ -219,3 +223,230 @@ def test_models_that_do_not_load(tiny_glue: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}', encoding="utf-8")
     assert main(arguments(tmp_path, tiny_glue, tmp_path / "out", "--task", "cola")) == 1
     assert "cannot load it" in capsys.readouterr().err
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------
+
+
+def test_models_that_are_refused_leave_nothing(
+    stock_bert: Path,
+    tiny_glue: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Code of its own, no tokenizer, no layers: one line, before anything is made, and nobody is asked."""
+    from safetensors.numpy import load_file, save_file
+
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    code, bare, hollow = (Path(shutil.copytree(stock_bert, tmp_path / name)) for name in ("code", "bare", "hollow"))
+    auto_map = {"AutoConfig": "code.C", "AutoModelForSequenceClassification": "code.M"}
+    (code / "config.json").write_text(json.dumps({"model_type": "strange", "auto_map": auto_map}), encoding="utf-8")
+    (code / "code.py").write_text(f"open({str(tmp_path / 'witness')!r}, 'w')\n", encoding="utf-8")
+    for name in ("vocab.txt", "tokenizer.json"):
+        (bare / name).unlink(missing_ok=True)
+    tensors = load_file(hollow / "model.safetensors")
+    kept = {name: value for name, value in tensors.items() if "encoder.layer" not in name}
+    save_file(kept, hollow / "model.safetensors", {"format": "pt"})
+    for model, message in [
+        (code, "code from a model's folder is never run"),
+        (bare, "has no tokenizer"),
+        (hollow, "the weights lack 16 of 23 tensors of the encoder: encoder.layer.0."),
+    ]:
+        assert main(arguments(model, tiny_glue, tmp_path / "out", "--task", "cola")) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f"recipes.glue: --model {model}: ") and message in line
+    assert not (tmp_path / "out").exists() and not (tmp_path / "witness").exists()
+
+
+def test_a_classifier_is_fine_tuned_as_the_encoder_in_it(plain: Path, tiny_glue: Path, tmp_path: Path) -> None:
+    """From the fine-tuned MNLI model, whose head has another size, and from CoLA's, whose head has the same."""
+    for task in ("cola", "mnli"):
+        model = plain / "runs" / f"{task}-e2-b16-lr0.01-wd0-s1" / "model"
+        encoder = Path(shutil.copytree(model, tmp_path / task))
+        BertModel.from_pretrained(model).save_pretrained(encoder)
+        for name, folder in (("classifier", model), ("encoder", encoder)):
+            assert main(arguments(folder, tiny_glue, tmp_path / f"{task}_{name}", "--task", "cola")) == 0
+        (one,), (two,) = (predictions(tmp_path / f"{task}_{name}").values() for name in ("classifier", "encoder"))
+        np.testing.assert_array_equal(one["cola.dev.logits"], two["cola.dev.logits"])
+
+
+def test_saved_models_say_what_they_mean(plain: Path) -> None:
+    from transformers import pipeline
+
+    meant = {}
+    for task in ("cola", "stsb", "mnli"):
+        folder = plain / "runs" / f"{task}-e2-b16-lr0.01-wd0-s1" / "model"
+        meant[task] = pipeline("text-classification", model=str(folder), top_k=None)("a good film"), folder
+    (output,), folder = meant["cola"]
+    assert output["label"] == "acceptable" and 0 <= output["score"] <= 1
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "its sigmoid is the probability of `acceptable`" in card and "CoLA, dev, Matthews correlation" in card
+    assert "50 train lines instead of 8551" in card
+    (output,), folder = meant["stsb"]
+    assert output["label"] == "(similarity - 3) / 2"
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["glue"]["offset"] == 3
+    assert "2 y + 3, clipped to 0 … 5" in (folder / "README.md").read_text(encoding="utf-8")
+    assert {output["label"] for output in meant["mnli"][0]} == {"entailment", "neutral", "contradiction"}
+
+
+def test_partial_sets_are_told_in_every_result(plain: Path) -> None:
+    notes = json.loads((plain / "result.json").read_text(encoding="utf-8"))["notes"]
+    for said in ("CoLA: 20 dev lines instead of 1043", "CoLA: 50 train lines instead of 8551", "MNLI-mm: 20 dev lines"):
+        assert any(said in note for note in notes)
+        assert said in (plain / "report.md").read_text(encoding="utf-8")
+    assert len(notes) == len(set(notes))
+
+
+@pytest.mark.parametrize("words", [["--lr=1e30"], ["--lr=1e30", "--epochs=1", "--batch-size=64"], ["--lr=1e12"]])
+def test_divergence_fails_the_run(
+    words: list[str], stock_bert: Path, tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(stock_bert, tiny_glue, out, "--task", "cola", "stsb", *words)) == 1
+    error = capsys.readouterr().err
+    assert error.count("the training diverged") >= 2 and "failed    cola-" in error and "failed    stsb-" in error
+    assert not list(out.glob("runs/*/result.json")) and not list(out.glob("stamps/*.json"))
+    text = (out / "result.json").read_text(encoding="utf-8")
+    assert "NaN" not in text and len(json.loads(text)["failed"]) == 2
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_broken_run_leaves_the_others_alone(
+    jobs: int, stock_bert: Path, tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, broken = tmp_path / "out", "cola-e2-b16-lr0.01-wd0-s1"
+    words = arguments(stock_bert, tiny_glue, out, "--task", "cola", "stsb", f"--jobs={jobs}", "--seeds", "2")
+    assert main(words) == 0  # makes the folder
+    words.append("1")
+    (out / "runs" / broken).write_text("not a folder", encoding="utf-8")
+    capsys.readouterr()
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert f"failed    {broken}: FileExistsError" in error and error.count("failed    ") == 1
+    assert len(predictions(out)) == 3
+    assert list(json.loads((out / "result.json").read_text(encoding="utf-8"))["failed"]) == [broken]
+    (out / "runs" / broken).unlink()
+    assert main(words) == 0
+    assert "3 of 4 done before" in capsys.readouterr().out and len(predictions(out)) == 4
+
+
+def test_a_worker_that_is_killed_is_replaced(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None:
+    from recipes.glue.finetune import Options, Run
+    from recipes.glue.runner import Worker
+    from recipes.glue.settings import Setting
+
+    run = Run(str(stock_bert), "cola", Setting(1, 16, 1e-3, max_length=24), 1, tmp_path / "run")
+    options = Options(data_dir=tiny_glue, cpu=True, quiet=True)
+    worker = Worker(0, 1)
+    worker.process.submit(os.kill, worker.process.submit(os.getpid).result(), signal.SIGKILL)
+    message, _ = worker(run, options)
+    assert isinstance(message, str) and "was killed" in message
+    result, seconds = worker(run, options)
+    worker.close()
+    assert isinstance(result, dict) and "cola" in result["scores"] and seconds > 0
+
+
+def test_runs_of_other_data_or_tokenizers_are_not_mixed(
+    stock_bert: Path, tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = (Path(shutil.copytree(f, tmp_path / f.name)) for f in (tiny_glue, stock_bert))
+    words = arguments(model, data, tmp_path / "out", "--task", "cola", "--seeds", "1")
+    assert main(words) == 0
+    for path, content, said in [
+        (data / "CoLA/dev.tsv", (data / "CoLA/train.tsv").read_bytes()[:400], "another cola.dev than"),
+        (data / "CoLA/train.tsv", (data / "CoLA/train.tsv").read_bytes().replace(b"dog", b"cat"), "training set"),
+        (model / "vocab.txt", (model / "vocab.txt").read_bytes().lower().replace(b"red", b"red2"), "another tokenizer"),
+    ]:
+        before = path.read_bytes()
+        path.write_bytes(content)
+        load.cache_clear()
+        for more in ([], ["2"]):  # the finished one, and one more
+            assert main([*words, *more]) == 1
+            assert said in capsys.readouterr().err
+        path.write_bytes(before)
+    load.cache_clear()
+    assert main([*words, "2"]) == 0
+
+
+def test_an_interrupted_run_goes_on_with_its_own_data_only(
+    stock_bert: Path, tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments(stock_bert, tiny_glue, tmp_path / "out", "--task", "cola")
+    assert main(words) == 0
+    (folder,) = (tmp_path / "out").glob("runs/*")
+    (stamp,) = (tmp_path / "out").glob("stamps/*.json")
+    stamp.unlink()
+    (folder / "result.json").unlink()
+    begun = json.loads((folder / "begun.json").read_text(encoding="utf-8"))
+    (folder / "begun.json").write_text(json.dumps({**begun, "data": "0" * 16}), encoding="utf-8")
+    (folder / "checkpoints/checkpoint-4").mkdir(parents=True)
+    (folder / "checkpoints/checkpoint-odd").mkdir()
+    (folder / "checkpoints/checkpoint-4/trainer_state.json").write_text("[]", encoding="utf-8")  # not one of Trainer's
+    assert main(words) == 1
+    assert "was made with another training set" in capsys.readouterr().err
+    (folder / "begun.json").write_text(json.dumps(begun), encoding="utf-8")
+    assert main(words) == 0
+
+
+def test_unknown_words_are_told(
+    stock_bert: Path, tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(tiny_glue, tmp_path / "data"))
+    path = data / "CoLA/train.tsv"
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("".join("\t".join([*row[:3], row[3].upper()[::-1]]) + "\n" for row in rows), encoding="utf-8")
+    assert main(arguments(stock_bert, data, tmp_path / "out", "--task", "cola")) == 0
+    assert "of the training text's pieces are [UNK]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda result: [],
+        lambda result: {},
+        lambda result: {**result, "tasks": 3},
+        lambda result: {**result, "tasks": {"cola": []}},
+        lambda result: {**result, "tasks": {"cola": {**result["tasks"]["cola"], "runs": ["../../elsewhere"] * 3}}},
+        lambda result: {**result, "tasks": {"cola": {**result["tasks"]["cola"], "seeds": [1]}}},
+        lambda result: {
+            **result,
+            "tasks": {"cola": {**result["tasks"]["cola"], "values": {"mcc": [float("nan")] * 3}}},
+        },
+        lambda result: {**result, "tasks": {"cola": {**result["tasks"]["cola"], "values": {"mcc": ["a"] * 3}}}},
+    ],
+)
+def test_results_of_another_shape(change: Any, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((plain / "result.json").read_text(encoding="utf-8"))
+    (tmp_path / "result.json").write_text(json.dumps(change(result)), encoding="utf-8")
+    assert main(["compare", "--runs", str(plain), str(tmp_path), "--samples", "5"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("recipes.glue: ") and "result.json" in line
+
+
+def test_predictions_that_are_damaged_or_not_finite(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(plain, tmp_path / "out", ignore=shutil.ignore_patterns("model")))
+    path = out / "runs/cola-e2-b16-lr0.01-wd0-s2/predictions.npz"
+    whole, arrays = path.read_bytes(), dict(np.load(path))
+    for content in (b"", whole[:100], whole[:-30], b"text", b"PK\x03\x04"):
+        path.write_bytes(content)
+        assert main(["compare", "--runs", str(plain), str(out), "--samples", "5"]) == 1
+        assert f"{path}: cannot be read" in capsys.readouterr().err
+    for logits, message in [
+        (np.full((20, 1), np.nan, dtype=np.float32), "not finite"),
+        (np.zeros((3, 1), dtype=np.float32), "another dev set"),
+        (np.zeros((20, 2), dtype=np.float32), "another dev set"),
+        (None, "holds no 'cola.dev.logits'"),
+    ]:
+        changed = {name: value for name, value in arrays.items() if name != "cola.dev.logits"}
+        np.savez(path, **changed, **({} if logits is None else {"cola.dev.logits": logits}))
+        assert main(["compare", "--runs", str(plain), str(out), "--samples", "5"]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_part_of_a_dev_set_is_told_in_a_comparison(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--runs", str(plain), str(plain), "--names", "a|b", "c", "--samples", "5"]) == 0
+    output = capsys.readouterr().out
+    assert "(20 of 1043 dev examples)" in output and "| a\\|b |" in output
