@@ -34,7 +34,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="Two models side by side: python -m recipes.glue compare --runs A B. Several processes for one run: "
         "python -m torch.distributed.run --nproc_per_node 2 -m recipes.glue …",
     )
-    p.add_argument("--model", required=True, metavar="DIR", help="folder of a saved model and tokenizer, or a hub name")
+    p.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="folder of a saved model and its tokenizer, or a hub name; no code from there is run",
+    )
     p.add_argument(
         "--task", nargs="+", default=["all"], metavar="TASK",
         help=f"{', '.join(TASKS)}, or all (default); ax is answered by the model of mnli",
@@ -107,6 +112,7 @@ def command(words: list[str]) -> int:
 
 
 def finetune(args: argparse.Namespace, words: list[str]) -> int:
+    load.cache_clear()  # files may have changed since another call in this process
     tasks = tasks_named(args.task)
     for name in ("accumulate", "eval_batch_size", "save_steps", "jobs"):
         value = getattr(args, name)

@@ -18,6 +18,7 @@ from recipes.glue.data import first_line
 from recipes.glue.tasks import BINARY, CLASSES, SCORE, Task
 
 PROBLEM = {CLASSES: "single_label_classification", BINARY: "multi_label_classification", SCORE: "regression"}
+PRETRAINING = ("ForMaskedLM", "ForPreTraining")  # of whose heads some classifiers, ModernBERT's, go on with a part
 TEXTS = (".json", ".txt", ".codes")
 BOM = b"\xef\xbb\xbf"
 SHOWN = 5  # names of tensors in a message
@@ -54,10 +55,13 @@ def load_model(source: str, task: Task, seed: int) -> Loaded:
         }.items():
             setattr(config, name, value)
         with torch.device("meta"):
-            kind = type(AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
-        weights, notes = encoder(problem, source, config, named)
+            wanted = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        weights, notes = encoder(problem, source, config, named, wanted)
         set_seed(seed)
-        model = kind.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+        if named and named.__name__.endswith(PRETRAINING):
+            model = type(wanted).from_pretrained(source, config=config, dtype=torch.float32)
+        else:
+            model = type(wanted).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
     except RecipeError:
         raise
     except Exception as error:  # transformers, tokenizers and safetensors raise kinds of their own
@@ -116,8 +120,15 @@ def architecture(config: Any) -> type | None:
     return found if kind else None
 
 
-def encoder(problem: str, source: str, config: Any, named: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """(the encoder's tensors that `source` holds, remarks). Only what no model like the saved one has may be absent."""
+def encoder(
+    problem: str, source: str, config: Any, named: type | None, wanted: Any
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """(the encoder's tensors that `source` holds, remarks). Only what no model like the saved one has may be absent.
+
+    Args:
+        named: the class that `source` was saved from, if it is known.
+        wanted: the classifier that the tensors are for.
+    """
     model, found = AutoModel.from_pretrained(
         source,
         config=config,
@@ -134,7 +145,10 @@ def encoder(problem: str, source: str, config: Any, named: Any) -> tuple[dict[st
         )
     tensors = model.state_dict()
     missing = set(found["missing_keys"])
-    required = saved_by(named, config) if named else {name for name in tensors if not name.startswith("pooler.")}
+    required = {name for name in tensors if not name.startswith("pooler.")}
+    if named:
+        with torch.device("meta"):
+            required = inner(named(config))
     poolers = {name for name in tensors if name.startswith("pooler.")}
     if missing & required or (missing & poolers and not poolers <= missing):
         lost = sorted(missing & required or missing & poolers)
@@ -142,7 +156,8 @@ def encoder(problem: str, source: str, config: Any, named: Any) -> tuple[dict[st
             f"{problem}the weights lack {len(lost)} of {len(tensors)} tensors of the encoder: {listed(lost)}. They "
             f"would be random numbers; give a whole model"
         )
-    notes = [f"the model has no {listed(sorted(missing))}: random at first, as the classifier"] if missing else []
+    fresh = sorted(missing & inner(wanted))
+    notes = [f"the model has no {listed(fresh)}: random at first, as the classifier"] if fresh else []
     parts = {name for name, _ in model.named_children()}
     prefix = f"{model.base_model_prefix}."
     unused = sorted(n for n in found["unexpected_keys"] if n.removeprefix(prefix).partition(".")[0] in parts)
@@ -158,11 +173,9 @@ def encoder(problem: str, source: str, config: Any, named: Any) -> tuple[dict[st
     return {name: value for name, value in tensors.items() if name not in missing}, notes
 
 
-def saved_by(named: Any, config: Any) -> set[str]:
-    """Names of the encoder's tensors that a folder saved from the class `named` holds."""
-    with torch.device("meta"):
-        whole = named(config)
-    return set(getattr(whole, whole.base_model_prefix, whole).state_dict())
+def inner(model: Any) -> set[str]:
+    """Names of the encoder's tensors in a model with a head, or in an encoder."""
+    return set(getattr(model, model.base_model_prefix, model).state_dict())
 
 
 def listed(names: list[str]) -> str:

@@ -17,7 +17,6 @@ import pytest
 from transformers import BertModel
 
 from recipes.glue.__main__ import main
-from recipes.glue.data import load
 
 FAST = ["--preset=simple", "--epochs=2", "--lr=1e-2", "--max-length=24", "--cpu"]
 
@@ -361,12 +360,10 @@ def test_runs_of_other_data_or_tokenizers_are_not_mixed(
     ]:
         before = path.read_bytes()
         path.write_bytes(content)
-        load.cache_clear()
         for more in ([], ["2"]):  # the finished one, and one more
             assert main([*words, *more]) == 1
             assert said in capsys.readouterr().err
         path.write_bytes(before)
-    load.cache_clear()
     assert main([*words, "2"]) == 0
 
 

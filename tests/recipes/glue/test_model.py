@@ -111,6 +111,18 @@ def test_the_head_of_macaron_bert_is_fresh(use_pooler: bool, stock_bert: Path, t
     assert not torch.equal(one.classifier.weight, classifier.classifier.weight)
 
 
+def test_a_classifier_goes_on_with_what_pre_training_made_for_it(stock_bert: Path, tmp_path: Path) -> None:
+    """ModernBERT's dense layer before the classifier is that of its masked language model."""
+    from transformers import AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
+
+    options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ModernBertForMaskedLM(ModernBertConfig(vocab_size=24, pad_token_id=0, **options))
+    model.config.update({"cls_token_id": 2, "sep_token_id": 3})
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(stock_bert).save_pretrained(tmp_path)
+    torch.testing.assert_close(load_model(str(tmp_path), COLA, 1).model.head.dense.weight, model.head.dense.weight)
+
+
 def test_outputs_are_named(stock_bert: Path) -> None:
     names = {name: load_model(str(stock_bert), TASKS[name], 1).model.config for name in TASKS if name != "ax"}
     assert names["cola"].id2label == {0: "acceptable"} and names["cola"].label2id == {"acceptable": 0}
