@@ -79,11 +79,14 @@ def register_fairseq() -> None:
             f"macaron.register_fairseq: no module named {error.name!r}; install fairseq with what its text "
             f"tasks need: pip install 'macaron-net[fairseq]', or see the README for a machine without a GPU"
         ) from error
-    # fairseq looks for `--user-dir macaron` beside its own package and compares that path, `..` included,
-    # with our __path__: without this it says "not globally unique" instead of "already imported".
+    # What fairseq would take `--user-dir macaron` for is herewith imported: this package beside its own (looked for
+    # with `..` in its path), or a clone called macaron in the working folder. It would say "not globally unique".
     beside_fairseq = os.path.join(os.path.dirname(utils.__file__), "..", "macaron")
-    if beside_fairseq not in __path__:
-        __path__.append(beside_fairseq)
+    imported: set[str] = vars(utils.import_user_module).setdefault("memo", set())
+    imported.add(beside_fairseq)
+    here = os.path.abspath("macaron")
+    if not os.path.exists(os.path.join(here, "__init__.py")):  # that would be a package of somebody else's
+        imported.add(here)
     if not _opened_as_folder():
         try:
             import_module("macaron.user_dir")

@@ -51,15 +51,21 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="module")
-def dist(project_root, tmp_path_factory) -> Path:
-    """A folder with the sdist and the wheel, the wheel built from the sdist, from a copy of the tree."""
-    copy = tmp_path_factory.mktemp("source")
-    for path in project_root.iterdir():  # no environments, no outputs of recipes
+def copy_of_tree(project_root: Path, copy: Path) -> Path:
+    """The clone without environments and outputs of recipes."""
+    copy.mkdir(exist_ok=True)
+    for path in project_root.iterdir():
         if path.name in ("macaron", "user_dir", "recipes", "tests"):
             shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         elif path.is_file():
             shutil.copy2(path, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def dist(project_root, tmp_path_factory) -> Path:
+    """A folder with the sdist and the wheel, the wheel built from the sdist, from a copy of the tree."""
+    copy = copy_of_tree(project_root, tmp_path_factory.mktemp("source"))
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy, cwd=out)
     return out
@@ -101,7 +107,8 @@ def test_sdist_holds_the_source_and_the_tests(dist, project_root):
     with tarfile.open(path) as archive:
         names = {name.removeprefix(top) for name in archive.getnames()}
     assert {str(path.relative_to(project_root)) for path in modules(project_root).values()} <= names
-    assert {"pyproject.toml", "LICENSE", "CHANGELOG.md", "CITATION.cff", "tests/test_packaging.py"} <= names
+    assert {"pyproject.toml", "build_backend.py", "LICENSE", "CHANGELOG.md", "CITATION.cff"} <= names
+    assert "tests/test_packaging.py" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pt", ".so"))]
 
 
@@ -133,37 +140,42 @@ def install_fairseq(python: Path, site: Path) -> None:
     """fairseq beside macaron: from the wheel that `make install` keeps, else copied from this environment."""
     wheels = sorted((Path(sys.prefix) / "wheels").glob("fairseq_fixed-*.whl"))
     if wheels:
-        pip = (
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            python,
-            "install",
-            "--no-index",
-            "--no-deps",
-            "--quiet",
-        )
-        run(*pip, wheels[-1], cwd=site)
+        pip(python, "install", "--no-index", "--no-deps", wheels[-1])
         return
     for name in {Path(str(file)).parts[0] for file in files("fairseq-fixed") or ()} - {"..", "__pycache__"}:
         copy = shutil.copytree if (SITE / name).is_dir() else shutil.copy2
         copy(SITE / name, site / name)
 
 
-@pytest.fixture(scope="module")
-def clean_environment(wheel, tmp_path_factory) -> Path:
-    """The Python of an environment with macaron's wheel and fairseq; ours lends it their requirements."""
-    home = tmp_path_factory.mktemp("clean") / "env"
+def environment_with(home: Path, *what: object, fairseq: bool = True) -> Path:
+    """The Python of a new environment with fairseq and what pip is told to install; ours lends the requirements."""
     venv.create(home, with_pip=False, symlinks=True)
     python = home / "bin" / "python"
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_paths()['platlib'])", cwd=home).strip())
-    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", "--quiet")
-    run(*pip, wheel, cwd=home)
-    install_fairseq(python, site)
+    site = site_of(python)
+    if fairseq:
+        install_fairseq(python, site)
     # Python ignores the .pth files of a folder that a .pth file names, so an editable macaron stays behind.
     (site / "lent.pth").write_text(f"{SITE}\n", encoding="utf-8")
+    pip(python, "install", *OFFLINE, *what)
     return python
+
+
+OFFLINE = ("--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall")
+
+
+def site_of(python: Path) -> Path:
+    code = "import sysconfig; print(sysconfig.get_paths()['platlib'])"
+    return Path(run(python, "-c", code, cwd=python.parent).strip())
+
+
+def pip(python: Path, *arguments: object) -> None:
+    run(sys.executable, "-m", "pip", "--python", python, "--quiet", *arguments, cwd=python.parent)
+
+
+@pytest.fixture(scope="module")
+def clean_environment(wheel, tmp_path_factory) -> Path:
+    """The Python of an environment with macaron's wheel."""
+    return environment_with(tmp_path_factory.mktemp("clean") / "env", wheel)
 
 
 def test_wheel_is_what_the_clean_environment_imports(clean_environment, project_root, tmp_path):
@@ -185,15 +197,88 @@ def test_user_dir_option_after_registration(clean_environment, tmp_path):
 TRAIN = "--arch macaron_tiny --cpu --optimizer adam --lr 1e-3 --max-tokens 200 --max-update 2 --disable-validation"
 
 
-def test_wheel_trains_from_another_folder(clean_environment, tiny_data_bin, tmp_path):
-    """`--user-dir macaron` is found beside fairseq, wherever the command is given."""
-    script = clean_environment.parent / "fairseq-train"
-    command = [script] if script.exists() else [clean_environment, "-m", "fairseq_cli.train"]
-    arguments = ["--user-dir", "macaron", "--save-dir", "run", *TRAIN.split()]
-    output = run(*command, tiny_data_bin, *arguments, cwd=tmp_path)
+def train(python: Path, data_bin: Path, cwd: Path, save_dir: Path) -> None:
+    script = python.parent / "fairseq-train"
+    command = [script] if script.exists() else [python, "-m", "fairseq_cli.train"]
+    output = run(*command, data_bin, "--user-dir", "macaron", "--save-dir", save_dir, *TRAIN.split(), cwd=cwd)
     assert "done training" in output
     assert "@ 2 updates" in output
-    assert (tmp_path / "run" / "checkpoint_last.pt").is_file()
+    assert (save_dir / "checkpoint_last.pt").is_file()
+
+
+def test_wheel_trains_from_another_folder(clean_environment, tiny_data_bin, tmp_path):
+    """`--user-dir macaron` is found beside fairseq, wherever the command is given."""
+    train(clean_environment, tiny_data_bin, tmp_path, tmp_path / "run")
+
+
+# --- an editable install, as `make install` makes it ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clone(project_root, tmp_path_factory) -> Path:
+    """A clone with the least convenient of names."""
+    return copy_of_tree(project_root, tmp_path_factory.mktemp("ünlikely 'name'") / "macaron")
+
+
+@pytest.fixture(scope="module")
+def editable(clone, tmp_path_factory) -> Path:
+    """The Python of an environment with `pip install -e` of the clone."""
+    return environment_with(tmp_path_factory.mktemp("editable") / "env", "-e", clone)
+
+
+def test_editable_is_the_clone(editable, clone, tmp_path):
+    code = (
+        "import macaron as m, macaron.cli as c; print(m.__file__, c.__file__, *m.__path__, m.__spec__.origin, sep='|')"
+    )
+    files = run(editable, "-c", code, cwd=tmp_path).strip().split("|")
+    package = clone / "macaron"
+    assert files == [
+        str(path) for path in (package / "__init__.py", package / "cli.py", package, package / "__init__.py")
+    ]
+    assert run(editable.parent / "macaron", "user-dir", cwd=tmp_path).strip() == str(package)
+    assert run(editable, "-m", "macaron", "--version", cwd=tmp_path).split() == ["macaron", macaron.__version__]
+
+
+@pytest.mark.parametrize("where", ["another folder", "the parent of the clone"])
+def test_editable_trains_from(where, editable, clone, tiny_data_bin, tmp_path):
+    """fairseq finds `--user-dir macaron`, though no folder of site-packages holds the package."""
+    folder = {"another folder": tmp_path, "the parent of the clone": clone.parent}[where]
+    train(editable, tiny_data_bin, folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "order", ["macaron, fairseq.utils as u; macaron.register_fairseq()", "fairseq.utils as u, macaron"]
+)
+def test_user_dir_option_after_import_of_an_editable_package(order, editable, clone):
+    """Where fairseq takes the name for the clone, too: it is not "not globally unique"."""
+    code = f"import argparse, {order}; u.import_user_module(argparse.Namespace(user_dir='macaron'))\n"
+    code += "from fairseq.models import MODEL_REGISTRY as m; print('registered', 'macaron_tiny' in m)"
+    assert "registered True" in run(editable, "-c", code, cwd=clone.parent)
+
+
+def test_editable_leaves_nothing_behind(clone, wheel, tmp_path):
+    """Whether uninstalled or replaced by a wheel, which has its package at the same place."""
+    python = environment_with(tmp_path / "env", "-e", clone, fairseq=False)
+    site = site_of(python)
+    assert (site / "macaron" / "__init__.py").is_file()
+    pip(python, "install", *OFFLINE, wheel)
+    assert {path.name for path in (site / "macaron").iterdir()} >= {"user_dir", "models", "dynamics"}
+    assert not list(site.glob("__editable__*"))
+    pip(python, "install", *OFFLINE, "-e", clone)
+    assert {path.name for path in (site / "macaron").iterdir()} - {"__pycache__"} == {"__init__.py"}
+    assert (clone / "macaron" / "models" / "user_dir.py").is_file()
+    pip(python, "uninstall", "--yes", "macaron-net")
+    assert not list(site.glob("*macaron*"))
+
+
+def test_editable_whose_clone_is_gone_says_so(project_root, tmp_path):
+    clone = copy_of_tree(project_root, tmp_path / "clone")
+    python = environment_with(tmp_path / "env", "-e", clone, fairseq=False)
+    shutil.rmtree(clone)
+    code = "try: import macaron\nexcept ImportError as error: print(error)"
+    assert f"installed from {clone}/macaron/__init__.py (pip install -e), which is gone" in run(
+        python, "-c", code, cwd=tmp_path
+    )
 
 
 def test_tree_is_left_clean(dist, project_root):
