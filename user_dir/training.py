@@ -3,18 +3,11 @@
 import importlib.util
 import os
 from argparse import Namespace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from fairseq import utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset, infer_dataset_impl
-
-
-def restore_numpy_names() -> None:
-    """Give numpy ≥ 2.4 back the one name that fairseq's token blocks (`--sample-break-mode eos`) look up."""
-    if "compat" not in vars(np):
-        np.compat = SimpleNamespace(long=int)
 
 
 def prepare_training(args: Any) -> None:
@@ -87,6 +80,3 @@ def _check_pair(prefix: str) -> None:
             f"data file {prefix}.bin has {found} bytes, but its index describes {expected}; it is truncated or "
             f"from another run: run fairseq-preprocess again"
         )
-
-
-restore_numpy_names()

@@ -1,0 +1,116 @@
+"""What the plugin mends of fairseq: one list, each entry shown at work, and nothing else of numpy is missing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fairseq import utils
+from fairseq.data import Dictionary, LanguagePairDataset, TokenBlockDataset, data_utils
+from fairseq.modules import DynamicCRF
+from fairseq.scoring import build_scorer
+from macaron.user_dir import patches
+
+SENTENCES = [torch.arange(4, 4 + length) for length in (3, 5, 5, 8, 9, 12)]
+SIZES = np.array([len(sentence) for sentence in SENTENCES])
+
+
+def words(count: int) -> Dictionary:
+    made = Dictionary()
+    for number in range(count):
+        made.add_symbol(f"word{number}")
+    return made
+
+
+def test_every_entry_says_what_why_and_until_when() -> None:
+    for patch in patches.PATCHES:
+        assert all(len(text) > 20 for text in (patch.what, patch.why, patch.retired_by))
+
+
+def test_again_changes_nothing() -> None:
+    """The folder may be imported under two names."""
+    patches.install()
+    patches.install()
+    once = utils.load_align_dict
+    assert inspect.unwrap(once) is once.__wrapped__ and not hasattr(once.__wrapped__, "__wrapped__")
+
+
+def test_numpy_itself_is_left_alone() -> None:
+    before = dict(vars(np))
+    patches.install()
+    assert dict(vars(np)) == before and not isinstance(np, patches.OldNumpy)
+    assert data_utils.np.ndarray is np.ndarray and data_utils.np.random is np.random
+
+
+def test_no_other_name_of_numpy_is_missing() -> None:
+    """Whatever fairseq's loaded modules ask numpy for, in any function: the text path, and what it imports."""
+    asked = 0
+    missing = []
+    for name, module in sorted(sys.modules.items()):
+        numpy = getattr(module, "np", None)
+        if not name.startswith(("fairseq.", "fairseq_cli.")) or name.startswith("fairseq.examples") or numpy is None:
+            continue
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "np":
+                asked += 1
+                if not hasattr(numpy, node.attr):
+                    missing.append(f"{name}:{node.lineno} np.{node.attr}")
+    assert missing == [] and asked > 100
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 50])
+def test_buckets(number: int) -> None:
+    expected = np.unique(np.percentile(SIZES, np.linspace(0, 100, number + 1), method="lower")[1:])
+    assert np.array_equal(data_utils.get_buckets(SIZES, number), expected)
+
+
+def test_bucketed_sentence_pairs() -> None:
+    data = LanguagePairDataset(SENTENCES, SIZES, words(20), SENTENCES, SIZES, words(20), num_buckets=2)
+    assert {len(data[index]["source"]) for index in range(len(data))} == {5, 12}
+    assert list(data.bucketed_num_tokens) == [5, 5, 5, 12, 12, 12]
+
+
+def test_blocks_of_one_sentence() -> None:
+    blocks = TokenBlockDataset(SENTENCES, SIZES, block_size=None, pad=1, eos=2, break_mode="eos")
+    assert [block.tolist() for block in blocks] == [sentence.tolist() for sentence in SENTENCES]
+
+
+def test_conditional_random_field() -> None:
+    """The loss of --arch nacrf_transformer."""
+    field = DynamicCRF(num_embedding=20, low_rank=4, beam_size=8)
+    loss = field(torch.randn(2, 5, 20), torch.randint(20, (2, 5)), torch.ones(2, 5, dtype=torch.bool))
+    assert loss.isfinite().all()
+
+
+def test_chrf_is_a_number() -> None:
+    scorer = build_scorer("chrf", None)
+    scorer.add_string("a green house", "a green house")
+    assert scorer.score() == pytest.approx(100)
+    assert scorer.result_string().startswith("chrF2 = 100.00")
+
+
+def test_replacing_unknown_words(tmp_path: Path) -> None:
+    """Without a dictionary, with one, and not at all; a missing file is still an error."""
+    path = tmp_path / "dictionary"
+    path.write_text("Haus house\n", encoding="utf-8")
+    assert utils.load_align_dict("@@ ") == utils.load_align_dict(True) == {}
+    assert utils.load_align_dict(str(path)) == {"Haus": "house"}
+    assert utils.load_align_dict(None) is None
+    with pytest.raises(FileNotFoundError):
+        utils.load_align_dict(str(tmp_path / "none"))
+
+
+def test_options_through_the_command_line(trained, tiny_data_bin, fairseq_cli, plugin, train, whole, tmp_path) -> None:
+    """Buckets in training, and the option whose value is left out."""
+    training = train(tiny_data_bin, *whole, "--max-tokens", 100, "--num-batch-buckets", 3)
+    assert "bucketing source lengths" in training.output and len(training.updates) == 4
+    model = ("--path", trained.checkpoint, "--user-dir", plugin, "--beam", 1, "--max-len-b", 10, "--cpu")
+    done = fairseq_cli(
+        "fairseq-interactive", tiny_data_bin, *model, "--replace-unk", cwd=tmp_path, stdin="never seen\n"
+    )
+    assert "\nH-0\t" in done.stdout

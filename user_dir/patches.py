@@ -1,0 +1,104 @@
+"""Every hand that the plugin lays on fairseq, but for its checkpoint loader (`checkpoints.py`): one list.
+
+fairseq's last release is older than numpy 2 and has faults of its own, and nobody mends them any more. What a plugin
+cannot reach, such as `fairseq-score`, stands in README.md beside this file.
+"""
+
+import builtins
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+from fairseq import utils
+from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
+from fairseq.modules import dynamic_crf_layer
+from fairseq.scoring.chrf import ChrFScorer
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A change to fairseq in memory; making it again changes nothing.
+
+    Args:
+        what: what works with it, as a user would say it.
+        why: what fails without.
+        retired_by: when it can go.
+        make: makes it.
+    """
+
+    what: str
+    why: str
+    retired_by: str
+    make: Callable[[], None]
+
+
+class OldNumpy(ModuleType):
+    """numpy for modules that were written for numpy 1: what is not here is numpy's own.
+
+    numpy itself stays as it is, since other libraries ask it what it has.
+    """
+
+    int = builtins.int
+    float = builtins.float
+    compat = SimpleNamespace(long=builtins.int)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    @staticmethod
+    def percentile(*args: Any, interpolation: str = "linear", **options: Any) -> Any:
+        return np.percentile(*args, **{"method": interpolation, **options})
+
+
+def give_old_numpy(*modules: ModuleType) -> None:
+    for module in modules:
+        vars(module)["np"] = OldNumpy("numpy")
+
+
+def score_chrf() -> None:
+    def score(self: ChrFScorer, order: int = 4) -> float:
+        value: float = self.sacrebleu.corpus_chrf(self.pred, [self.ref]).score
+        return value
+
+    ChrFScorer.score = score
+
+
+def copy_unknown_words() -> None:
+    load = inspect.unwrap(utils.load_align_dict)
+
+    # the value that fairseq gives an option without one; its own code expects True, and opens this as a file
+    def load_align_dict(replace_unk: Any) -> Any:
+        return load(True if replace_unk == "@@ " else replace_unk)
+
+    load_align_dict.__wrapped__ = load  # type: ignore[attr-defined]
+    utils.load_align_dict = load_align_dict
+
+
+PATCHES = (
+    Patch(
+        what="--num-batch-buckets, --sample-break-mode eos, --arch nacrf_transformer",
+        why="np.compat, np.int, np.float and percentile(interpolation=) are gone from numpy (1.24, 2.4)",
+        retired_by="a fairseq that asks for numpy 2",
+        make=lambda: give_old_numpy(data_utils, language_pair_dataset, token_block_dataset, dynamic_crf_layer),
+    ),
+    Patch(
+        what="the number of --scoring chrf (`ChrFScorer.score`)",
+        why="it asks the formatted string for its score: AttributeError",
+        retired_by="a fairseq whose ChrFScorer.score returns a number",
+        make=score_chrf,
+    ),
+    Patch(
+        what="--replace-unk without a dictionary: the source word is copied",
+        why="FileNotFoundError: fairseq takes its own default '@@ ' for the name of a dictionary",
+        retired_by="a fairseq whose --replace-unk works without a value",
+        make=copy_unknown_words,
+    ),
+)
+
+
+def install() -> None:
+    for patch in PATCHES:
+        patch.make()
