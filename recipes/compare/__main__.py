@@ -70,9 +70,11 @@ def compare(args: argparse.Namespace) -> int:
         options=(*(("--size", args.size) if args.size else ()), *args.options),
         data_options=("--data-dir", str(args.data_dir.resolve())) if args.data_dir else (),
     )
-    recipes = {splitting: recipe_of(experiment, splitting) for splitting in experiment.splittings}
+    recipes = recipes_of(experiment)
+    recipe = next(iter(recipes.values()))
     slots = schedule.slots(args.jobs)
     print(f"compare   {args.recipe} in {out}: {len(experiment.runs)} runs, {len(slots)} at a time")
+    check_before(recipes)
     if args.dry_run:
         plan(experiment)
         return 0
@@ -80,21 +82,57 @@ def compare(args: argparse.Namespace) -> int:
     with space.lock:
         started = time.time()
         prepare(experiment, space)
-        difference = check_sizes(experiment, recipes)
-        failed = train(experiment, space, slots, next(iter(recipes.values())).max_update)
+        difference = show_sizes(experiment, recipes)
+        failed = train(experiment, space, slots, recipe.max_update)
         facts = environment(shown([sys.executable, "-m", "recipes.compare", *sys.argv[1:]]), PACKAGES) | {
             "runs at a time": len(slots),
             "load average": " ".join(f"{load:.1f}" for load in os.getloadavg()),
             "wall time of this call": f"{(time.time() - started) / 60:.1f} min",
         }
-        return publish(experiment, next(iter(recipes.values())), difference, facts, failed)
+        return publish(experiment, recipe, difference, facts, failed)
 
 
-def recipe_of(experiment: Experiment, splitting: str) -> Recipe:
-    """What the recipe's own command line makes of the options."""
-    from recipes.translation.cli import recipe_from
+def recipes_of(experiment: Experiment) -> dict[str, Recipe]:
+    """{splitting: what the recipe's own command line makes of the options}.
 
-    return recipe_from(experiment.recipe, ["--splitting", splitting, *experiment.options])
+    Raises:
+        RecipeError: for a value that no run could have, or options that would make runs equal which are to differ.
+    """
+    from recipes.translation import cli
+
+    given = vars(cli.parser(experiment.recipe).parse_args(experiment.options))
+    unset = vars(cli.parser(experiment.recipe).parse_args([]))
+    for name in ("stage", "out", "prepared", "data_dir", "restart"):  # however they are abbreviated
+        if given[name] != unset[name]:
+            raise RecipeError(
+                f"{' '.join(experiment.options)}: sets {name} after --, as this command does; leave it out"
+            )
+    found = {}
+    for run in experiment.runs:
+        own = ["--splitting", run.splitting, "--seed", str(run.seed)]
+        recipe = cli.recipe_from(experiment.recipe, [*own, *experiment.options])
+        if (recipe.splitting, recipe.seed) != (run.splitting, run.seed):
+            raise RecipeError(
+                f"{' '.join(experiment.options)}: sets splitting or seed after --, the same for all runs, so that "
+                f"nothing would be compared; use --splittings and --seeds"
+            )
+        found[run.splitting] = recipe
+    return found
+
+
+def check_before(recipes: dict[str, Recipe]) -> None:
+    """Whether the splittings can be compared, before minutes go into the data."""
+    from recipes.translation.train import check_names
+
+    recipe = next(iter(recipes.values()))
+    check_names(recipe)
+    sizes = matched.stand_in_sizes({splitting: r.tree for splitting, r in recipes.items()})
+    print(f"compare   parameters: {matched.check_sizes(sizes, recipe.tree['model'])}")
+    interval = recipe.get("common.log_interval", 100)
+    if not matched.due_windows(recipe.max_update, interval):
+        print(
+            f"compare   note: {recipe.max_update} updates will leave {matched.too_few_lines(interval)}", file=sys.stderr
+        )
 
 
 def plan(experiment: Experiment) -> None:
@@ -113,14 +151,13 @@ def prepare(experiment: Experiment, space: Workspace) -> None:
         raise RecipeError(f"the data could not be prepared; see above. The command was: {shown(command)}")
 
 
-def check_sizes(experiment: Experiment, recipes: dict[str, Recipe]) -> float:
-    counts = {
-        splitting: matched.count_parameters(recipe.tree, experiment.data / "data-bin")
-        for splitting, recipe in recipes.items()
-    }
-    difference = matched.check_parameters(counts)
-    print("compare   parameters: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
-    return difference
+def show_sizes(experiment: Experiment, recipes: dict[str, Recipe]) -> float:
+    """The largest difference from the first splitting, relative to it; with the real vocabulary."""
+    sizes = {name: matched.size_of(recipe.tree, experiment.data / "data-bin") for name, recipe in recipes.items()}
+    matched.check_sizes(sizes, next(iter(recipes.values())).tree["model"])
+    print("compare   parameters: " + ", ".join(f"{name} {size.total:,}" for name, size in sizes.items()))
+    baseline, *others = (size.total for size in sizes.values())
+    return max(abs(other - baseline) / baseline for other in others)
 
 
 def train(experiment: Experiment, space: Workspace, slots: list[dict[str, str]], updates: int) -> list[str]:
@@ -134,9 +171,17 @@ def train(experiment: Experiment, space: Workspace, slots: list[dict[str, str]],
     statuses = schedule.run_all(jobs, slots, space.lock, updates * len(jobs)) if jobs else {}
     for run in waiting:
         if statuses[run.name]:
-            tail = "\n".join(run.log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
-            print(f"run       {run.name} ended with status {statuses[run.name]}; the end of {run.log}:\n{tail}")
+            print(
+                f"run       {run.name} ended with status {statuses[run.name]}; the end of {run.log}:\n{end_of(run.log)}"
+            )
     return [name for name, status in statuses.items() if status]
+
+
+def end_of(log: Path) -> str:
+    try:
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
+    except OSError as error:
+        return str(error)
 
 
 def publish(experiment: Experiment, recipe: Recipe, difference: float, facts: dict[str, Any], failed: list[str]) -> int:
@@ -147,8 +192,8 @@ def publish(experiment: Experiment, recipe: Recipe, difference: float, facts: di
     data = read_json(experiment.data / "stamps" / "prepare.json")
     found = results.collect(experiment, recipe)
     found |= {
-        "notice": data["notice"],
-        "matched": {"parameters": difference, **results.check(experiment, found)},
+        "notice": data.get("notice", "") if isinstance(data, dict) else "",
+        "matched": {"parameters": difference, **results.check(experiment, found, recipe)},
         "environment": facts,
         "commands": {run.name: shown(experiment.run_command(run)) for run in experiment.runs},
     }
@@ -161,7 +206,8 @@ def publish(experiment: Experiment, recipe: Recipe, difference: float, facts: di
             f"gone, the same command does what is missing",
             file=sys.stderr,
         )
-    return 1 if failed or found["matched"]["violations"] else 0
+    incomplete = found["unreadable"] or found["matched"]["violations"] or found["matched"]["unknown"]
+    return 1 if failed or incomplete else 0
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class Experiment:
             raise RecipeError(
                 f"--splittings {' '.join(self.splittings)}: a comparison needs two or more, such as lie strang"
             )
+        if below := [seed for seed in self.seeds if seed < 0]:
+            raise RecipeError(f"--seeds {below[0]}: must be whole numbers of at least 0")
         own = {"--out", "--prepared", "--splitting", "--seed", "--data-dir", "--restart"}
         if taken := own.intersection(option.split("=")[0] for option in self.options):
             raise RecipeError(f"{', '.join(sorted(taken))} after --: set for each run here; leave it out")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recipes.common import commands
 from recipes.common.errors import RecipeError
 
-PARAMETER_TOLERANCE = 1e-3  # norms of the second FFN: Macaron has 0.03–0.05 % more than the Transformer
+STAND_IN = 2**16  # words of a dictionary before there is one; more than a cutoff of adaptive softmax
 
 # Of a window of updates: mean words and sentences per batch, and the learning rate at its end. Another order of the
 # data, or another batch, shows in the first two.
@@ -19,28 +20,76 @@ Windows = dict[int, tuple[str, str, str]]
 _RESUMED = re.compile(r"Loaded checkpoint .* @ (\d+) updates\)")
 
 
-def check_parameters(counts: Mapping[str, int]) -> float:
-    """The largest difference from the first, relative to it.
+class Size(NamedTuple):
+    """Parameters of a model, shared ones counted once."""
+
+    matrices: int  # attention, FFNs, embeddings
+    vectors: int  # norms and biases
+
+    @property
+    def total(self) -> int:
+        return self.matrices + self.vectors
+
+
+def check_sizes(sizes: Mapping[str, Size], model: Mapping[str, Any]) -> str:
+    """What the sizes have in common and what not, in words.
+
+    A scheme with one sub-layer more has its norm and its output bias more; nothing else may differ.
+
+    Args:
+        sizes: {splitting: its size}; the first is what the others are compared with.
+        model: the `model` of the configuration, to name what makes them differ.
 
     Raises:
-        RecipeError: if it is above 0.1 %.
+        RecipeError: if the weight matrices are not equal in number of parameters.
     """
-    (first, baseline), *others = counts.items()
-    worst = 0.0
-    for name, count in others:
-        difference = abs(count - baseline) / baseline
-        worst = max(worst, difference)
-        if difference > PARAMETER_TOLERANCE:
-            raise RecipeError(
-                f"{name} has {count:,} parameters and {first} {baseline:,}, {100 * difference:.2f} % apart, but a "
-                f"matched experiment allows {100 * PARAMETER_TOLERANCE} %; choose an --arch whose sizes do not "
-                f"depend on the splitting"
+    (first, baseline), *others = sizes.items()
+    more = []
+    for name, size in others:
+        if size.matrices != baseline.matrices:
+            widths = [f"model.{key}" for key, value in model.items() if key.endswith("ffn_embed_dim") and value]
+            remedy = (
+                f"{' and '.join(widths)} is the width of every FFN, and the splittings have different numbers of them: "
+                f"leave it out, and the widths follow from --arch"
+                if widths
+                else "compare splittings whose attention and FFNs add up to the same"
             )
-    return worst
+            raise RecipeError(
+                f"{name} has {size.matrices:,} parameters in its weight matrices and {first} {baseline.matrices:,} "
+                f"(with a vocabulary of {STAND_IN:,}), but a matched experiment allows no other difference than the "
+                f"norms and biases that the scheme itself makes; {remedy}"
+            )
+        difference = size.vectors - baseline.vectors
+        more.append(f"{name} has {abs(difference):,} {'more' if difference >= 0 else 'fewer'} than {first}")
+    return f"all weight matrices equal; {', '.join(more)} in norms and biases, which is the scheme's own"
 
 
-def count_parameters(tree: Mapping[str, Any], data_bin: Path) -> int:
-    """Of the model that fairseq builds from a configuration, shared ones counted once."""
+def stand_in_sizes(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, Size]:
+    """{splitting: size} before there is data: with a vocabulary that only has to be the same for all.
+
+    Raises:
+        RecipeError: for a model that cannot be built.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        words = "".join(f"w{number} 1\n" for number in range(STAND_IN))
+        for language in {tree["task"][f"{side}_lang"] for tree in trees.values() for side in ("source", "target")}:
+            Path(folder, f"dict.{language}.txt").write_text(words, encoding="utf-8")
+        sizes = {}
+        for splitting, tree in trees.items():
+            try:
+                sizes[splitting] = size_of(tree, Path(folder))
+            except Exception as error:  # each model has its own way to refuse its options
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                raise RecipeError(
+                    f"--splittings {splitting}: fairseq cannot build {tree['model'].get('_name')} ({reason}); correct "
+                    f"--splittings, or --arch and --set after --"
+                ) from error
+    return sizes
+
+
+def size_of(tree: Mapping[str, Any], data_bin: Path) -> Size:
+    """Of the model that fairseq builds from a configuration; it takes no memory."""
+    import torch
     from fairseq import tasks
     from omegaconf import OmegaConf
 
@@ -49,8 +98,15 @@ def count_parameters(tree: Mapping[str, Any], data_bin: Path) -> int:
     macaron.register_fairseq()
     logging.getLogger("fairseq").setLevel(logging.WARNING)  # hydra lets everything through to the terminal
     task = tasks.setup_task(OmegaConf.create({**tree["task"], "data": str(data_bin)}))
-    model = task.build_model(OmegaConf.create(dict(tree["model"])))
-    return sum(parameter.numel() for parameter in model.parameters())
+    with torch.device("meta"):
+        model = task.build_model(OmegaConf.create(dict(tree["model"])))
+    matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
+    return Size(matrices, sum(parameter.numel() for parameter in model.parameters()) - matrices)
+
+
+def due_windows(updates: int, interval: Any) -> int:
+    """Windows that fairseq logs of a training that is not interrupted."""
+    return updates // interval if isinstance(interval, int) and interval > 0 else 0
 
 
 def windows(log: Path) -> Windows:
@@ -98,8 +154,6 @@ def violations(runs: Mapping[str, Mapping[str, Any]], logs: Mapping[str, Path]) 
         other = windows(logs[name])
         common = sorted(order.keys() & other.keys())
         compared = min(compared, len(common))
-        if not common:
-            found.append(f"{name} and {first}: no common update in their logs, so the order of the data is unknown")
         differing = [update for update in common if order[update] != other[update]]
         if differing:
             update = differing[0]
@@ -111,11 +165,30 @@ def violations(runs: Mapping[str, Mapping[str, Any]], logs: Mapping[str, Path]) 
 
 
 def check_all(
-    runs: Mapping[int, Mapping[str, Mapping[str, Any]]], logs: Mapping[int, Mapping[str, Path]]
+    runs: Mapping[int, Mapping[str, Mapping[str, Any]]], logs: Mapping[int, Mapping[str, Path]], interval: Any = None
 ) -> dict[str, Any]:
-    """`violations` over seeds: {"windows": per seed, "violations": all}."""
+    """`violations` over seeds, all of them, and what could not be found out.
+
+    Args:
+        interval: fairseq's common.log_interval.
+
+    Returns:
+        {"windows": compared ones per seed, "due": those of uninterrupted trainings, "violations", "unknown"}.
+    """
     result = {seed: violations(of_seed, logs[seed]) for seed, of_seed in runs.items()}
     return {
         "windows": {seed: compared for seed, (compared, _) in result.items()},
+        "due": {seed: due_windows(next(iter(of_seed.values()))["updates"], interval) for seed, of_seed in runs.items()},
         "violations": [f"seed {seed}: {text}" for seed, (_, found) in result.items() for text in found],
+        "unknown": [
+            f"seed {seed}: {too_few_lines(interval)}" for seed, (compared, _) in result.items() if not compared
+        ],
     }
+
+
+def too_few_lines(interval: Any) -> str:
+    return (
+        f"too few lines in the logs of training: no window of updates is in all of them, so the order of the data is "
+        f"unknown; fairseq writes a line every common.log_interval = {interval} updates: train for longer, or give "
+        f"-- --set common.log_interval=N"
+    )

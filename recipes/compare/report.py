@@ -55,7 +55,8 @@ def figure(results: Results) -> Figure:
         draw_curves(left, [r["curve"]["valid"] for r in rows_of(results, splitting)], colour, splitting)
     left.set(xlabel="updates", ylabel="validation loss (bits per token)", yscale="log", title="mean and sd over seeds")
     left.grid(alpha=0.3)
-    left.legend()
+    if left.lines:  # some splitting was validated
+        left.legend()
     for axes, name in zip(rights, METRICS, strict=True):
         draw_scores(axes, results["systems"], name)
     return fig

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.common import commands
+from recipes.common.errors import RecipeError
 from recipes.common.statistics import paired_t_test, summary
 from recipes.common.workspace import read_json, read_lines
 from recipes.compare import matched
@@ -27,32 +29,78 @@ def row(run: Run) -> dict[str, Any]:
     train = read_json(run.folder / "stamps" / "train.json")
     curve = commands.learning_curve(run.folder / "train.log")
     binary = read_json(run.folder / "stamps" / "prepare-binary.json")
+    scores = read_json(run.folder / "scores.json")
+    valid_bits = min((number(loss) for _, loss in curve["valid"]), default=None)
+    matched.windows(run.folder / "train.log")  # its lines must have what is compared later
     return {
         "splitting": run.splitting,
         "seed": run.seed,
-        "scores": read_json(run.folder / "scores.json"),
-        "valid_bits": min((loss for _, loss in curve["valid"]), default=None),
+        "scores": {name: score_of(scores[name]) for name in METRICS},
+        "valid_bits": valid_bits,
         "curve": curve,
         "data": {name: value for name, value in binary["files"].items() if name.endswith((".bin", ".idx"))},
-        **{name: train[name] for name in ("parameters", "updates", "train_seconds")},
+        **{name: number(train[name]) for name in ("parameters", "updates", "train_seconds")},
     }
+
+
+def score_of(entry: Any) -> dict[str, Any]:
+    return {**entry, "score": number(entry["score"]), **{key: text(entry[key]) for key in ("title", "signature")}}
+
+
+def number(value: Any) -> Any:
+    """`value`, if it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return value
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def read(run: Run, recipe: Recipe, reference: Output) -> tuple[dict[str, Any], Output]:
+    """A finished run: its figures, and its translations of the test set.
+
+    Raises:
+        RecipeError: a file is missing, cut off or not what it was, so that the run cannot be taken into account.
+    """
+    try:
+        figures = row(run)
+        made = output(recipe, run.folder / "hyp" / "test", run.folder / "hyp" / "test.tok")
+        for ours, theirs in ((made.raw, reference.raw), (made.tokenized, reference.tokenized)):
+            if ours is not None and theirs is not None and len(ours) != len(theirs):
+                raise ValueError(f"{len(ours)} translations of {len(theirs)} test sentences")
+    except (RecipeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise RecipeError(f"{reason}. Move {run.folder} away, and the same command does this run again") from error
+    return figures, made
 
 
 def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPLES) -> Results:
-    """Everything about the seeds that all splittings have finished."""
-    finished: dict[int, dict[str, Run]] = {run.seed: {} for run in experiment.runs}
+    """Everything about the seeds that all splittings have finished; runs that cannot be read are named and left out."""
+    baseline, *others = experiment.splittings
+    try:
+        reference = output(recipe, experiment.data / "raw" / "test", experiment.data / "text" / "test")
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{experiment.data}: the references of the test set cannot be read ({error}); move the folder away, and "
+            f"the same command prepares it again"
+        ) from error
+    done: dict[int, dict[str, tuple[dict[str, Any], Output]]] = {run.seed: {} for run in experiment.runs}
+    unreadable = {}
     for run in experiment.runs:
         if run.finished:
-            finished[run.seed][run.splitting] = run
-    seeds = [seed for seed, runs in finished.items() if len(runs) == len(experiment.splittings)]
-    runs = {splitting: [finished[seed][splitting] for seed in seeds] for splitting in experiment.splittings}
-    rows = {splitting: [row(run) for run in group] for splitting, group in runs.items()}
-    baseline, *others = experiment.splittings
-    reference = output(recipe, experiment.data / "raw" / "test", experiment.data / "text" / "test")
-    texts = {
-        splitting: [output(recipe, run.folder / "hyp" / "test", run.folder / "hyp" / "test.tok") for run in group]
-        for splitting, group in runs.items()
-    }
+            try:
+                done[run.seed][run.splitting] = read(run, recipe, reference)
+            except RecipeError as error:
+                unreadable[run.name] = str(error)
+    seeds = [seed for seed, runs in done.items() if len(runs) == len(experiment.splittings)]
+    rows, texts = (
+        {splitting: [done[seed][splitting][part] for seed in seeds] for splitting in experiment.splittings}
+        for part in (0, 1)
+    )
     differences = {}
     if seeds:
         for other in others:
@@ -64,13 +112,14 @@ def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPL
         "baseline": baseline,
         "seeds": seeds,
         "unfinished": [run.name for run in experiment.runs if not run.finished],
+        "unreadable": unreadable,
         "systems": {splitting: system(group) for splitting, group in rows.items()} if seeds else {},
         "differences": differences,
         "runs": [r for group in rows.values() for r in group],
     }
 
 
-def check(experiment: Experiment, results: Results) -> dict[str, Any]:
+def check(experiment: Experiment, results: Results, recipe: Recipe) -> dict[str, Any]:
     """Whether the runs of each seed were matched, from their logs and stamps."""
     of_seed: dict[int, dict[str, Any]] = {seed: {} for seed in results["seeds"]}
     logs: dict[int, dict[str, Path]] = {seed: {} for seed in results["seeds"]}
@@ -78,7 +127,7 @@ def check(experiment: Experiment, results: Results) -> dict[str, Any]:
     for r in results["runs"]:
         of_seed[r["seed"]][r["splitting"]] = r
         logs[r["seed"]][r["splitting"]] = folders[r["seed"], r["splitting"]] / "train.log"
-    return matched.check_all(of_seed, logs)
+    return matched.check_all(of_seed, logs, recipe.get("common.log_interval", 100))
 
 
 def output(recipe: Recipe, raw: Path, tokenized: Path) -> Output:
@@ -90,8 +139,9 @@ def output(recipe: Recipe, raw: Path, tokenized: Path) -> Output:
 def system(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One splitting over its seeds."""
     figures = {name: [r["scores"][name]["score"] for r in rows] for name in METRICS}
-    figures["valid_bits"] = [r["valid_bits"] for r in rows]
     figures["train_minutes"] = [r["train_seconds"] / 60 for r in rows]
+    if all(r["valid_bits"] is not None for r in rows):
+        figures["valid_bits"] = [r["valid_bits"] for r in rows]
     titles = {name: {key: rows[0]["scores"][name][key] for key in ("title", "signature")} for name in METRICS}
     return {
         "parameters": rows[0]["parameters"],
@@ -149,7 +199,7 @@ def systems_table(results: Results) -> Table:
             f"{s['parameters']:,}",
             f"{s['updates']:,}",
             *(plus_minus(s[metric]) for metric in METRICS),
-            plus_minus(s["valid_bits"], 3),
+            plus_minus(s["valid_bits"], 3) if "valid_bits" in s else "not validated",
             plus_minus(s["train_minutes"], 1),
         ]
         for name, s in systems.items()
@@ -218,14 +268,20 @@ def statements(results: Results) -> list[str]:
     seeds = ", ".join(map(str, results["seeds"]))
     lines = [results["notice"]] if results.get("notice") else []
     lines += [f"Unfinished and left out: {', '.join(results['unfinished'])}."] if results["unfinished"] else []
+    lines += [f"NOT READABLE and left out: {name}: {reason}." for name, reason in results["unreadable"].items()]
+    if not results["seeds"]:
+        return [*lines, "No seed is finished with every splitting yet, so there is nothing to compare."]
     checks = results["matched"]
-    lines += [f"NOT MATCHED: {text}" for text in checks["violations"]]
-    if not checks["violations"]:
-        windows = sum(checks["windows"].values())
+    lines += [f"NOT MATCHED: {what}" for what in checks["violations"]]
+    lines += [f"NOT CHECKED: {what}" for what in checks["unknown"]]
+    if not checks["violations"] and not checks["unknown"]:
+        windows, due = (sum(checks[name].values()) for name in ("windows", "due"))
+        fewer = f" ({due} were due; what resuming cut in two is left out, or a log is cut off)" if windows < due else ""
         lines.append(
-            f"Matched: parameters within {100 * checks['parameters']:.3f} % of {results['baseline']}; the same "
-            f"binarised data; per seed the same batches and learning rates in all {windows} windows of updates that "
-            f"fairseq logged; the same number of updates."
+            f"Matched: parameters within {100 * checks['parameters']:.3f} % of {results['baseline']}, the norms and "
+            f"biases of the scheme itself, and all weight matrices of equal size; the same binarised data; per seed "
+            f"the same batches and learning rates in all {windows} windows of updates that fairseq logged{fewer}; "
+            f"the same number of updates."
         )
     return [*lines, f"Seeds {seeds}; mean ± sample standard deviation over them."]
 

@@ -19,6 +19,7 @@ from recipes.common.provenance import PROJECT_ROOT
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30  # for a job to end its own children
+NOT_STARTED = 127  # as a shell says it
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,12 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], lock: IO[An
         try:
             while waiting or running:
                 while waiting and free:
-                    job, slot = waiting.popleft(), free.popleft()
-                    running[job.name] = job, start(job, slot, lock), slot
+                    job = waiting.popleft()
+                    try:
+                        running[job.name] = job, start(job, free[0], lock), free.popleft()
+                    except OSError as error:  # its log cannot be written, say
+                        statuses[job.name] = NOT_STARTED
+                        bar.write(f"run       {job.name} FAILED to start: {error}")
                 time.sleep(POLL_SECONDS)
                 done = sum(progress.updates() for progress in seen.values())
                 if done > bar.n:
@@ -129,6 +134,6 @@ class Progress:
                     prefix = "" if kind == "train_inner" else f"{kind}_"
                     self.count = int(stats.get(f"{prefix}num_updates", self.count))
                 self.position = reader.tell()
-        except FileNotFoundError:
+        except (OSError, ValueError, TypeError):  # not there yet, or damaged: which is no reason to end the jobs
             pass
         return self.count

@@ -17,6 +17,7 @@ import pytest
 from recipes.compare import __main__ as cli
 from recipes.compare import schedule
 from recipes.compare.experiment import Experiment
+from recipes.compare.matched import Size
 from recipes.compare.schedule import Job
 
 # A recipe in milliseconds: it copies a finished run, unless a file called fail-<run> is there.
@@ -58,17 +59,17 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "fake.py").write_text(FAKE.format(templates=str(folder)))
     command = [sys.executable, str(folder / "fake.py")]
     monkeypatch.setattr(Experiment, "_command", lambda _, *arguments: [*command, *map(str, arguments)])
-    monkeypatch.setattr("recipes.compare.matched.count_parameters", lambda *_: 10)
+    monkeypatch.setattr("recipes.compare.matched.size_of", lambda *_: Size(8, 2))
     monkeypatch.setattr(schedule, "POLL_SECONDS", 0.02)
     return folder
 
 
-def compare(folder: Path, *more: str) -> int:
+def compare(folder: Path, *more: str, jobs: int = 2) -> int:
     seeds = () if "--seeds" in more else ("--seeds", "1", "2")
     # the handler that main() installs must not outlive the test
     before = signal.getsignal(signal.SIGTERM)
     try:
-        return cli.main(["--recipe=multi30k_de_en", "--out", str(folder), "--jobs=2", *seeds, *more])
+        return cli.main(["--recipe=multi30k_de_en", "--out", str(folder), f"--jobs={jobs}", *seeds, *more])
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -80,10 +81,13 @@ def calls(templates: Path) -> list[str]:
     return names
 
 
-def test_one_failure_loses_nothing_else(templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_one_failure_loses_nothing_else(
+    templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], jobs: int
+) -> None:
     out = tmp_path / "out"
     (templates / "fail-strang-seed2").touch()
-    assert compare(out) == 1
+    assert compare(out, jobs=jobs) == 1
     assert calls(templates) == ["data", "lie-seed1", "lie-seed2", "strang-seed1"]
     printed = capsys.readouterr()
     assert "no memory left" in printed.out and "Unfinished and left out: strang-seed2." in printed.out
@@ -133,14 +137,56 @@ def test_runs_that_are_not_matched(templates: Path, tmp_path: Path, monkeypatch:
     assert "NOT MATCHED: seed 1: strang and lie differ in updates: 4 and 5" in (tmp_path / "out/results.md").read_text()
 
 
-def test_unequal_sizes_stop_before_training(
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_unequal_sizes_stop_before_the_preparation(
+    templates: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str],
+) -> None:
+    sizes = iter((Size(1000, 10), Size(1002, 10)))
+    monkeypatch.setattr("recipes.compare.matched.size_of", lambda *_: next(sizes))
+    assert compare(tmp_path / "out", *more) == 1
+    assert "strang has 1,002 parameters in its weight matrices and lie 1,000" in capsys.readouterr().err
+    assert calls(templates) == [] and not (tmp_path / "out").exists()
+
+
+def test_the_norms_of_a_small_model(
     templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    counts = iter((1000, 1002))
-    monkeypatch.setattr("recipes.compare.matched.count_parameters", lambda *_: next(counts))
-    assert compare(tmp_path / "out") == 1
-    assert "strang has 1,002 parameters and lie 1,000, 0.20 % apart" in capsys.readouterr().err
+    """Five per cent apart, all of it the scheme's own: allowed, and said."""
+    sizes = iter([Size(1000, 10), Size(1000, 60)] * 2)
+    monkeypatch.setattr("recipes.compare.matched.size_of", lambda *_: next(sizes))
+    assert compare(tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "strang has 50 more than lie in norms and biases, which is the scheme's own" in printed
+    assert "parameters: lie 1,010, strang 1,060" in printed and "parameters within 4.950 % of lie" in printed
+
+
+def test_a_damaged_run_is_named(templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After the others are reported; moved away, it is done again."""
+    out = tmp_path / "out"
+    assert compare(out) == 0 and len(calls(templates)) == 5
+    (out / "runs" / "lie-seed1" / "scores.json").write_text("[1, 2")
+    (out / "results.json").write_text("damaged as well")
+    assert compare(out) == 1
+    assert "NOT READABLE and left out: lie-seed1: " in capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text())["seeds"] == [2]
     assert calls(templates) == ["data"]
+    (out / "runs" / "lie-seed1").rename(tmp_path / "away")
+    assert compare(out) == 0
+    assert calls(templates) == ["data", "lie-seed1"]
+
+
+def test_logs_that_are_too_short(templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before, and said of the result; it is not called another order of the data."""
+    log = templates / "run" / "train.log"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if "train_inner" not in line))
+    assert compare(tmp_path / "out", "--", "--max-update", "5") == 1
+    printed = capsys.readouterr()
+    assert "note: 5 updates will leave too few lines in the logs" in printed.err
+    assert "NOT CHECKED: seed 1: too few lines in the logs" in printed.out and "NOT MATCHED" not in printed.out
 
 
 # --- the real recipe ----------------------------------------------------------------------------------------------
@@ -151,9 +197,10 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert compare(out, "--dry-run", "--", "--max-update", "7") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("4 runs, 2 at a time") and len(lines) == 6
-    assert lines[1] == f"python -m recipes.multi30k_de_en prepare --out {out}/data --max-update 7"
-    assert lines[3] == (
+    assert lines[0].endswith("4 runs, 2 at a time") and len(lines) == 7
+    assert "strang has 1,536 more than lie in norms and biases" in lines[1]
+    assert lines[2] == f"python -m recipes.multi30k_de_en prepare --out {out}/data --max-update 7"
+    assert lines[4] == (
         f"python -m recipes.multi30k_de_en score --out {out}/runs/strang-seed1 --prepared {out}/data "
         f"--splitting strang --seed 1 --max-update 7"
     )
@@ -167,6 +214,26 @@ def test_options_that_the_recipe_refuses(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         compare(tmp_path / "out", "--", "--max-updates-typo", "7")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--set", "model.splitting=lie"), "sets splitting or seed after --"),
+        (("--set=common.seed=3",), "sets splitting or seed after --"),
+        (("--see", "3"), "sets splitting or seed after --"),
+        (("--prep", "x"), "sets prepared after --"),
+        (("train",), "sets stage after --"),
+        (("--set", "modle.dropout=0"), "no configuration of fairseq"),
+        (("--set", "model.decoder_ffn_embed_dim=64"), "model.decoder_ffn_embed_dim is the width of every FFN"),
+    ],
+)
+def test_options_that_leave_nothing_to_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    """However they are spelt: else all runs would be the same, or none would start, after the preparation."""
+    assert compare(tmp_path / "out", "--dry-run", "--", *options) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recipes.common.errors import RecipeError
-from recipes.compare.matched import check_all, check_parameters, count_parameters, violations, windows
+from recipes.compare.matched import (
+    STAND_IN,
+    Size,
+    check_all,
+    check_sizes,
+    due_windows,
+    size_of,
+    stand_in_sizes,
+    violations,
+    windows,
+)
 from recipes.translation.recipe import load
 
 Batches = list[tuple[int, str, str]]
@@ -75,8 +86,25 @@ def test_a_resumed_run_that_went_astray(lie: Path, tmp_path: Path) -> None:
 
 def test_nothing_in_common_proves_nothing(lie: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other.log", [(5, "1", "1")])
-    compared, found = compare(lie, other)
-    assert compared == 0 and "the order of the data is unknown" in found[0]
+    assert compare(lie, other) == (0, [])
+    (unknown,) = check_all({3: {"lie": run(), "strang": run()}}, {3: {"lie": lie, "strang": other}}, 10)["unknown"]
+    assert unknown.startswith("seed 3: too few lines in the logs of training")
+    assert "the order of the data is unknown" in unknown and "common.log_interval = 10" in unknown
+
+
+def test_logs_without_a_line_of_training(tmp_path: Path) -> None:
+    """Not called another order of the data: nothing is known of it."""
+    logs = {name: write(tmp_path / name, []) for name in ("lie", "strang")}
+    result = check_all({1: {"lie": run(5), "strang": run(5)}}, {1: logs}, 10)
+    assert result["violations"] == [] and "too few lines" in result["unknown"][0]
+    assert result["windows"] == result["due"] == {1: 0}
+
+
+@pytest.mark.parametrize(
+    ("updates", "interval", "windows"), [(30, 10, 3), (39, 10, 3), (9, 10, 0), (9, 0, 0), (9, None, 0), (9, "x", 0)]
+)
+def test_windows_that_are_due(updates: int, interval: object, windows: int) -> None:
+    assert due_windows(updates, interval) == windows
 
 
 def test_all_seeds(lie: Path) -> None:
@@ -84,21 +112,51 @@ def test_all_seeds(lie: Path) -> None:
     result = check_all(runs, {seed: {"lie": lie, "strang": lie} for seed in runs})
     assert result["windows"] == {0: 3, 1: 3}
     assert result["violations"] == ["seed 1: strang and lie differ in updates: 31 and 30"]
+    assert result["unknown"] == []
 
 
-def test_parameters() -> None:
-    assert check_parameters({"lie": 100_000, "strang": 100_050}) == pytest.approx(5e-4)
-    with pytest.raises(RecipeError, match=r"strang has 100,200 parameters and lie 100,000, 0\.20 % apart.*--arch"):
-        check_parameters({"lie": 100_000, "strang": 100_200})
+def test_what_the_scheme_makes_differ_is_allowed() -> None:
+    """However small the model, so however large the share of its norms."""
+    said = check_sizes({"lie": Size(1000, 100), "strang": Size(1000, 600), "other": Size(1000, 40)}, {})
+    assert "all weight matrices equal; strang has 500 more than lie, other has 60 fewer than lie in norms" in said
+
+
+@pytest.mark.parametrize("difference", [1, -1, 50_000])
+def test_anything_else_is_not(difference: int) -> None:
+    sizes = {"lie": Size(100_000, 10), "strang": Size(100_000 + difference, 10)}
+    with pytest.raises(RecipeError, match=r"strang has .* in its weight matrices and lie 100,000.*add up to the same"):
+        check_sizes(sizes, {"encoder_ffn_embed_dim": None})
+    with pytest.raises(RecipeError, match=r"model.encoder_ffn_embed_dim is the width of every FFN.*leave it out"):
+        check_sizes(sizes, {"encoder_ffn_embed_dim": 64})
+
+
+def trees(**changes: Any) -> dict[str, Any]:
+    recipe = load("multi30k_de_en")
+    more = [(f"model.{key}", value) for key, value in changes.items()]
+    return {name: recipe.changed(splitting=name, changes=more).tree for name in ("lie", "strang")}
 
 
 def test_models_that_fairseq_builds(tmp_path: Path) -> None:
     """Macaron has the norm and the output bias of one more sub-layer: 3 · 128 parameters in each of 2 + 2 layers."""
     folder = dictionaries(tmp_path, 8000)
-    trees = {name: load("multi30k_de_en").changed(splitting=name).tree for name in ("lie", "strang")}
-    counts = {name: count_parameters(tree, folder) for name, tree in trees.items()}
-    assert counts["strang"] - counts["lie"] == 3 * 128 * (2 + 2)
-    assert check_parameters(counts) == pytest.approx(3 * 128 * 4 / counts["lie"])
+    sizes = {name: size_of(tree, folder) for name, tree in trees().items()}
+    assert sizes["strang"].total - sizes["lie"].total == 3 * 128 * (2 + 2)
+    assert sizes["strang"].matrices == sizes["lie"].matrices
+    before = stand_in_sizes(trees())
+    assert before["lie"].total - sizes["lie"].total == 128 * (STAND_IN - 8000)
+    assert f"strang has {3 * 128 * (2 + 2):,} more" in check_sizes(sizes, {}) == check_sizes(before, {})
+
+
+@pytest.mark.parametrize("arch", ["macaron_tiny", "macaron_iwslt_de_en", "macaron_big"])
+def test_every_architecture_can_be_compared(arch: str) -> None:
+    """Of the smallest ones the norms are 0.4 %."""
+    sizes = stand_in_sizes({name: {**t, "model": {**t["model"], "_name": arch}} for name, t in trees().items()})
+    assert "all weight matrices equal" in check_sizes(sizes, {})
+
+
+def test_models_that_cannot_be_built_say_so() -> None:
+    with pytest.raises(RecipeError, match=r"--splittings lie: fairseq cannot build .*does not divide"):
+        stand_in_sizes(trees(encoder_attention_heads=3))
 
 
 def dictionaries(folder: Path, size: int) -> Path:

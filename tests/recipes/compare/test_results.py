@@ -8,6 +8,7 @@ import io
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def experiment(folder: Path, seeds: tuple[int, ...] = SEEDS, **others: Any) -> E
 def collect(folder: Path, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
     of = experiment(folder, seeds)
     found = results.collect(of, load("multi30k_de_en"), samples=100)
-    matched = {"parameters": 0.0005, **results.check(of, found)}
+    matched = {"parameters": 0.0005, **results.check(of, found, load("multi30k_de_en"))}
     return found | {"notice": NOTICE, "matched": matched, "environment": {"cores": 2}, "commands": {"a": "b <c>"}}
 
 
@@ -177,7 +178,64 @@ def test_unfinished_runs_are_left_out_and_named(folder: Path, tmp_path: Path) ->
     assert "Unfinished and left out: lie-seed9, strang-seed9." in results.markdown(found)
     nothing = collect(folder, seeds=(9,))
     assert nothing["systems"] == {} and "lie-seed9" in results.markdown(nothing)
+    assert "nothing to compare" in results.markdown(nothing) and "Matched" not in results.markdown(nothing)
     assert [path.name for path in report.write(nothing, tmp_path)][-1] == "index.html"
+
+
+DAMAGE = {
+    "scores.json": {"cut off": '{"paper": {"sco', "a list": "[]", "NaN": '{"paper": {"score": NaN}}', "empty": ""},
+    "stamps/train.json": {"text for a number": '{"parameters": "many"}', "null": "null"},
+    "stamps/prepare-binary.json": {"no files": "{}", "files as text": '{"files": "none"}'},
+    "train.log": {
+        "a loss of NaN": log(1, 0).replace("4.010", "nan"),
+        "no rate": log(1, 0).replace('"lr": "0.001", ', ""),
+        "no number": log(1, 0).replace('"num_updates": "20"', '"num_updates": "x"'),
+    },
+    "hyp/test.en": {"cut off": "one line\n", "no UTF-8": b"\xff\xfe\n" * 80},
+    "hyp/test.tok.en": {"gone": None},
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in DAMAGE.items() for kind in kinds])
+def test_a_damaged_run_does_not_take_the_others_along(folder: Path, tmp_path: Path, name: str, kind: str) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    path, content = copy / "runs" / "strang-seed1" / name, DAMAGE[name][kind]
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = collect(copy)
+    assert found["seeds"] == [2, 3] and list(found["unreadable"]) == ["strang-seed1"]
+    assert "NOT READABLE and left out: strang-seed1: " in results.markdown(found)
+    assert f"Move {copy / 'runs' / 'strang-seed1'} away" in results.markdown(found)
+    report.write(found, tmp_path)
+    assert "NaN" not in (tmp_path / "results.json").read_text()
+
+
+def test_references_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "data" / "raw" / "test.en").unlink()
+    with pytest.raises(RecipeError, match=r"references of the test set cannot be read .* move the folder away"):
+        collect(copy)
+
+
+def test_runs_without_validation(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for path in copy.glob("runs/*/train.log"):
+        path.write_text("".join(line for line in path.read_text().splitlines(True) if "| valid |" not in line))
+    found = collect(copy)
+    assert "not validated" in results.markdown(found) and found["matched"]["violations"] == []
+    report.write(found, tmp_path)
+
+
+def test_logs_that_are_too_short_to_tell(found: dict[str, Any]) -> None:
+    short = found | {"matched": {**found["matched"], "unknown": ["seed 1: too few lines"], "windows": {1: 0}}}
+    text = results.markdown(short)
+    assert "NOT CHECKED: seed 1: too few lines" in text and "Matched:" not in text and "NOT MATCHED" not in text
+
+
+def test_windows_that_are_missing_are_counted(found: dict[str, Any]) -> None:
+    cut = found | {"matched": {**found["matched"], "due": {1: 2, 2: 2, 3: 4}}}
+    assert "in all 6 windows of updates that fairseq logged (8 were due" in results.markdown(cut)
 
 
 def test_runs_that_are_not_matched_say_so(folder: Path, found: dict[str, Any], tmp_path: Path) -> None:
@@ -192,6 +250,7 @@ def test_runs_that_are_not_matched_say_so(folder: Path, found: dict[str, Any], t
     [
         ({"splittings": ("lie",)}, "a comparison needs two or more"),
         ({"splittings": ("lie", "lie")}, "--splittings lie lie: one is there twice"),
+        ({"seeds": (1, -1)}, "--seeds -1: must be whole numbers of at least 0"),
         ({"seeds": (1, 1)}, "--seeds 1 1: one is there twice"),
         ({"options": ("--max-update", "5", "--seed=4")}, "--seed after --: set for each run here"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -38,6 +39,23 @@ def test_what_fails_stays_alone(tmp_path: Path) -> None:
             (("a", 0), ("b", 3), ("c", 0))]  # fmt: skip
     assert run(tmp_path, jobs, [{}]) == {"a": 0, "b": 3, "c": 0}
     assert (tmp_path / "b.log").read_text() == "b\n"
+
+
+def test_what_cannot_start_stays_alone(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, name, f"print('{name}')") for name in ("a", "b", "c")]
+    (tmp_path / "a.log").mkdir()
+    jobs[1] = dataclasses.replace(jobs[1], command=[str(tmp_path / "no such program")])
+    for slots in ([{}], [{}, {}]):
+        assert run(tmp_path, jobs, slots) == {"a": 127, "b": 127, "c": 0}
+
+
+@pytest.mark.parametrize("content", ['{"num_updates": "x"}', '{"num_updates": []}', '{"num_updates": null}', "{"])
+def test_a_damaged_log_ends_no_job(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.train.log").write_text(f"1 | INFO | train_inner | {content}\n" + EVENT.format(7))
+    assert Progress(tmp_path / "a.train.log").updates() in (0, 7)
+    (tmp_path / "b.train.log").mkdir()
+    jobs = [job(tmp_path, name, "import time; time.sleep(0.1)") for name in ("a", "b")]
+    assert run(tmp_path, jobs, [{}]) == {"a": 0, "b": 0}
 
 
 def test_each_slot_has_its_gpu_and_at_most_one_job(tmp_path: Path) -> None:
