@@ -290,6 +290,8 @@ def _check_same_model(a: dict[str, Any], a_path: Path, b: dict[str, Any], b_path
     remedy = "only checkpoints of one model can be averaged, so take them from one training run"
     if _arch(a) != _arch(b):
         raise ValueError(f"{b_path} is of architecture {_arch(b)} but {a_path} is of {_arch(a)}; {remedy}")
+    if (x := _dictionaries(a)) and (y := _dictionaries(b)) and x != y:
+        raise ValueError(f"{b_path} was trained with other dictionaries than {a_path}; {remedy}")
     ours, theirs = a["model"], b["model"]
     for name in [*ours, *theirs]:
         if name not in theirs or name not in ours:
@@ -300,6 +302,13 @@ def _check_same_model(a: dict[str, Any], a_path: Path, b: dict[str, Any], b_path
             if x != y:
                 x, y = (tuple(x), tuple(y)) if what == "shape" else (x, y)
                 raise ValueError(f"parameter {name} has {what} {y} in {b_path} but {x} in {a_path}; {remedy}")
+
+
+def _dictionaries(state: dict[str, Any]) -> Any:
+    from macaron.legacy.checkpoint import DICTIONARIES
+
+    task_state = state.get("task_state")
+    return task_state.get(DICTIONARIES) if isinstance(task_state, dict) else None
 
 
 def _updates(state: dict[str, Any]) -> int:

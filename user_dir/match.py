@@ -10,8 +10,7 @@ from typing import Any
 from fairseq.models import MODEL_REGISTRY
 from omegaconf import OmegaConf
 
-# Where a checkpoint keeps the sums of its dictionaries: in the state of the task, which every way to save keeps.
-DICTIONARIES = "macaron_dictionaries"
+from macaron.legacy.checkpoint import DICTIONARIES
 
 # Options that may differ from one command to the next: they concern training or the machine, or the names and shapes
 # of the parameters show them.

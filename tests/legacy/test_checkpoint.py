@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import warnings
 import zipfile
@@ -97,11 +98,23 @@ def test_files_older_than_torch_1_6_have_no_checksums_and_are_read(path):
                 assert is_intact(read_it(path, mmap=mmap))
 
 
+def test_torch_can_be_told_to_write_no_checksums(path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": MODEL}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert is_intact(load(path))
+
+
 def test_wrong_places(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; check the path"):
         load(tmp_path / "none.pt")
     with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
         load(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError, match="is no ordinary file"):
+        load(tmp_path / "pipe")
 
 
 def test_code_in_an_option_is_refused_by_name(path):
