@@ -148,6 +148,7 @@ def zipped() -> bytes:
         (gzip.compress(b"no tar at all"), ""),
         (gzip.compress(GOOD[:300] + b"\xff" * 300), ""),
     ],
+    ids=["cut", "sum", "cut tar", "empty", "html", "xml", "zip", "bz2", "no tar", "damaged tar"],
 )
 def test_damaged_archives_are_named(path: Path, content: bytes, reason: str) -> None:
     path.write_bytes(content)
