@@ -7,6 +7,7 @@ which they inherit, is free again when the last of them is gone.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -51,10 +52,12 @@ def main(parent: int, command: list[str]) -> int:
 
 
 def end_with_parent() -> None:
-    """From now on this process ends when its parent does."""
-    parent = os.getppid()
+    """From now on this process ends when its parent does, also where it only waits for what the parent would send."""
+    parent, known = os.getppid(), multiprocessing.parent_process()
 
     def watch() -> None:
+        if known is not None:
+            known.join()
         while os.getppid() == parent:
             time.sleep(POLL_SECONDS)
         os._exit(1)

@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import os
 import queue
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from recipes.common.errors import RecipeError
+from recipes.common.leash import end_with_parent
 from recipes.common.workspace import Workspace, digest
 from recipes.glue.data import first_line
 from recipes.glue.finetune import Options, Run, drop_checkpoints, run_one
@@ -187,14 +187,7 @@ def prepare(place: int, jobs: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def visible_gpus() -> list[str]:

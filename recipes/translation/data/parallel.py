@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,6 +11,7 @@ from itertools import islice
 from typing import TypeVar
 
 from recipes.common.errors import RecipeError
+from recipes.common.leash import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,16 +51,3 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def end_with_parent() -> None:
-    """A worker that waits for tasks would wait for ever, since it holds the writing end of their pipe itself."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
