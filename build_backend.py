@@ -11,7 +11,7 @@ from typing import Any
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the other hooks)
-from wheel.wheelfile import WheelFile  # setuptools has it
+from wheel.wheelfile import WheelFile
 
 PACKAGE = Path(__file__).resolve().parent / "macaron"
 
