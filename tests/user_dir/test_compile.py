@@ -26,7 +26,9 @@ def build(toy_task, **options: Any):
     sizes = {"encoder_embed_dim": 16, "encoder_attention_heads": 2, "encoder_layers": 2, "decoder_layers": 3}
     args = MacaronModel.config(**sizes, encoder_ffn_embed_dim=16, dropout=0.0, **options)
     torch.manual_seed(1)
-    return MacaronModel.build_model(args, toy_task()).train()
+    model = MacaronModel.build_model(args, toy_task()).train()
+    model.decoder.weights_in_training = False  # as for a criterion that reads none
+    return model
 
 
 @pytest.fixture
@@ -53,6 +55,14 @@ def test_no_shape_is_compiled_again(toy_task, graphs):
     for i, shape in enumerate(SHAPES):
         model(**batch(*shape, padded=i % 2 == 0))[0].sum().backward()
     assert len(graphs) == 3
+
+
+def test_attention_weights_of_the_last_layer_are_a_graph_of_their_own(toy_task, graphs):
+    model = build(toy_task, compile=True)
+    model.decoder.weights_in_training = True
+    for shape in ((4, 9, 7), (3, 8, 6)):
+        assert model(**batch(*shape, True))[1]["attn"][0].shape == (shape[0], shape[2], shape[1])
+    assert len(graphs) == 3  # the encoder's, the decoder's, and the last layer's
 
 
 def test_values_and_gradients_are_those_of_eager(toy_task, graphs):

@@ -146,7 +146,7 @@ class MacaronModel(ParticleWeights, TransformerModelBase):
         check_task_data(task)
         args = complete(cfg, cls.config(), cls.architecture)
         base_architecture(args)
-        if args.share_all_embeddings or args.merge_src_tgt_embed:
+        if args.share_all_embeddings:
             args.share_decoder_input_output_embed = True
         model = super().build_model(TransformerConfig.from_namespace(args), task)
         model.args = args
