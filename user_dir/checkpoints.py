@@ -3,7 +3,8 @@
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -108,7 +109,8 @@ def _resume(
 
     Who starts anew from its weights (--finetune-from-model, --reset-optimizer) is told what differs.
     """
-    extra_state = original(trainer, filename, reset_optimizer, *args, **kwargs)
+    with _each_process_reads(trainer):
+        extra_state = original(trainer, filename, reset_optimizer, *args, **kwargs)
     model = trainer.get_model()
     path = PathManager.get_local_path(filename)
     if not match.is_ours(model) or not os.path.isfile(path):
@@ -123,6 +125,19 @@ def _resume(
                 )
             logger.warning("%s: %s", path, problem)
     return extra_state
+
+
+@contextmanager
+def _each_process_reads(trainer: Any) -> Iterator[None]:
+    """Several processes read a checkpoint each: what the first would send to the others, an object of omegaconf among
+    it, torch ≥ 2.6 refuses to unpack there."""
+    options = trainer.cfg.checkpoint
+    before = options.load_checkpoint_on_all_dp_ranks
+    options.load_checkpoint_on_all_dp_ranks = before or trainer.data_parallel_world_size > 1
+    try:
+        yield
+    finally:
+        options.load_checkpoint_on_all_dp_ranks = before
 
 
 def _state_dict(original: Callable[..., Any], trainer: Any) -> dict[str, Any]:
