@@ -45,6 +45,11 @@ def _visible(
     return mask
 
 
+def _lowest(scores: Tensor) -> float:
+    """What stands for −∞ among the scores: finite, since −∞ − (−∞) is NaN."""
+    return -65504.0 if scores.dtype == torch.float16 else -3e38
+
+
 def _written_out(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, wide: bool
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +57,7 @@ def _written_out(
     scores = torch.matmul(q * (q.size(-1) ** -0.5), k.transpose(-2, -1))  # (B, H, T, S)
     blind: Tensor | None = None  # queries that see no key get 0, as in torch's kernels, instead of 0/0
     if mask is not None:
-        lowest = -65504.0 if scores.dtype == torch.float16 else -3e38  # finite, since −∞ − (−∞) is NaN
+        lowest = _lowest(scores)
         if mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask, lowest)
             blind = ~mask.any(-1, keepdim=True)
@@ -109,8 +114,15 @@ def attention(
             raise AssertionError("unreachable: no kernel is registered")
     if q.size(2) == 1:  # a statement, since torch.compile would make `and` a symbol
         is_causal = False  # a single newest query sees everything
-    if (key_padding_mask is not None or attn_mask is not None) and not _known_finite(q, k, v):
-        return _shielded(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
+    if key_padding_mask is not None or attn_mask is not None:
+        if not _has_values(q, k):
+            return _shielded(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
+        if dropout == 0.0 and not torch.is_grad_enabled():  # one newest query is less to look at than its keys
+            out, weights = _attend(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
+            if _finite([out]):
+                return out, weights
+        if not _finite([q, k, v]):
+            return _shielded(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
     return _attend(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
 
 
@@ -134,18 +146,21 @@ def _attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
 
 
-def _known_finite(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a look at the values says so: little work for a CPU; an accelerator would have to be waited for."""
+def _has_values(q: Tensor, k: Tensor) -> bool:
+    """Whether a look at them costs little: on a CPU; an accelerator would have to be waited for."""
     has_values = q.device.type == "cpu"
     if not torch.jit.is_scripting():
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         has_values = has_values and not traced and type(k) is Tensor
-    if not has_values:
-        return False
-    total = torch.zeros((), dtype=torch.float32)
-    for t in [q, k, v]:
-        total = total + t.detach().sum(dtype=torch.float32)
-    return bool(total.isfinite())
+    return has_values
+
+
+def _finite(tensors: list[Tensor]) -> bool:
+    """Whether their sums say so; a sum that overflows says no."""
+    total = 0.0
+    for t in tensors:
+        total += float(t.detach().sum(dtype=torch.float32))
+    return math.isfinite(total)
 
 
 def _shielded(
@@ -166,7 +181,8 @@ def _shielded(
     if key_padding_mask is not None:
         hidden = key_padding_mask[:, None, :, None]
     if attn_mask is not None:
-        seen = attn_mask if attn_mask.dtype == torch.bool else attn_mask != -math.inf
+        # an additive mask may hide by the lowest finite number, as transformers' do
+        seen = attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(q.dtype) > _lowest(q)
         seen = seen.expand(q.size(0), q.size(1), q.size(2), k.size(2))
         hidden = hidden | ~seen.any(2)[..., None]
     k, v = k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
