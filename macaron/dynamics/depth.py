@@ -65,7 +65,7 @@ def get_rule(name: str, depth: int) -> Rule:
     Raises:
         ValueError: unknown name.
     """
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise ValueError(f"depth_rule={name!r} is unknown; choose one of {', '.join(RULES)}")
     return RULES[name](depth)
 
@@ -119,6 +119,12 @@ class Depth(nn.ModuleList):
 
     def __delitem__(self, index: Any) -> None:
         raise TypeError("Depth: layers cannot be taken out, since a rule counts them; build it anew from those to keep")
+
+    def insert(self, index: int, module: nn.Module) -> None:
+        raise TypeError("Depth: a layer cannot be put between others; build it anew from those to have")
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)  # a list's would show what iteration yields
 
     def __prepare_scriptable__(self) -> nn.Module:
         if self.rule is not euler:

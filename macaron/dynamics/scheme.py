@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,8 +31,8 @@ class Scheme:
     dt: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.dt > 0.0:
-            raise ValueError(f"dt={self.dt} is not a step; it must be positive, 1 is a layer of its own")
+        if not isinstance(self.dt, (int, float)) or not 0.0 < self.dt < math.inf:
+            raise ValueError(f"dt={self.dt!r} is not a step; it must be positive and finite, 1 is a layer of its own")
 
     @classmethod
     def of(cls, options: Any) -> Scheme:
@@ -46,7 +47,7 @@ class Scheme:
             splitting=get_splitting(getattr(options, "splitting", STRANG)),
             solver=get_solver(getattr(options, "solver", EULER)),
             depth_rule=getattr(options, "depth_rule", "euler"),
-            dt=float(getattr(options, "dt", 1.0)),
+            dt=getattr(options, "dt", 1.0),
         )
         scheme.rule(1)  # unknown names are told now
         return scheme

@@ -14,6 +14,7 @@ A solver is data, an explicit Runge–Kutta tableau (Butcher 1964). With h the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ class Tableau:
                 f"Tableau {self.name!r}: its rows have {lengths} entries for {len(self.b)} stages; an explicit method "
                 f"has one row a stage, of 0, 1, 2 … entries"
             )
+        if not all(math.isfinite(weight) for row in (*self.a, self.b) for weight in row):
+            raise ValueError(f"Tableau {self.name!r}: its entries must be finite numbers")
         if abs(sum(self.b) - 1.0) > 1e-9:
             raise ValueError(
                 f"Tableau {self.name!r}: its weights b add up to {sum(self.b):g}, but must add up to 1, or it follows "
@@ -79,7 +82,7 @@ def get_solver(name: str | Tableau) -> Tableau:
     """
     if isinstance(name, Tableau):
         return name
-    if name not in SOLVERS:
+    if not isinstance(name, str) or name not in SOLVERS:
         raise ValueError(f"solver={name!r} is unknown; choose one of {', '.join(SOLVERS)}")
     return SOLVERS[name]
 

@@ -209,6 +209,8 @@ def get_splitting(splitting: str | Splitting) -> Splitting:
     """
     if isinstance(splitting, Splitting):
         return splitting
+    if not isinstance(splitting, str):
+        raise ValueError(f"splitting={splitting!r} is neither a name nor a notation, such as {STRANG.notation!r}")
     if splitting in SPLITTINGS:
         return SPLITTINGS[splitting]
     if _NAME.fullmatch(splitting.strip()):

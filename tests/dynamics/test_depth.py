@@ -123,6 +123,9 @@ def test_a_rule_is_refused_where_it_would_be_ignored(layers: list[nn.Module]) ->
         torch.jit.script(nn.Sequential(nn.Tanh(), stack))
     with pytest.raises(TypeError, match="layers cannot be taken out"):
         del stack[0]
+    with pytest.raises(TypeError, match="a layer cannot be put between others"):
+        stack.insert(0, Layer())
+    assert repr(layers[0])[:5] in repr(stack) and "_RuledLayer" not in repr(stack)
 
 
 def test_registry_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:

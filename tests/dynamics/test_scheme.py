@@ -28,6 +28,13 @@ def test_defaults_and_options_by_name() -> None:
         ("dt", 0.0, "dt=0.0 is not a step"),
         ("dt", -1.0, "dt=-1.0 is not a step"),
         ("dt", float("nan"), "dt=nan is not a step"),
+        ("dt", float("inf"), "dt=inf is not a step"),
+        ("dt", "fast", "dt='fast' is not a step"),
+        ("dt", None, "dt=None is not a step"),
+        ("splitting", None, "splitting=None is neither a name nor a notation"),
+        ("splitting", ["ffn"], r"splitting=\['ffn'\] is neither a name nor a notation"),
+        ("solver", [], r"solver=\[\] is unknown"),
+        ("depth_rule", {}, r"depth_rule=\{\} is unknown"),
     ],
 )
 def test_errors_name_value_rule_and_remedy(option: str, value: object, reason: str) -> None:

@@ -53,6 +53,9 @@ def test_errors_of_a_tableau() -> None:
         Tableau("short", ((),), (0.5, 0.5), order=2)
     with pytest.raises(ValueError, match=r"b add up to 0.5, but must add up to 1"):
         Tableau("half", ((),), (0.5,), order=1)
+    for a, b in ((1.0, (float("nan"), 1.0)), (float("inf"), (0.5, 0.5))):
+        with pytest.raises(ValueError, match="its entries must be finite numbers"):
+            Tableau("endless", ((), (a,)), b, order=1)
     with pytest.raises(ValueError, match=r"solver='rk5' is unknown; choose one of euler, backward_euler, midpoint"):
         get_solver("rk5")
     assert get_solver("heun") is HEUN and get_solver(RK4) is RK4
