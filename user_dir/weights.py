@@ -12,7 +12,12 @@ from .pruning import prune
 
 
 class ParticleWeights:
-    """Goes in front of one of fairseq's model classes: `load_state_dict` takes foreign names and explains failures."""
+    """Goes in front of one of fairseq's model classes: `load_state_dict` takes foreign names and explains failures.
+
+    A model that is ready to generate goes through pickle as any other.
+    """
+
+    _is_generation_fast: bool
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         if is_foreign(state_dict):
@@ -39,6 +44,16 @@ class ParticleWeights:
         except RuntimeError as error:
             check_state_dict(self, state_dict, error)
             raise
+
+    def make_generation_fast_(self, **kwargs: Any) -> None:
+        super().make_generation_fast_(**kwargs)
+        vars(self).pop("train", None)  # a local function of fairseq's, which pickle cannot take
+
+    def train(self, mode: bool = True) -> Any:
+        """As `torch.nn.Module.train`, until the model has been made fast for generation."""
+        if mode and self._is_generation_fast:
+            raise RuntimeError("cannot train after make_generation_fast")
+        return super().train(mode)
 
 
 def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], error: Exception) -> None:

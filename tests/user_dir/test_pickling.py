@@ -82,6 +82,19 @@ def test_a_copy_computes_the_same_from_its_own_parameters(toy_task, options, thr
         assert copied(*inputs)[0].equal(expected)
 
 
+@pytest.mark.parametrize("through", [through_pickle, through_a_file, copy.deepcopy])
+@pytest.mark.parametrize("name", ["macaron_tiny", "macaron_lm_tiny"])
+def test_a_model_that_is_ready_to_generate(toy_task, name, through):
+    model = MODEL_REGISTRY[name].build_model(Namespace(**SIZES), toy_task())
+    model.make_generation_fast_()
+    copied = through(model)
+    assert not copied.training and copied.eval() is copied
+    assert all(map(torch.equal, copied.state_dict().values(), model.state_dict().values()))
+    for one in (model, copied):
+        with pytest.raises(RuntimeError, match="cannot train after make_generation_fast"):
+            one.train()
+
+
 SCRIPT = """
 import multiprocessing, pickle, sys
 from argparse import Namespace
