@@ -5,7 +5,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from macaron.dynamics.splitting import FFN, SELF_ATTENTION, Splitting, get_splitting
+from macaron.dynamics.scheme import Scheme
+from macaron.dynamics.splitting import FFN, SELF_ATTENTION, Splitting
 from macaron.ops.bias_act import check_activation
 
 # transformers' names of activations that ours computes under another one.
@@ -24,7 +25,8 @@ class MacaronBertConfig(PreTrainedConfig):
     is used.
 
     Fields:
-        splitting: name of a `macaron.dynamics.splitting.SPLITTINGS`.
+        splitting: name of a `macaron.dynamics.splitting.SPLITTINGS`, or its flows in order, each with its divisor, such
+            as "attention/2 ffn/2 attention/2 ffn/2".
         intermediate_size: width of the FFNs after attention; None is 4 · hidden_size / number of FFNs in a layer.
         first_intermediate_size: width of the FFN before attention; None is `intermediate_size`.
         hidden_act: activation of the FFNs after attention and of the masked-language-model head.
@@ -95,10 +97,11 @@ class MacaronBertConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if __name__.startswith("macaron."):
             kwargs.pop("auto_map", None)  # names files of code that saving an installed model does not write
-        splitting = get_splitting(self.splitting)
+        scheme = self.scheme()
+        self.splitting = scheme.splitting.portable  # a saved model is read where nothing is registered
         self._check_ranges()
         if self.intermediate_size is None:
-            self.intermediate_size = 4 * self.hidden_size // max(1, splitting.count(FFN))
+            self.intermediate_size = scheme.ffn_width(4 * self.hidden_size)
         if self.first_intermediate_size is None:
             self.first_intermediate_size = self.intermediate_size
         self.hidden_act = _activation(self.hidden_act)
@@ -173,14 +176,15 @@ class MacaronBertConfig(PreTrainedConfig):
 
     def layer_ffns(self) -> list[Any]:
         """For each substep of a layer, (width, activation) of its FFN, or None where it is attention."""
-        substeps = self.get_splitting().substeps
-        attention = [s.flow for s in substeps].index(SELF_ATTENTION)
         first = (self.first_intermediate_size, self.first_hidden_act)
-        later = (self.intermediate_size, self.hidden_act)
-        return [(first if i < attention else later) if s.flow == FFN else None for i, s in enumerate(substeps)]
+        return list(self.scheme().per_ffn(first, (self.intermediate_size, self.hidden_act)))
+
+    def scheme(self) -> Scheme:
+        """How the layers integrate."""
+        return Scheme.of(self).check_flows((FFN, SELF_ATTENTION), needed=(FFN, SELF_ATTENTION))
 
     def get_splitting(self) -> Splitting:
-        return get_splitting(self.splitting)
+        return self.scheme().splitting
 
 
 def _activation(name: str) -> str:

@@ -182,7 +182,7 @@ class MacaronBertLayer(GradientCheckpointingLayer, _IsRecorded, ParticleLayer):
             for ffn in config.layer_ffns()
         ]
         super().__init__(
-            config.get_splitting(),
+            config.scheme(),
             flows,
             config.hidden_size,
             dropout=config.hidden_dropout_prob,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -51,6 +51,11 @@ class Scheme:
         )
         scheme.rule(1)  # unknown names are told now
         return scheme
+
+    def check_flows(self, known: Iterable[str], needed: Iterable[str] = ()) -> Scheme:
+        """Itself, for a host that has the flows `known`; see `Splitting.check_flows`."""
+        self.splitting.check_flows(known, needed)
+        return self
 
     def rule(self, depth: int) -> Rule:
         """The rule across `depth` layers."""

@@ -99,6 +99,11 @@ class Splitting:
         return " ".join(_word(substep) for substep in self.substeps)
 
     @property
+    def portable(self) -> str:
+        """What any process reads back: the name of the two that are always there, the notation of all others."""
+        return self.name if self in (STRANG, LIE) else self.notation
+
+    @property
     def flows(self) -> tuple[str, ...]:
         """The flows that take part, each once, in order of first use."""
         return tuple(dict.fromkeys(s.flow for s in self.substeps))

@@ -9,7 +9,8 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
 
 from macaron.bert import MacaronBertConfig, MacaronBertForPreTraining
-from macaron.dynamics.splitting import SPLITTINGS
+from macaron.dynamics import splitting as registry
+from macaron.dynamics.splitting import SPLITTINGS, STRANG, Splitting, register_splitting
 
 
 def test_defaults_are_of_base_size_with_twins_of_equal_width():
@@ -97,3 +98,35 @@ def test_the_original_is_expressible(config):
     tables = {f"macaron_bert.embeddings.{table}_embeddings.weight" for table in ("word", "token_type")}
     assert names == layers | tables | {f"mlm_head.{p}" for p in head} | {"nsp_head.weight", "nsp_head.bias"}
     assert isinstance(original, PreTrainedConfig)
+
+
+def test_a_splitting_of_ones_own(tmp_path):
+    notation = "attention/2 ffn/2 attention/2 ffn/2"
+    config = MacaronBertConfig(
+        splitting="attention/2  ffn/2 self_attention/2 ffn/2", hidden_size=32, num_attention_heads=2
+    )
+    assert config.splitting == notation and config.intermediate_size == 64
+    assert config.layer_ffns() == [None, (64, "gelu"), None, (64, "gelu")]  # none before attention
+    config.save_pretrained(tmp_path)
+    assert MacaronBertConfig.from_pretrained(tmp_path).scheme() == config.scheme()
+    assert MacaronBertConfig(splitting="ffn/2 attention ffn/2").scheme().splitting.substeps == STRANG.substeps
+
+
+@pytest.mark.parametrize(
+    ("splitting", "reason"),
+    [
+        ("conv attention ffn", "flow 'conv' is unknown here"),
+        ("attention cross_attention ffn", "flow 'cross_attention' is unknown here"),
+        ("ffn/2 ffn/2", "no substep follows 'attention'"),
+        ("ffn/2 attention", "add up to 0.5"),
+    ],
+)
+def test_splittings_that_are_refused(splitting, reason):
+    with pytest.raises(ValueError, match=reason):
+        MacaronBertConfig(splitting=splitting)
+
+
+def test_a_registered_splitting_is_saved_as_its_notation(monkeypatch):
+    monkeypatch.setattr(registry, "SPLITTINGS", dict(registry.SPLITTINGS))
+    register_splitting(Splitting.parse("attention/2 ffn attention/2", name="mine"))
+    assert MacaronBertConfig(splitting="mine").splitting == "attention/2 ffn attention/2"
