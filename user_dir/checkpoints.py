@@ -93,6 +93,8 @@ def _load_model_ensemble_and_task(
         name = checkpoint_utils.get_maybe_sharded_checkpoint_filename(filename, suffix, 0, num_shards)
         if match.is_ours(model) and (problem := match.other_dictionaries(model, state or _beside_tensors(name))):
             raise CheckpointError(f"{name}: {problem}")
+        if match.is_ours(model) and hasattr(model, "decoder"):
+            model.decoder.weights_in_training = True  # whoever trains it in a loop of his own may read them
     return loaded
 
 
