@@ -186,7 +186,8 @@ def _shielded(
         seen = seen.expand(q.size(0), q.size(1), q.size(2), k.size(2))
         hidden = hidden | ~seen.any(2)[..., None]
     k, v = k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
-    if not torch.is_grad_enabled():
+    # a NaN in a traced graph fails torch's own check of it
+    if not torch.is_grad_enabled() or (not torch.jit.is_scripting() and torch.jit.is_tracing()):
         return _attend(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
     lost = ~q.detach().isfinite().all(-1, keepdim=True)  # (B, H, T, 1)
     q = q.masked_fill(lost, 0.0)

@@ -96,11 +96,11 @@ def test_tracing_and_the_exporter_that_builds_on_it(head, inputs, implementation
     example, file = some(3, 7), tmp_path / "model.onnx"
     length = next(iter(example.values())).dim() - 1
     axes = {name: {0: "sentences", length: "tokens"} for name in example}
+    traced = torch.jit.trace(model, tuple(example.values()), strict=False)  # with gradients, and checked by torch
     with torch.no_grad():
         torch.onnx.export(
             model, tuple(example.values()), file, dynamo=False, input_names=list(example), dynamic_axes=axes
         )
-        traced = torch.jit.trace(model, tuple(example.values()), strict=False)
         session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for shape in [*SHAPES, (1, 40)]:
             batch = some(*shape)
