@@ -788,7 +788,7 @@ class MacaronBertForSequenceClassification(_Classifies):
         """`labels` (B,), or (B, num_labels) for several labels or values; `config.problem_type` says which loss.
 
         One logit with `problem_type="multi_label_classification"` is binary classification, labels 0 and 1. The label
-        −100 takes no part, in regression either: the Trainer does not count it.
+        −100 takes no part; in regression it is a value like any other, though the Trainer does not count it.
         """
         outputs = self.macaron_bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
@@ -809,9 +809,11 @@ class MacaronBertForSequenceClassification(_Classifies):
             labels = labels.view(-1)
             total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
             return mean_loss(total, labels.ne(IGNORED).sum(), num_items_in_batch)
-        regression = self.config.problem_type == "regression"
-        loss = F.mse_loss if regression else F.binary_cross_entropy_with_logits
-        losses, counted = _element_losses(loss, logits, labels.view_as(logits))
+        labels = labels.view_as(logits)
+        if self.config.problem_type == "regression":
+            total = F.mse_loss(logits.float(), labels.float(), reduction="sum")
+            return mean_loss(total, labels.numel(), num_items_in_batch)
+        losses, counted = _element_losses(F.binary_cross_entropy_with_logits, logits, labels)
         return mean_loss(losses.sum(), counted, num_items_in_batch)
 
 

@@ -53,16 +53,21 @@ def nothing(kind: str, sentences: int, length: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, **labels}
 
 
-@pytest.mark.parametrize("num_items_in_batch", [None, 0, torch.tensor(0), 5])
-@pytest.mark.parametrize("sentences", [0, 1, 3])
+# −100 is a value of a regression like any other, so that only no sentences are no items
+COUNTS_ALL = ("SequenceClassification, regression", "SequenceClassification, several values")
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_loss_over_nothing_is_zero(kind, training, sentences, num_items_in_batch, build):
+def test_a_loss_over_nothing_is_zero(kind, training, build):
     model = build(HEADS[kind.partition(",")[0]], **KINDS[kind][0]).train(training)
-    loss = model(**nothing(kind, sentences, 5), num_items_in_batch=num_items_in_batch).loss
-    assert loss.shape == () and loss.item() == 0.0
-    loss.backward()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+    for sentences in (0,) if kind in COUNTS_ALL else (0, 1, 3):
+        for num_items_in_batch in (None, 0, torch.tensor(0), 5):
+            loss = model(**nothing(kind, sentences, 5), num_items_in_batch=num_items_in_batch).loss
+            assert loss.shape == () and loss.item() == 0.0
+            loss.backward()
+            assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+            model.zero_grad()
 
 
 @pytest.mark.parametrize("num_items_in_batch", [0, torch.tensor(0)])
@@ -79,7 +84,6 @@ def test_an_update_of_no_items_changes_nothing(sparse, num_items_in_batch, build
 @pytest.mark.parametrize(
     ("num_labels", "problem_type", "labels"),
     [
-        (1, "regression", torch.tensor([0.5, -100.0, 2.0])),
         (3, "single_label_classification", torch.tensor([1, -100, 2])),
         (3, "multi_label_classification", torch.tensor([[0, 1, 1], [-100, -100, -100], [1, 0, 0]])),
     ],
@@ -91,6 +95,14 @@ def test_an_ignored_label_is_as_a_sentence_that_is_not_there(num_labels, problem
     items = int((labels != IGNORED).sum())
     total = model(**batch, labels=labels, num_items_in_batch=7).loss * 7
     torch.testing.assert_close(total, model(**batch, labels=labels).loss * items)
+
+
+@pytest.mark.parametrize("values", [[0.5, -100.0, 2.0], [[0.5, 1.0], [-100.0, -100.0], [2.0, -100.0]]])
+def test_a_value_of_minus_100_is_learned_like_any_other(values, build, batch):
+    labels = torch.tensor(values)
+    model = build(MacaronBertForSequenceClassification, num_labels=labels[0].numel(), problem_type="regression")
+    out = model(**batch, labels=labels)
+    torch.testing.assert_close(out.loss, (out.logits.view_as(labels) - labels).square().mean())
 
 
 def test_a_pair_that_nobody_knows_takes_no_part(build, batch):
