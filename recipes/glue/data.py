@@ -263,13 +263,17 @@ def from_hub(task: Task, dataset: str) -> Data:
 
     configuration, *names = task.hub
     configuration = configuration or task.name
+    local, folder = Path(dataset), Path(dataset, configuration)
+    alone = folder.is_dir() and not (local / "README.md").exists()  # which would say what the configurations are
+    remedy = "Check the network, name a local copy with --dataset,"
+    if local.is_dir():
+        remedy = f"Put {configuration}/train….parquet and so on there, or a copy of {HUB} with its README.md,"
     try:
-        parts = load_dataset(dataset, configuration)
+        parts = load_dataset(str(folder)) if alone else load_dataset(dataset, configuration)
     except Exception as error:  # the hub's clients raise a dozen kinds
         raise RecipeError(
             f"{task.title}: datasets cannot load {dataset!r}, configuration {configuration!r}: "
-            f"{first_line(error)}. Check the network, name a local copy with --dataset, or give TSV files "
-            f"with --data-dir"
+            f"{first_line(error)}. {remedy} or give TSV files with --data-dir"
         ) from error
     data = Data()
     for name, part in zip(SPLITS, names, strict=True):

@@ -46,7 +46,7 @@ def load_model(source: str, task: Task, seed: int) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_config(problem, config)
-        named = architecture(config)
+        named = architecture(problem, config)
         for name, value in {
             "id2label": outputs,
             "label2id": {name: number for number, name in outputs.items()},
@@ -69,6 +69,11 @@ def load_model(source: str, task: Task, seed: int) -> Loaded:
             raise RecipeError(
                 f"{problem}wants code of its own to be run (auto_map), and code from a model's folder is never run "
                 f"here. Give a model whose model_type transformers or this package has classes for"
+            ) from error
+        if "weights only" in str(error).lower():  # torch's message says how to run it
+            raise RecipeError(
+                f"{problem}its weights hold more than tensors, perhaps code, and such a file is not read. Have its "
+                f"owner save it as model.safetensors"
             ) from error
         raise RecipeError(
             f"{problem}AutoTokenizer and AutoModelForSequenceClassification cannot load it: {first_line(error)}. "
@@ -102,7 +107,7 @@ def check_config(problem: str, config: Any) -> None:
         raise RecipeError(f"{problem}config.json names code on the hub, attn_implementation {kernel!r}; take it out")
 
 
-def architecture(config: Any) -> type | None:
+def architecture(problem: str, config: Any) -> type | None:
     """The class that the folder was saved from, if it is known here.
 
     Raises:
@@ -114,7 +119,7 @@ def architecture(config: Any) -> type | None:
     kind = getattr(getattr(found, "config_class", None), "model_type", None)
     if kind and kind != config.model_type:
         raise RecipeError(
-            f"config.json says model_type {config.model_type!r}, but its architecture {name} is of {kind!r}; "
+            f"{problem}config.json says model_type {config.model_type!r}, but its architecture {name} is of {kind!r}; "
             f"give the configuration that the weights were saved with"
         )
     return found if kind else None
@@ -202,8 +207,12 @@ def check_tokenizer(problem: str, source: str, tokenizer: Any, model: Any) -> li
         )
     for name in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id"):
         ours, theirs = getattr(model.config, name, None), getattr(tokenizer, name, None)
-        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
-            raise RecipeError(f"{problem}{name} is {ours} in config.json and {theirs} in the tokenizer; {another}")
+        silent = name != "pad_token_id" and ours == getattr(type(model.config), name, None)  # nobody chose it
+        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs and not silent:
+            raise RecipeError(
+                f"{problem}{name} is {ours} in config.json and {theirs} in the tokenizer; {another}, or, if it is that "
+                f"one, write {theirs} into config.json"
+            )
     if tokenizer.pad_token_id is None:
         raise RecipeError(f"{problem}the tokenizer has no padding token, which batches need; {another}")
     segments = max(tokenizer("a", "b").get("token_type_ids", [0]))

@@ -30,6 +30,8 @@ def model_identity(model: str) -> dict[str, str]:
     """Name, and for a folder a digest of its weights: results of two models are never mixed."""
     folder = Path(model)
     if not folder.exists():
+        if model.startswith(("/", ".", "~")) or model.count("/") > 1:  # no name on the hub
+            raise RecipeError(f"--model {model}: no such folder; give the folder of a saved model, or a hub name")
         return {"model": model}
     files = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)}) if folder.is_dir() else []
     if not (folder / "config.json").is_file():

@@ -203,6 +203,14 @@ def test_parquet_folder_of_the_hubs_layout(tmp_path: Path, monkeypatch: pytest.M
     assert ax.train is None and ax.test and ax.test.second == ["b", "test"]
     with pytest.raises(RecipeError, match="configuration 'rte'"):
         load("rte", None, str(tmp_path / "glue"))
+    (tmp_path / "glue/README.md").rename(tmp_path / "README.md")  # the folders alone say as much
+    load.cache_clear()
+    again = load("mrpc", None, str(tmp_path / "glue"))
+    assert [again.present()[name].digest() for name in ("train", "dev", "test")] == [
+        data.present()[name].digest() for name in ("train", "dev", "test")
+    ]
+    with pytest.raises(RecipeError, match=r"Put rte/train….parquet and so on there"):
+        load("rte", None, str(tmp_path / "glue"))
 
 
 # --- data sets of the hub -------------------------------------------------------------------------------------

@@ -219,6 +219,8 @@ def test_macaron_bert(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None
 def test_models_that_do_not_load(tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path, tiny_glue, tmp_path / "out", "--task", "cola")) == 1
     assert "no config.json there" in capsys.readouterr().err
+    assert main(arguments(tmp_path / "nowhere", tiny_glue, tmp_path / "out", "--task", "cola")) == 1
+    assert "nowhere: no such folder" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}', encoding="utf-8")
     assert main(arguments(tmp_path, tiny_glue, tmp_path / "out", "--task", "cola")) == 1
     assert "cannot load it" in capsys.readouterr().err

@@ -283,11 +283,22 @@ def test_the_tokenizer_of_another_model(folder: Path, vocabulary: list[str], mes
 def test_special_tokens_that_the_configuration_numbers_otherwise(folder: Path) -> None:
     for name in ("cls", "sep", "mask"):
         edit(folder / "config.json", **{f"{name}_token_id": 9})
-        with pytest.raises(RecipeError, match=f"{name}_token_id is 9 in config.json"):
+        with pytest.raises(RecipeError, match=rf"{name}_token_id is 9 in config.json .* write \d into config.json"):
             load_model(str(folder), COLA, 1)
         edit(folder / "config.json", **{f"{name}_token_id": None})
     edit(folder / "config.json", pad_token_id=None)
     assert load_model(str(folder), COLA, 1).notes == []
+
+
+def test_numbers_of_special_tokens_that_nobody_chose_say_nothing(stock_bert: Path, tmp_path: Path) -> None:
+    """XLM's configuration numbers its mask 0 and BigBird's its separator 66, in published models too."""
+    from transformers import AutoTokenizer, FlaubertConfig, FlaubertWithLMHeadModel
+
+    config = FlaubertConfig(vocab_size=24, emb_dim=16, n_layers=1, n_heads=2, pad_index=0, pad_token_id=0)
+    assert config.mask_token_id != AutoTokenizer.from_pretrained(stock_bert).mask_token_id
+    FlaubertWithLMHeadModel(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(stock_bert).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), COLA, 1).model.config.model_type == "flaubert"
 
 
 def test_a_few_spare_embeddings_are_said_and_taken(folder: Path) -> None:
@@ -329,6 +340,22 @@ def test_code_in_a_folder_is_never_run_nor_asked_about(folder: Path, place: str,
         edit(folder / "tokenizer_config.json", tokenizer_class="Strange", auto_map=auto_map)
         edit(folder / "config.json", model_type="strange")
     with pytest.raises(RecipeError, match=r"cannot load it|code from a model's folder is never run here"):
+        load_model(str(folder), COLA, 1)
+    assert not (tmp_path / "witness").exists()
+
+
+class Evil:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.witness), "w")
+
+
+def test_weights_that_hold_code_are_not_read(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Evil(tmp_path / "witness")}, folder / "pytorch_model.bin")
+    with pytest.raises(RecipeError, match=r"weights hold more than tensors, perhaps code, .*save it as model.safetens"):
         load_model(str(folder), COLA, 1)
     assert not (tmp_path / "witness").exists()
 
