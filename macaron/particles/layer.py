@@ -54,7 +54,8 @@ class ParticleLayer(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        scheme = Scheme(scheme) if isinstance(scheme, Splitting) else scheme
+        if not isinstance(scheme, Scheme):  # asked so, since code from the hub may hold two copies of `Splitting`
+            scheme = Scheme(scheme)
         splitting = scheme.splitting
         expected = [s.flow for s in splitting.substeps]
         given = [getattr(f, "kind", type(f).__name__) for f in flows]
