@@ -1,6 +1,8 @@
 """One layer: one step of a scheme, along the flows of a Transformer."""
 
 from collections.abc import Sequence
+from dataclasses import astuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +56,9 @@ class ParticleLayer(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if not isinstance(scheme, Scheme):  # asked so, since code from the hub may hold two copies of `Splitting`
-            scheme = Scheme(scheme)
-        splitting = scheme.splitting
+        # by what they hold and not by class, of which code from the hub may have two copies
+        chosen: Any = scheme if hasattr(scheme, "splitting") else Scheme(scheme)
+        splitting: Splitting = chosen.splitting
         expected = [s.flow for s in splitting.substeps]
         given = [getattr(f, "kind", type(f).__name__) for f in flows]
         if given != expected:
@@ -64,9 +66,9 @@ class ParticleLayer(nn.Module):
                 f"ParticleLayer: splitting {splitting.name!r} walks the flows {', '.join(expected)}, but was given "
                 f"{', '.join(given)}; pass one flow for each substep, in this order"
             )
-        self.solver = scheme.solver
-        self.fused = scheme.solver == EULER
-        self.steps = [s.share * scheme.dt for s in splitting.substeps]
+        self.solver = chosen.solver
+        self.fused = astuple(chosen.solver) == astuple(EULER)
+        self.steps = [s.share * chosen.dt for s in splitting.substeps]
         self.normalize_before = normalize_before
         self.flows = nn.ModuleList(flows)
         self.norms = nn.ModuleList(StepNorm(dim, eps=eps, elementwise_affine=affine) for _ in flows)
