@@ -6,6 +6,7 @@ cannot reach, such as `fairseq-score`, stands in README.md beside this file.
 
 import builtins
 import inspect
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from fairseq import utils
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
+from fairseq.data.fasta_dataset import FastaDataset
 from fairseq.modules import dynamic_crf_layer
 from fairseq.scoring.chrf import ChrFScorer
 
@@ -77,6 +79,16 @@ def copy_unknown_words() -> None:
     utils.load_align_dict = load_align_dict
 
 
+def quote_fasta() -> None:
+    build = inspect.unwrap(FastaDataset._build_index)
+
+    def _build_index(self: FastaDataset, path: str) -> Any:
+        return build(self, shlex.quote(path))
+
+    _build_index.__wrapped__ = build  # type: ignore[attr-defined]
+    FastaDataset._build_index = _build_index
+
+
 PATCHES = (
     Patch(
         what="--num-batch-buckets, --sample-break-mode eos, --arch nacrf_transformer",
@@ -95,6 +107,12 @@ PATCHES = (
         why="FileNotFoundError: fairseq takes its own default '@@ ' for the name of a dictionary",
         retired_by="a fairseq whose --replace-unk works without a value",
         make=copy_unknown_words,
+    ),
+    Patch(
+        what="--dataset-impl fasta with any name of a file",
+        why="fairseq gives the name to a shell as it is: `a;b` runs b, and a checkpoint's languages are a part of it",
+        retired_by="a fairseq that reads the file without a shell",
+        make=quote_fasta,
     ),
 )
 

@@ -24,11 +24,16 @@ EVALUATED = frozenset(
         *("pipeline_devices", "pipeline_encoder_devices", "pipeline_decoder_devices"),
     }
 )
-# What hydra, or a registry of fairseq, looks up by name.
-NAMES = frozenset({"_name", "arch", "task", "criterion", "optimizer", "lr_scheduler", "tokenizer", "bpe", "scoring"})
+# What hydra, or a registry of fairseq, looks up by name, and what becomes a part of file names.
+NAMES = frozenset(
+    {
+        *("_name", "arch", "task", "criterion", "optimizer", "lr_scheduler", "tokenizer", "bpe", "scoring"),
+        *("source_lang", "target_lang"),
+    }
+)
 
 _NAME = re.compile(r"[\w@.+-]*")
-_RESOLVER = re.compile(r"\$\{[^}]*:")
+_FIELD = re.compile(r"\$\{[\w.]+\}")  # another entry of the configuration; all else that OmegaConf resolves is code
 _WORD = re.compile(r"[\w./+-]*")
 _LONGEST = 10_000  # characters of an expression, and
 _MOST = 1_000  # repetitions in one: fairseq's own have 20
@@ -50,9 +55,9 @@ def find_code(state: Mapping[str, Any]) -> str | None:
                     f"its option {name} is {_short(value)}, and fairseq evaluates what stands there: it may only be a "
                     f"number, or a list or tuple of numbers"
                 )
-            if name in NAMES and isinstance(value, str) and not _NAME.fullmatch(value):
+            if name in NAMES and not _is_name(value):
                 return f"its option {name} is {_short(value)}, and only a name may stand there"
-            if isinstance(value, str) and _RESOLVER.search(value):
+            if isinstance(value, str) and "${" in _FIELD.sub("", value):
                 return f"its option {name} is {_short(value)}, and only plain text may stand there"
     return None
 
@@ -84,6 +89,15 @@ def _options(root: Any) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, list | tuple | set | frozenset):
             stack += [(f"{name}[]", child) for child in value]
         stack += getattr(value, "__dict__", {}).items()  # a namespace, or what stands for an object of the original
+
+
+def _is_name(value: Any) -> bool:
+    """A name, nothing, or the options of what has one."""
+    return (
+        value is None
+        or isinstance(value, Mapping | Namespace)
+        or bool(isinstance(value, str) and _NAME.fullmatch(value))
+    )
 
 
 def _is_plain(value: Any) -> bool:

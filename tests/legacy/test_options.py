@@ -98,7 +98,14 @@ class TestPlaces:
     def test_a_configuration_that_omegaconf_would_parse(self, cfg):
         assert "its entry 'cfg' is a " in find_code({"cfg": cfg})
 
-    @pytest.mark.parametrize("value", ["${oc.env:HOME}", "a ${a.${oc.decode:x}}", ["${oc.create:1}"]])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *("${oc.env:HOME}", "a ${a.${oc.decode:x}}", ["${oc.create:1}"], "${ oc.env:HOME}", "$${oc.env:HOME}"),
+            # the name of a resolver, out of another option
+            *("${${model.y}:HOME}", "${oc.${model.y}:HOME}", "${${a.b}}"),
+        ],
+    )
     def test_resolvers(self, value):
         assert "only plain text may stand there" in find_code({"cfg": {"model": {"x": value}}})
 
@@ -106,9 +113,16 @@ class TestPlaces:
         assert find_code({"args": Namespace(tokens_per_sample="${task.tokens_per_sample}")}) is None
         assert find_code({"args": Namespace(adaptive_input_cutoff="${task.x}")}) is not None
 
-    @pytest.mark.parametrize("value", ["../../../tmp/evil", "/tmp/evil", "a b", "x=y", "{}"])
+    @pytest.mark.parametrize(
+        "value", ["../../../tmp/evil", "/tmp/evil", "a b", "x=y", "{}", ["../evil"], ("a",), b"a", 3, _Meter()]
+    )
     def test_names_are_no_paths(self, value):
-        assert "only a name may stand there" in find_code({"args": Namespace(bpe=value)})
+        for option in ("bpe", "source_lang"):
+            assert "only a name may stand there" in find_code({"args": Namespace(**{option: value})})
+
+    @pytest.mark.parametrize("value", [None, "", "moses", "zh-CN", "pt_BR", {"_name": "x"}, Namespace(task="x")])
+    def test_names(self, value):
+        assert find_code({"cfg": {"model": {"tokenizer": value, "target_lang": value}}}) is None
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary, LanguagePairDataset, TokenBlockDataset, data_utils
+from fairseq.data.fasta_dataset import FastaDataset
 from fairseq.modules import DynamicCRF
 from fairseq.scoring import build_scorer
 from macaron.user_dir import patches
@@ -114,3 +116,13 @@ def test_options_through_the_command_line(trained, tiny_data_bin, fairseq_cli, p
         "fairseq-interactive", tiny_data_bin, *model, "--replace-unk", cwd=tmp_path, stdin="never seen\n"
     )
     assert "\nH-0\t" in done.stdout
+
+
+def test_a_fasta_file_of_any_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # where tqdm's command is
+    name = "valid.x;touch WITNESS;$(touch WITNESS) '-en"
+    Path(f"{name}.fasta").write_text(">first\nACGT\n>second\nAC\n")
+    data = FastaDataset(name)
+    assert [data[i][1] for i in range(2)] == ["ACGT", "AC"] and list(data.sizes) == [4, 2]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.fasta"]
