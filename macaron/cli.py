@@ -42,18 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Parse a command line and do what it says: 0, or 1 after one line that says what is wrong (2: the usage)."""
+    """Parse a command line and do what it says: 0, or 1 after one line that says what is wrong (2: the usage).
+
+    130 after an interruption.
+    """
     args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
+    status = 1
     try:
         args.run(args)
+        return 0
+    except KeyboardInterrupt:
+        message, status = "interrupted; run the same command again", 130
     except Exception as error:  # what a damaged file leads to can be of any kind
         known = isinstance(error, (ValueError, OSError, ImportError)) and str(error)
         message = str(error) if known else f"unexpected {type(error).__name__}: {error}"
-        print(f"{parser.prog.removeprefix('python -m ')} {args.command}: {' '.join(message.split())}", file=sys.stderr)
-        return 1
-    return 0
+    print(f"{parser.prog.removeprefix('python -m ')} {args.command}: {' '.join(message.split())}", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -111,7 +111,8 @@ def fetch(
                 transfer(url, part, remote.limit)  # its beginning may have been of another version or mirror
                 check(part)
         except TransferError as error:
-            problems.append(f"{url}: download failed ({error})")
+            said = "".join(c if c.isprintable() else " " for c in str(error))  # what came of a server may be anything
+            problems.append(f"{url}: download failed ({' '.join(said.split())})")
         except RecipeError as error:
             drop(part)
             problems.append(str(error).replace(str(part), url))

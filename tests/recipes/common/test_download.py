@@ -369,6 +369,14 @@ class TestServersThatMisbehave:
         with pytest.raises(download.TransferError, match=r"sends to http://b\.example/x, which is not as safe"):
             redirects.redirect_request(asked, None, 302, "", {}, "http://b.example/x")
 
+    def test_what_a_server_says_stays_on_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def transfer(*_: object) -> None:
+            raise download.TransferError("Found\n\x1b[2Jgone\r")
+
+        monkeypatch.setattr(download, "transfer", transfer)
+        with pytest.raises(RecipeError, match=r"download failed \(Found \[2Jgone\); "):
+            fetch(Remote("file", ("http://x/file",), SUM), tmp_path)
+
     def test_redirects_in_a_circle(self, server: Server, tmp_path: Path) -> None:
         server.redirect = server.url
         with pytest.raises(RecipeError, match=r"download failed .*redirect"):
