@@ -158,10 +158,14 @@ def sum_check(remote: Remote, folder: Path, given: str | None, trust: bool) -> C
 
 
 def recorded_sums(record: Path) -> dict[str, str]:
-    sums = read_json(record) if record.exists() else {}
-    if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
-        raise RecipeError(f"{record}: holds no checksums; delete it, and state them anew")
-    return sums
+    wrong = f"{record}: holds no checksums; delete it, and state them anew"
+    try:
+        sums = read_json(record) if record.exists() else {}
+    except RecipeError as error:
+        raise RecipeError(wrong) from error
+    if not all(isinstance(value, str) for value in sums.values()):
+        raise RecipeError(wrong)
+    return dict(sums)
 
 
 def check_kind(remote: Remote, path: Path) -> None:

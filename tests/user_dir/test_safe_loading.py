@@ -71,7 +71,7 @@ REFUSED = r"evaluated\.pt: refused, because its option adaptive_input_cutoff is 
 
 @pytest.mark.parametrize("form", ["args", "cfg"])
 @pytest.mark.parametrize("old_format", [False, True])
-def test_no_way_into_fairseq_runs_code_in_an_option(evaluated, form, old_format, toy_task):
+def test_no_way_into_fairseq_runs_code_in_an_option(evaluated, form, old_format, toy_task, dictionary_folder):
     state = load_unchecked(evaluated)
     if form == "cfg":
         options = {**vars(state.pop("args")), "_name": "macaron_lm_tiny"}
@@ -87,7 +87,7 @@ def test_no_way_into_fairseq_runs_code_in_an_option(evaluated, form, old_format,
         lambda: checkpoint_utils.load_ema_from_checkpoint(str(evaluated)),
         lambda: checkpoint_utils.save_ema_as_checkpoint(str(evaluated), str(evaluated.with_suffix(".ema"))),
         lambda: hub_utils.from_pretrained(str(evaluated.parent), evaluated.name),
-        lambda: macaron.MacaronModel.from_pretrained(str(evaluated.parent), evaluated.name),
+        lambda: macaron.MacaronModel.from_pretrained(str(evaluated.parent), evaluated.name, str(dictionary_folder)),
         lambda: load(evaluated),
         lambda: average_checkpoints([evaluated]),
     ):

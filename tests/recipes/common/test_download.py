@@ -314,7 +314,7 @@ class TestWithoutAStatedSum:
             fetch(remote(server, sha256=None), tmp_path)
         assert "--sha256" not in str(caught.value)
 
-    @pytest.mark.parametrize("content", ["[]", '"x"', "null", '{"a.tgz": 5}'])
+    @pytest.mark.parametrize("content", ["[]", '"x"', "null", '{"a.tgz": 5}', "{"])
     def test_a_record_of_another_shape(self, server: Server, tmp_path: Path, content: str) -> None:
         (tmp_path / "downloads.json").write_text(content)
         with pytest.raises(RecipeError, match=r"downloads\.json: holds no checksums; delete it"):
