@@ -15,7 +15,7 @@ from torch import LongTensor
 
 from macaron.legacy.checkpoint import CheckpointError
 from macaron.legacy.checkpoint import load as load_raw
-from macaron.text import Pieces, Words, is_blank
+from macaron.text import RELEASED_NAMES, Pieces, Words, is_blank
 
 from . import generation, places, released
 from .released import DESCRIPTION  # a name of this module from before there was that one
@@ -187,6 +187,13 @@ def open_checkpoints(
             f"{data}: the checkpoint does not say its languages, and {places.contents(data)}; give them as source_lang "
             f"and target_lang"
         ) from error
+    unused = [name for name in RELEASED_NAMES.values() if (folder / name).is_file()]
+    if unused and loaded["args"].get("bpe") is None:
+        logger.warning(
+            "%s: %s lies there, but no bpe is given, so sentences are taken as pieces already; if they are not, pass "
+            "bpe='subword_nmt' or 'sentencepiece', and a tokenizer. (A released model has a text.json, which says it.)",
+            *(folder, unused[0]),
+        )
     for model in loaded["models"]:
         if not isinstance(model, family):
             raise ValueError(

@@ -336,6 +336,19 @@ def test_paths_and_ensembles(trained, dictionary_folder, sentences):
     assert len(two.models) == 2 and two.translate(sentences[0], beam=1, max_len_b=4)
 
 
+def test_a_sub_word_model_that_is_not_used_is_said(trained, dictionary_folder, tmp_path, caplog):
+    (tmp_path / "model.pt").symlink_to(trained.checkpoint)
+    languages = {"source_lang": "de", "target_lang": "en"}
+    MacaronModel.from_pretrained(tmp_path, "model.pt", dictionary_folder, **languages)
+    assert "bpecodes" not in caplog.text
+    (tmp_path / "bpecodes").write_text("#version: 0.2\na b</w>\n")
+    MacaronModel.from_pretrained(tmp_path, "model.pt", dictionary_folder, **languages)
+    assert "bpecodes lies there, but no bpe is given" in caplog.text
+    caplog.clear()
+    MacaronModel.from_pretrained(tmp_path, "model.pt", dictionary_folder, bpe="subword_nmt", **languages)
+    assert "no bpe is given" not in caplog.text
+
+
 def test_a_model_of_another_kind(trained, dictionary_folder):
     with pytest.raises(
         ValueError, match=r"holds a MacaronTiny, no MacaronLanguageModel; open it with from_pretrained of"
