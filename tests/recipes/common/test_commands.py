@@ -210,9 +210,10 @@ def lockable(file: IO[Any]) -> bool:
     return True
 
 
-def test_workers_that_a_command_left_behind_are_ended(tmp_path: Path) -> None:
-    code = "import os, time\nif os.fork() == 0:\n  print(os.getpid(), flush=True); time.sleep(600)\ntime.sleep(0.5)"
-    run_code(tmp_path, code)
+@pytest.mark.parametrize("apart", ["pass", "os.setsid()"])  # as torchrun starts its workers
+def test_workers_that_a_command_left_behind_are_ended(tmp_path: Path, apart: str) -> None:
+    code = f"import os, time\nif os.fork() == 0:\n  {apart}; print(os.getpid(), flush=True); time.sleep(600)\n"
+    run_code(tmp_path, code + "time.sleep(0.5)")
     wait_until(lambda: not alive(int((tmp_path / "log").read_text())), "the worker is still there")
 
 
