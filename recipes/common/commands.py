@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -142,7 +142,7 @@ def check(status: int, what: str, log: Path, since: int = 0) -> None:
     )
 
 
-ANEW = "Take a smaller --lr, a longer warm-up or a smaller --clip-norm, and begin anew with --restart"
+ANEW = "Take a smaller --lr, or a longer warm-up, or clip gradients to a smaller norm, and begin anew with --restart"
 
 _RAISED = re.compile(r"(?:\[\w+\]:\s?)?(?:(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?::.*)?)|(\S+: error: .+))")
 # How one process says that another one failed.
@@ -183,13 +183,16 @@ def parse(line: str) -> tuple[str, Event] | None:
         return None  # the line that an interrupted process was writing
 
 
+def events(log: Path) -> Iterator[tuple[str, Event]]:
+    """What `parse` finds in a log, line by line."""
+    return filter(None, map(parse, log.read_text(encoding="utf-8", errors="replace").splitlines()))
+
+
 def learning_curve(log: Path) -> dict[str, list[tuple[int, float]]]:
     """{"train"/"valid": [(update, loss in bits per token), ...]}; of updates done twice the later counts."""
     curves: dict[str, dict[int, float]] = {"train": {}, "valid": {}}
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        event = parse(line)
-        if event and event[0] in curves:
-            kind, stats = event
+    for kind, stats in events(log):
+        if kind in curves:
             update, loss = (float(stats.get(f"{kind}_{name}", "nan")) for name in ("num_updates", "nll_loss"))
             if math.isfinite(update) and math.isfinite(loss):  # the other ones belong to an attempt that diverged
                 curves[kind][int(update)] = loss

@@ -10,7 +10,7 @@ from typing import Any
 from recipes.common import commands
 from recipes.common.checkpoints import average, distinct, load, mend_last
 from recipes.common.commands import KEEP_LAST_BATCH, USER_DIR
-from recipes.common.divergence import check_finite
+from recipes.common.divergence import check_finite, check_losses
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, read_json, read_lines, write_json
 from recipes.demo import corpora
@@ -121,6 +121,7 @@ class Demo:
         last = self.checkpoints / "checkpoint_last.pt"
         state = load(last)
         check_finite(state["model"], last)
+        check_losses(self.train_log)
         updates = state["optimizer_history"][-1]["num_updates"]
         seconds = state["extra_state"]["previous_training_time"]
         parameters = sum(t.numel() for name, t in distinct(state["model"]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common import checkpoints, commands
-from recipes.common.divergence import check_finite
+from recipes.common.divergence import check_finite, check_losses
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, digest, files_of, inside, read_json, read_lines, write_json
 from recipes.translation import train
@@ -128,6 +128,7 @@ class Pipeline:
         commands.run_with_progress(command, self.train_log, self.space.lock, self.recipe.max_update)
         state = checkpoints.load(self.checkpoints / "checkpoint_last.pt")
         check_finite(state["model"], self.checkpoints / "checkpoint_last.pt")
+        check_losses(self.train_log)
         updates = state["optimizer_history"][-1]["num_updates"]
         if updates < self.recipe.max_update and not self.may_stop_early():
             raise RecipeError(
