@@ -1,7 +1,7 @@
 """python leash.py PARENT COMMAND …: runs a command that ends when the process PARENT does, and all that it started.
 
 Whatever ends the parent, `kill -9` too. The command and its workers are one process group; those in groups of their
-own, as torchrun makes them, become children of this process when torchrun is gone (Linux). The lock of the folder, which
+own, as torchrun makes them, become children of this process when it is gone (Linux). The lock of the folder, which all
 all of them inherit, is free again when the last one is gone.
 """
 
