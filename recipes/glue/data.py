@@ -194,6 +194,12 @@ def read_split(task: Task, path: Path, labelled: bool, notes: list[str]) -> Spli
         raise RecipeError(
             f"{path}: no column {', '.join(map(repr, missing))}; its header is {head}. Is it GLUE's file?"
         )
+    wide = [row for row in rows if len(row) > len(head)]
+    if wide:
+        raise RecipeError(
+            f"{path}: {len(wide)} of {len(rows)} lines have more than its {len(head)} columns, the first begins "
+            f"{' | '.join(wide[0])[:80]!r}; there is a tab inside a sentence: fetch the file again, or put a space"
+        )
     places = [head.index(name) for name in names]
     width = max(places) + 1
     kept = [row for row in rows if len(row) >= width]

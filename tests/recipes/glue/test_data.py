@@ -118,6 +118,13 @@ def test_what_is_odd_but_taken_is_told(tmp_path: Path) -> None:
     assert any("the dev set is the training set" in note for note in notes)
 
 
+def test_a_tab_inside_a_sentence_is_not_taken_for_its_end(tmp_path: Path) -> None:
+    head = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+    write(tmp_path / "MRPC/train.tsv", head + "1\t1\t2\tone\ttwo\n0\t1\t2\tone\tcut\there\n")
+    with pytest.raises(RecipeError, match=r"1 of 2 lines have more than its 5 columns.*there is a tab inside"):
+        from_files(TASKS["mrpc"], tmp_path)
+
+
 def test_a_subset_of_qqp_that_is_too_small_to_split(tmp_path: Path) -> None:
     write(tmp_path / "QQP_subset/qqp_subset.tsv", "question1\tquestion2\tis_duplicate\n" + "a\tb\t1\n" * 2000)
     with pytest.raises(RecipeError, match="2000 pairs, but the last 2000"):
