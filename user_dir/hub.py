@@ -299,6 +299,14 @@ def check_settings(path: Path, state: Mapping[str, Any], family: type) -> None:
             f"{path}: is for the task {task!r} and the architecture {model!r}; a released folder holds a "
             f"{family.__name__} for the task 'translation', with its settings"
         )
+    for side in ("encoder", "decoder"):
+        names = map(str, state.get("model") or ())
+        held = len({name.split(".")[2] for name in names if name.startswith(f"{side}.layers.")})
+        said = groups[0].get(f"{side}_layers", held)
+        if said != held and not groups[0].get(f"{side}_layers_to_keep"):
+            raise CheckpointError(
+                f"{path}: says {side}_layers={said!r}, but holds the parameters of {held}; copy the folder again"
+            )
 
 
 # What a model's or the task's settings may not say about another machine.

@@ -382,6 +382,11 @@ def test_a_release_holds_a_model_of_ours_by_its_own_word(state):
         hub_module.check_settings(Path("model.pt"), state, MacaronModel)
     good = {"cfg": {"model": {"_name": "macaron_tiny"}, "task": {"_name": "translation"}}, "args": None}
     hub_module.check_settings(Path("model.pt"), good, MacaronModel)
+    good["model"] = {"encoder.layers.0.a": 0, "encoder.layers.1.a": 0}
+    for layers in (10**7, 1, -2, "x"):  # built by that word, ten million layers would fill the memory
+        good["cfg"]["model"]["encoder_layers"] = layers
+        with pytest.raises(CheckpointError, match=rf"says encoder_layers={layers!r}, but holds the parameters of 2"):
+            hub_module.check_settings(Path("model.pt"), good, MacaronModel)
     assert not issubclass(TransformerModel, MacaronModel)
 
 

@@ -280,7 +280,9 @@ def test_only_models_of_ours(copy: Path, tmp_path: Path, monkeypatch: Any, group
     state["cfg"][group] |= values
     torch.save(state, copy / "model.pt")
     folders.seal(copy)
-    with pytest.raises(ValueError, match="a released folder holds a MacaronModel for the task 'translation'"):
+    # the loader is first to refuse what fairseq would run
+    holds = "a released folder holds a MacaronModel for the task 'translation'|refused, because .*encoder_layers"
+    with pytest.raises(ValueError, match=holds):
         MacaronModel.from_pretrained(copy)
     assert not (tmp_path / "WITNESS").exists()
 
