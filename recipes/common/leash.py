@@ -20,6 +20,7 @@ from pathlib import Path
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL
+NOT_STARTED = 127  # as a shell says it
 PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
@@ -38,7 +39,11 @@ def main(parent: int, command: list[str]) -> int:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, stop)
     try:
-        process = subprocess.Popen(command, close_fds=False)
+        try:
+            process = subprocess.Popen(command, close_fds=False)
+        except OSError as error:
+            print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+            return NOT_STARTED
         while os.getppid() == parent:
             try:
                 status = process.wait(POLL_SECONDS)
