@@ -44,10 +44,9 @@ def test_the_recipes_exist(readme: str, project_root: Path) -> None:
 
 
 def test_a_scheme_of_ones_own_is_what_it_says(readme: str) -> None:
-    expression = re.search(r"`(Splitting\(.*\))`", readme)
+    expression = re.search(r"`Splitting\.parse\(\"(.*)\"\)`", readme)
     assert expression is not None
-    scope = {"Splitting": macaron.Splitting, "Substep": macaron.Substep}
-    assert eval(expression[1], scope).order == 2  # our own text
+    assert macaron.Splitting.parse(expression[1]).order == 2
 
 
 def test_the_architectures_are_registered_with_the_sizes_of_the_table(readme: str) -> None:

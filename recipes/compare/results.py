@@ -31,6 +31,7 @@ def row(run: Run) -> dict[str, Any]:
     binary = read_json(run.folder / "stamps" / "prepare-binary.json")
     scores = read_json(run.folder / "scores.json")
     valid_bits = min((number(loss) for _, loss in curve["valid"]), default=None)
+    check_losses(run.folder / "train.log")
     matched.windows(run.folder / "train.log")  # its lines must have what is compared later
     return {
         "splitting": run.splitting,
@@ -41,6 +42,14 @@ def row(run: Run) -> dict[str, Any]:
         "data": {name: value for name, value in binary["files"].items() if name.endswith((".bin", ".idx"))},
         **{name: number(train[name]) for name in ("parameters", "updates", "train_seconds")},
     }
+
+
+def check_losses(log: Path) -> None:
+    """Every loss counts here, since the curve is drawn; of an update done twice the later."""
+    last = {(kind, stats.get(f"{kind}_num_updates")): stats for kind, stats in commands.events(log)}
+    for (kind, update), stats in last.items():
+        if (loss := stats.get(f"{kind}_nll_loss")) is not None and not math.isfinite(float(loss)):
+            raise ValueError(f"{log}: {kind}_nll_loss at update {update} is {loss}")
 
 
 def score_of(entry: Any) -> dict[str, Any]:
@@ -83,7 +92,7 @@ def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPL
     baseline, *others = experiment.splittings
     try:
         reference = output(recipe, experiment.data / "raw" / "test", experiment.data / "text" / "test")
-    except (OSError, ValueError) as error:
+    except (RecipeError, OSError, ValueError) as error:
         raise RecipeError(
             f"{experiment.data}: the references of the test set cannot be read ({error}); move the folder away, and "
             f"the same command prepares it again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -95,6 +96,8 @@ def finished(
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    with (out / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # free when the training has gone too, which ends after its parent
     assert not (out / "stamps" / "train.json").exists()
     last = out / "checkpoints" / "checkpoint_last.pt"
     last.write_bytes(last.read_bytes()[:5000])  # as if the kill had come in the middle of writing it
