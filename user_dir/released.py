@@ -7,13 +7,13 @@ text.json                    how text becomes pieces, and the beam search of the
 SHA256SUMS                   of all files but README.md, which may be edited; `sha256sum -c SHA256SUMS` reads it too
 """
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from macaron.files import digest
 from macaron.text import TextError, TextSettings, read_json
 
 from . import generation
@@ -144,12 +144,3 @@ def _read_sums(folder: Path) -> dict[str, str]:
             )
         sums[name] = match[1]
     return sums
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file (hashlib.file_digest once Python 3.10 is not supported any more)."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            sha256.update(block)
-    return sha256.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from macaron.files import digest
 from recipes.common.errors import RecipeError
 from recipes.common.textfile import lines
 
@@ -127,15 +127,6 @@ def inside(folder: Path, name: Any) -> Path:
 def read_lines(path: Path) -> list[str]:
     """All lines of a text file, see `recipes.common.textfile.lines`."""
     return list(lines(path))
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file (hashlib.file_digest once Python 3.10 is not supported any more)."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 class Workspace:
