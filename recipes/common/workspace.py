@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -143,8 +144,10 @@ class Workspace:
 
     def __init__(self, folder: Path, settings: dict[str, Any], restart: bool = False, wait: bool = False):
         self.folder = folder
-        if folder.exists() and not folder.is_dir():
-            raise RecipeError(f"--out {folder}: is a file; give a folder")
+        # One look: between two, another run may set the folder aside.
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(folder.stat().st_mode):
+                raise RecipeError(f"--out {folder}: is a file; give a folder")
         if restart and folder.exists():
             self._set_aside()
         self.lock = self._lock(folder, wait)
