@@ -101,7 +101,7 @@ class Splitting:
     @property
     def portable(self) -> str:
         """What any process reads back: the name of the two that are always there, the notation of all others."""
-        return self.name if self in (STRANG, LIE) else self.notation
+        return next((known.name for known in (STRANG, LIE) if known.substeps == self.substeps), self.notation)
 
     @property
     def flows(self) -> tuple[str, ...]:

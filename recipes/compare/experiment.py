@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
+from recipes.common.schemes import folder_name, portable
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.splitting}-seed{self.seed}"
+        return f"{folder_name(self.splitting)}-seed{self.seed}"
 
     @property
     def log(self) -> Path:
@@ -54,6 +55,7 @@ class Experiment:
     data_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "splittings", tuple(portable(s, "--splittings") for s in self.splittings))
         for name, values in (("--splittings", self.splittings), ("--seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise RecipeError(f"{name} {' '.join(map(str, values))}: one is there twice; name each once")
@@ -75,7 +77,7 @@ class Experiment:
     def runs(self) -> list[Run]:
         """Seed by seed, so that whole pairs are done first."""
         return [
-            Run(splitting, seed, self.folder / "runs" / f"{splitting}-seed{seed}")
+            Run(splitting, seed, self.folder / "runs" / f"{folder_name(splitting)}-seed{seed}")
             for seed in self.seeds
             for splitting in self.splittings
         ]

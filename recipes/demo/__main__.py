@@ -34,7 +34,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data-dir", type=Path, metavar="DIR", help="Multi30k files, plain, .xz or .gz")
     p.add_argument("--restart", action="store_true", help="set an existing --out aside and begin anew")
     group = p.add_argument_group("settings (a folder keeps those it was made with)")
-    group.add_argument("--splitting", help="strang (Macaron) or lie (the Transformer of the same size)")
+    group.add_argument(
+        "--splitting",
+        help="strang (Macaron), lie (Transformer of the same size), or such as 'attention/2 ffn attention/2'",
+    )
     for name, kind, text in (
         ("train-size", int, "training pairs"),
         ("vocab-size", int, "sub-word pieces, both languages together"),

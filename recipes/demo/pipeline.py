@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from macaron.dynamics.scheme import Scheme
+from macaron.dynamics.splitting import get_splitting
 from recipes.common import commands
 from recipes.common.checkpoints import average, distinct, load, mend_last
 from recipes.common.commands import KEEP_LAST_BATCH, USER_DIR
@@ -95,9 +97,10 @@ class Demo:
 
     def train_command(self) -> list[str]:
         s = self.settings
+        width = Scheme(get_splitting(s.splitting)).ffn_width(2 * s.ffn)
         sizes = []
         for side, layers in (("encoder", s.encoder_layers), ("decoder", s.decoder_layers)):
-            sizes += [f"--{side}-embed-dim", s.dim, f"--{side}-ffn-embed-dim", s.ffn]
+            sizes += [f"--{side}-embed-dim", s.dim, f"--{side}-ffn-embed-dim", width]
             sizes += [f"--{side}-attention-heads", s.heads, f"--{side}-layers", layers]
         return commands.fairseq(
             "train", self.data_bin, "--user-dir", USER_DIR, "--source-lang", "de", "--target-lang", "en",

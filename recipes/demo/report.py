@@ -14,6 +14,7 @@ from recipes.common import commands
 from recipes.common.figures import attention_figure, attention_sample, cross_attention, curve_figure
 from recipes.common.page import STYLE, png, table
 from recipes.common.provenance import environment
+from recipes.common.schemes import described
 from recipes.common.workspace import read_json, read_lines, write_json
 
 if TYPE_CHECKING:
@@ -86,9 +87,8 @@ def render(result: dict[str, Any], figures: list[tuple[str, Figure]]) -> str:
     images = [
         f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{png(figure)}">' for title, figure in figures
     ]
-    scheme = {"strang": "Macaron (Strang–Marchuk splitting)", "lie": "Transformer (Lie–Trotter splitting)"}
     facts = [
-        ["model", scheme.get(result["settings"]["splitting"], result["settings"]["splitting"])],
+        ["model", described(result["settings"]["splitting"])],
         ["parameters", f"{result['parameters']:,}"],
         ["updates", f"{result['updates']:,}"],
         ["sentence pairs", sizes],

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from recipes.common.errors import RecipeError
+from recipes.common.schemes import portable
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Settings:
     arch: str
     splitting: str
     dim: int
-    ffn: int  # width of each of the two half-step FFNs
+    ffn: int  # width of each of the two half-step FFNs; another splitting has the same width in all
     heads: int
     encoder_layers: int
     decoder_layers: int
@@ -98,5 +99,6 @@ def settings_for(corpus: str, **overrides: int | float | str | None) -> Settings
     """The preset of `corpus` with the given values (None: keep) in place of its own."""
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = dataclasses.replace(PRESETS[corpus], **given)  # type: ignore[arg-type]
+    settings = dataclasses.replace(settings, splitting=portable(settings.splitting))
     settings.check()
     return settings

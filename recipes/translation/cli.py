@@ -27,7 +27,11 @@ ABOUT = {
 # Options of the same name as the setting, with their types and help texts.
 HYPER_PARAMETERS: tuple[tuple[str, type, str], ...] = (
     ("seed", int, "random seed of the training"),
-    ("splitting", str, "strang (Macaron), lie (the Transformer of the same size), …"),
+    (
+        "splitting",
+        str,
+        "strang (Macaron), lie (Transformer of the same size), or such as 'attention/2 ffn attention/2'",
+    ),
     ("arch", str, "architecture, a name of `macaron.user_dir`"),
     ("dropout", float, "dropout"),
     ("label-smoothing", float, "label smoothing"),

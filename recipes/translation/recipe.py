@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from recipes.common.errors import RecipeError
+from recipes.common.schemes import portable
 
 if TYPE_CHECKING:
     from recipes.translation.text import TextSettings
@@ -163,6 +164,8 @@ class Recipe:
                 raise TypeError(f"no setting {name!r}; there are {', '.join(KEYS)}")
             changes[KEYS[name]] = [value] if name == "lr" else value
         changes |= dict(more)
+        if "model.splitting" in changes:
+            changes["model.splitting"] = portable(changes["model.splitting"])
         recipe = dataclasses.replace(self, changes=tuple(changes.items()), **own)
         recipe.check()
         return recipe

@@ -30,6 +30,7 @@ from recipes.common import commands
 from recipes.common.checkpoints import load
 from recipes.common.errors import RecipeError
 from recipes.common.main import run_command
+from recipes.common.schemes import described
 from recipes.common.workspace import read_json, read_lines, write_json
 from recipes.translation.recipe import Recipe
 from recipes.translation.text import TextSettings
@@ -238,8 +239,7 @@ def model_card(run: Path, folder: Path, check: dict[str, Any]) -> str:
         )
     data, training = stamps.get("prepare", {}), stamps.get("train", {})
     sizes = ", ".join(f"{split} {size:,}" for split, size in data.get("sizes", {}).items())
-    scheme = {"strang": "Macaron Net (Strang–Marchuk splitting)", "lie": "the Transformer (Lie–Trotter splitting)"}
-    kind = scheme.get(settings["model.splitting"], settings["model.splitting"])
+    kind = described(settings["model.splitting"])
     released = check["scores"]
     lower = " Text is lower-cased." if settings["text.lowercase"] else ""
     return f"""---

@@ -15,6 +15,7 @@ from recipes.common import commands
 from recipes.common.figures import attention_figure, attention_sample, cross_attention, curve_figure
 from recipes.common.page import STYLE, png, table
 from recipes.common.provenance import environment
+from recipes.common.schemes import described
 from recipes.common.workspace import read_json, write_json
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ PACKAGES = (
 )
 SAMPLES = 20
 NAMES = {"de": "German", "en": "English"}
-SCHEMES = {"strang": "Macaron (Strang–Marchuk splitting)", "lie": "Transformer (Lie–Trotter splitting)"}
 
 
 def write_report(run: Pipeline) -> list[Path]:
@@ -122,7 +122,7 @@ def render(result: dict[str, Any]) -> str:
     sizes = ", ".join(f"{split} {size:,}" for split, size in data["sizes"].items())
     splitting = settings["model.splitting"]
     facts = [
-        ["model", f"{settings['model._name']}, {SCHEMES.get(splitting, splitting)}"],
+        ["model", f"{settings['model._name']}, {described(splitting)}"],
         ["parameters", f"{result['parameters']:,}"],
         ["updates", f"{result['updates']:,} of {settings['batch_tokens']:,} tokens, seed {settings['common.seed']}"],
         ["processes", str(result["processes"])],

@@ -207,6 +207,21 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not out.exists()
 
 
+def test_dry_run_of_a_splitting_in_notation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two attentions and one FFN have more matrices than one and two: not comparable, and said before anything."""
+    given = (tmp_path / "out", "--seeds", "1", "--dry-run", "--splittings")
+    assert compare(*given, "strang", "ffn/2 attention cross_attention ffn/2.0") == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == (
+        f"python -m recipes.multi30k_de_en score --out {tmp_path}/out/runs/ffn-2-attention-cross_attention-ffn-2-seed1 "
+        f"--prepared {tmp_path}/out/data --splitting 'ffn/2 attention cross_attention ffn/2' --seed 1"
+    )
+    assert compare(*given, "lie", "attention/2 ffn attention/2") == 1
+    assert "attention/2 ffn attention/2 has " in capsys.readouterr().err
+    assert compare(*given, "lie", "attention/2 ffn") == 1
+    assert "--splittings attention/2 ffn: " in capsys.readouterr().err
+
+
 def test_options_that_the_recipe_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is prepared or trained."""
     assert compare(tmp_path / "out", "--", "--dropout", "1.5") == 1

@@ -250,6 +250,8 @@ def test_runs_that_are_not_matched_say_so(folder: Path, found: dict[str, Any], t
     [
         ({"splittings": ("lie",)}, "a comparison needs two or more"),
         ({"splittings": ("lie", "lie")}, "--splittings lie lie: one is there twice"),
+        ({"splittings": ("strang", "ffn/2 attention ffn/2")}, "--splittings strang strang: one is there twice"),
+        ({"splittings": ("lie", "strange")}, "--splittings strange: .*choose one of strang, lie"),
         ({"seeds": (1, -1)}, "--seeds -1: must be whole numbers of at least 0"),
         ({"seeds": (1, 1)}, "--seeds 1 1: one is there twice"),
         ({"options": ("--max-update", "5", "--seed=4")}, "--seed after --: set for each run here"),

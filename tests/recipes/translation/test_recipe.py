@@ -93,6 +93,9 @@ def test_an_update_is_shared_equally_or_not_at_all() -> None:
     assert halved.batch_tokens == 16384 and halved.max_tokens == 8192
 
 
+TURNED = "attention/2 ffn attention/2"
+
+
 def test_changes_go_where_fairseq_has_them() -> None:
     recipe = load("iwslt14_de_en").changed(
         splitting="lie", seed=3, lr=1e-3, average=1, changes=[("model.encoder_layers", 2)], beam=None
@@ -100,6 +103,8 @@ def test_changes_go_where_fairseq_has_them() -> None:
     assert (recipe.splitting, recipe.seed, recipe.average) == ("lie", 3, 1)
     assert recipe.get("optimization.lr") == [1e-3] and recipe.get("model.encoder_layers") == 2
     assert recipe.get("generation.beam") == 5
+    assert load("iwslt14_de_en").changed(splitting="ffn/2  attention ffn/2").splitting == "strang"
+    assert load("iwslt14_de_en").changed(splitting="attention/2 ffn attention/2.0").splitting == TURNED
     untouched = load("iwslt14_de_en")
     assert (untouched.splitting, untouched.get("model.encoder_layers")) == ("strang", None)
 
@@ -112,6 +117,8 @@ def test_changes_go_where_fairseq_has_them() -> None:
         ({"lr": -1.0}, "--lr -1.0: must be a positive number"),
         ({"seed": -1}, "--seed -1: must be"),
         ({"precision": "fp8"}, "--precision fp8: must be one of fp32, bf16, fp16"),
+        ({"splitting": "ffn/2 attention"}, r"--splitting ffn/2 attention: .*'ffn' add up to 0.5"),
+        ({"changes": [("model.splitting", "macaron")]}, "--splitting macaron: .*choose one of strang, lie"),
         ({"changes": [("common.seed.x", 1)]}, "--set common.seed.x=1: .* give a group and a name"),
     ],
 )
