@@ -2,7 +2,18 @@
 
 from macaron.dynamics.depth import Depth, Rule, Step, euler, get_rule, register_rule
 from macaron.dynamics.scheme import Scheme
-from macaron.dynamics.solvers import BACKWARD_EULER, EULER, HEUN, MIDPOINT, RK4, Field, Tableau, follow, get_solver
+from macaron.dynamics.solvers import (
+    BACKWARD_EULER,
+    EULER,
+    HEUN,
+    MIDPOINT,
+    RK4,
+    Field,
+    Tableau,
+    follow,
+    get_solver,
+    register_solver,
+)
 from macaron.dynamics.splitting import LIE, STRANG, Splitting, Substep, get_splitting, register_splitting
 from macaron.dynamics.walk import walk
 
@@ -28,6 +39,7 @@ __all__ = [
     "get_solver",
     "get_splitting",
     "register_rule",
+    "register_solver",
     "register_splitting",
     "walk",
 ]

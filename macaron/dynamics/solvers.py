@@ -74,6 +74,20 @@ RK4 = Tableau("rk4", ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 
 SOLVERS = {solver.name: solver for solver in (EULER, BACKWARD_EULER, MIDPOINT, HEUN, RK4)}
 
 
+def register_solver(solver: Tableau) -> Tableau:
+    """Let both hosts' `solver` take `solver.name`; registering the same again changes nothing.
+
+    Raises:
+        ValueError: a name that means another solver, or that is none.
+    """
+    if SOLVERS.get(solver.name, solver) != solver:
+        raise ValueError(f"solver={solver.name!r} is registered already; choose another name")
+    if not isinstance(solver.name, str) or not solver.name.isidentifier():
+        raise ValueError(f"solver={solver.name!r} cannot be a name; use letters, digits and underscores")
+    SOLVERS[solver.name] = solver
+    return solver
+
+
 def get_solver(name: str | Tableau) -> Tableau:
     """The solver of that name; a tableau of one's own is taken as it is.
 

@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from macaron.dynamics.solvers import BACKWARD_EULER, EULER, HEUN, MIDPOINT, RK4, SOLVERS, Tableau, follow, get_solver
+from macaron.dynamics.solvers import (
+    BACKWARD_EULER,
+    EULER,
+    HEUN,
+    MIDPOINT,
+    RK4,
+    SOLVERS,
+    Tableau,
+    follow,
+    get_solver,
+    register_solver,
+)
 from macaron.dynamics.splitting import FFN, LIE, SELF_ATTENTION, STRANG
 from macaron.dynamics.walk import walk
 
@@ -59,6 +70,18 @@ def test_errors_of_a_tableau() -> None:
     with pytest.raises(ValueError, match=r"solver='rk5' is unknown; choose one of euler, backward_euler, midpoint"):
         get_solver("rk5")
     assert get_solver("heun") is HEUN and get_solver(RK4) is RK4
+
+
+def test_a_solver_of_ones_own() -> None:
+    ralston = Tableau("ralston", ((), (2 / 3,)), (1 / 4, 3 / 4), order=2)
+    assert register_solver(ralston) is register_solver(ralston) is get_solver("ralston")
+    try:
+        with pytest.raises(ValueError, match="solver='ralston' is registered already"):
+            register_solver(Tableau("ralston", ((), (1.0,)), (1 / 2, 1 / 2), order=2))
+        with pytest.raises(ValueError, match="solver='two words' cannot be a name"):
+            register_solver(Tableau("two words", ((),), (1.0,), order=1))
+    finally:
+        del SOLVERS["ralston"]
 
 
 def test_every_substep_is_seen() -> None:
