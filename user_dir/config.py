@@ -14,7 +14,8 @@ from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecB
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from macaron.dynamics.splitting import FFN, SPLITTINGS, get_splitting
+from macaron.dynamics.scheme import Scheme
+from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, SPLITTINGS, get_splitting
 
 from .architectures import Architecture
 from .pruning import SIDES, kept_layers
@@ -29,8 +30,6 @@ def choices(name: str, values: Iterable[str]) -> type[Enum]:
     assert list(map(str, known)) == list(map(str, made)), f"two options called {name} take different values"
     return known
 
-
-SplittingChoice = choices("SplittingChoice", SPLITTINGS)
 
 _GROUPS = {"encoder": EncDecBaseConfig, "decoder": DecoderConfig, "quant_noise": QuantNoiseConfig}
 
@@ -86,10 +85,11 @@ def _ffn_options(side: str) -> Fields:
 
 _LAYERS: Fields = {
     "splitting": _option(
-        SplittingChoice,
+        str,
         "strang",
         "operator splitting of a layer: strang = FFN half step, attention, FFN half step (Macaron Net); "
-        "lie = attention, FFN (the Transformer)",
+        "lie = attention, FFN (the Transformer); or the flows in order, each with its divisor: "
+        "'attention/2 ffn attention/2'",
     ),
     "compile": _option(
         bool,
@@ -171,7 +171,26 @@ def add_args(parser: argparse.ArgumentParser, config: FairseqDataclass) -> None:
                 default=argparse.SUPPRESS,
                 help=f.metadata.get("help"),
             )
-    gen_parser_from_dataclass(parser, config, delete_default=True)
+    parser.add_argument(
+        "--splitting",
+        type=_splitting,
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"{_LAYERS['splitting'][1].metadata['help']} (registered: {', '.join(SPLITTINGS)})",
+    )
+    gen_parser_from_dataclass(parser, config, delete_default=True)  # leaves those that are there
+
+
+def _splitting(given: str) -> str:
+    try:
+        return _checked(Scheme(get_splitting(given))).splitting.portable
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _checked(scheme: Scheme) -> Scheme:
+    """Cross-attention need not be named: it follows self-attention where there is a memory."""
+    return scheme.check_flows((FFN, SELF_ATTENTION, CROSS_ATTENTION), needed=(FFN, SELF_ATTENTION))
 
 
 def complete(args: Any, config: FairseqDataclass, architecture: Architecture) -> Namespace:
@@ -195,8 +214,9 @@ def complete(args: Any, config: FairseqDataclass, architecture: Architecture) ->
     for name, value in vars(ns).items():
         if isinstance(value, str) and value.startswith("${"):
             setattr(ns, name, None)
-    ns.splitting = str(ns.splitting)
-    _fill_widths(ns, architecture)
+    scheme = _checked(Scheme.of(ns))
+    ns.splitting = scheme.splitting.portable
+    _fill_widths(ns, scheme.ffn_width(2 * architecture.ffn), architecture.original)
     for side in SIDES:
         if kept := kept_layers(ns, side):
             setattr(ns, f"{side}_layers", len(kept))
@@ -222,10 +242,7 @@ def record(args: Namespace, cfg: Any, config: FairseqDataclass) -> None:
                     node[f.name] = value
 
 
-def _fill_widths(ns: Namespace, architecture: Architecture) -> None:
-    splitting = get_splitting(ns.splitting)
-    n_ffn = splitting.count(FFN)
-    width = 2 * architecture.ffn // n_ffn
+def _fill_widths(ns: Namespace, width: int, original: bool) -> None:
     sides: list[str] = [side for side in ("encoder", "decoder") if hasattr(ns, f"{side}_ffn_embed_dim")]
     if ns.decoder_embed_dim is None:
         ns.decoder_embed_dim = ns.encoder_embed_dim
@@ -236,7 +253,7 @@ def _fill_widths(ns: Namespace, architecture: Architecture) -> None:
                 ns.decoder_ffn_embed_dim = ns.encoder_ffn_embed_dim
         first = f"{side}_first_ffn_embed_dim"
         if getattr(ns, first) is None:
-            by_original = "encoder" if architecture.original else side
+            by_original = "encoder" if original else side
             setattr(ns, first, getattr(ns, f"{by_original}_ffn_embed_dim"))
         for option in (f"{side}_ffn_embed_dim", first):
             _positive(option, getattr(ns, option))

@@ -1,5 +1,7 @@
 """Particle layers behind the interface of fairseq's Transformer layers."""
 
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,28 +10,27 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
-from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, Splitting, get_splitting
+from macaron.dynamics.scheme import Scheme
+from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
 from macaron.particles.dropout import Dropout
-from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention, Surroundings
-from macaron.particles.layer import ParticleLayer
+from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention
+from macaron.particles.layer import TextLayer
+from macaron.particles.surroundings import Caches, Mask, Memory, Surroundings
 
 # Shapes: T target or source positions, S source positions, B sentences, C channels; fairseq's layers are time first.
 
 _ACTIVATIONS = {"gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh"}  # fairseq's names
 
 
-def _flows(cfg: TransformerConfig, side: Any, splitting: Splitting) -> list[nn.Module]:
+def _flows(cfg: TransformerConfig, side: Any, scheme: Scheme) -> list[nn.Module]:
     """One flow for each substep; `side` is `cfg.encoder` or `cfg.decoder`."""
     activation = str(cfg.activation_fn)
     activation = _ACTIVATIONS.get(activation, activation)
     dropout = float(cfg.activation_dropout or cfg.relu_dropout or 0.0)
     flows: list[nn.Module] = []
-    seen_ffn = 0
-    for substep in splitting.substeps:
-        if substep.flow == FFN:
-            seen_ffn += 1
-            is_last = seen_ffn == splitting.count(FFN)
-            width = side.ffn_embed_dim if is_last else side.first_ffn_embed_dim
+    widths = scheme.per_ffn(side.first_ffn_embed_dim, side.ffn_embed_dim)
+    for substep, width in zip(scheme.splitting.substeps, widths, strict=True):
+        if width is not None:
             flows.append(FeedForward(side.embed_dim, width, activation=activation, dropout=dropout))
         elif substep.flow == SELF_ATTENTION:
             attention = MemorySelfAttention if cfg.cross_self_attention and side is cfg.decoder else SelfAttention
@@ -56,58 +57,69 @@ class MemorySelfAttention(SelfAttention):
 
     def forward(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
         """(T, B, C) → (T, B, C), None; the cache, once filled, holds the memory's keys and values first."""
-        cache = surroundings.self_cache
-        memory = surroundings.memory
+        cache = surroundings.caches.own
+        memory = surroundings.memory.particles
         if memory is None or (cache is not None and "k" in cache):
             return self.attend(x, surroundings)
         n, batch = memory.size(0), memory.size(1)
         queries = x.size(0)
         visible = torch.ones(n + queries, n + queries, dtype=torch.bool, device=x.device)
-        if surroundings.is_causal:
+        if surroundings.mask.causal:
             visible[n:, n:] = visible[n:, n:].tril()
         padding: Tensor | None = None
-        own, theirs = surroundings.padding_mask, surroundings.memory_padding_mask
+        own, theirs = surroundings.mask.padding, surroundings.memory.padding
         if own is not None or theirs is not None:
             if own is None:
                 own = torch.zeros(batch, queries, dtype=torch.bool, device=x.device)
             if theirs is None:
                 theirs = torch.zeros(batch, n, dtype=torch.bool, device=x.device)
             padding = torch.cat([theirs, own], dim=1)
-        whole = Surroundings(padding_mask=padding, attn_mask=visible, self_cache=cache)
+        whole = Surroundings(Mask(padding, visible), Memory(), Caches(cache))
         velocity, _ = self.attend(torch.cat([memory, x]), whole)
         return velocity[n:], None
 
 
 # One function for all layers, so that equal ones share their graphs; sizes are symbols in them.
-_compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True)
+_compiled = torch.compile(TextLayer.integrate, dynamic=True, fullgraph=True)
 
 
-class _FairseqLayer(ParticleLayer):
+class _Compiled:
+    """`TextLayer.integrate` of one layer, compiled in training."""
+
+    def __init__(self, layer: TextLayer) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
+        memory = surroundings.memory.particles
+        sizes = [*x.shape[:2], 2 if memory is None else memory.size(0)]
+        if not self.layer.training or min(sizes) < 2:  # a size of 1 would be a graph of its own
+            return TextLayer.integrate(self.layer, x, surroundings)
+        # the first layer gets a transposed view from fairseq, and strides are part of a graph
+        return _compiled(self.layer, x.contiguous(), surroundings)
+
+
+class _FairseqLayer(TextLayer):
     """What both layers share: construction from fairseq's configuration, `--compile`, dropout kept for generation."""
 
-    def __init__(self, cfg: TransformerConfig, side: Any, splitting: Splitting) -> None:
+    def __init__(self, cfg: TransformerConfig, side: Any, cross_attention: bool) -> None:
+        scheme = Scheme.of(cfg)
+        splitting = scheme.splitting
+        splitting = splitting.with_cross_attention() if cross_attention else splitting.without(CROSS_ATTENTION)
+        scheme = replace(scheme, splitting=splitting)
         super().__init__(
-            splitting,
-            _flows(cfg, side, splitting),
+            scheme,
+            _flows(cfg, side, scheme),
             side.embed_dim,
             dropout=cfg.dropout,
             normalize_before=side.normalize_before,
         )
-        self.compiled = bool(cfg.compile)
+        if cfg.compile:
+            self.integrate = _Compiled(self)
 
-    def advance(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
-        """`integrate`, compiled in training where `--compile` asks for it."""
-        if self.compiled and self.training and not torch.jit.is_scripting():
-            return self._advance_compiled(x, surroundings)
-        return self.integrate(x, surroundings)
-
-    @torch.jit.unused
-    def _advance_compiled(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
-        sizes = [*x.shape[:2], 2 if surroundings.memory is None else surroundings.memory.size(0)]
-        if min(sizes) < 2:  # would be a graph of its own
-            return self.integrate(x, surroundings)
-        # the first layer gets a transposed view from fairseq, and strides are part of a graph
-        return _compiled(self, x.contiguous(), surroundings)
+    def __prepare_scriptable__(self) -> nn.Module:
+        layer = copy(super().__prepare_scriptable__())
+        vars(layer).pop("integrate", None)
+        return layer
 
     def make_generation_fast_(
         self,
@@ -127,7 +139,7 @@ class MacaronEncoderLayer(_FairseqLayer):
     """An encoder layer: with `strang` FFN½ – self-attention – FFN½."""
 
     def __init__(self, cfg: TransformerConfig) -> None:
-        super().__init__(cfg, cfg.encoder, get_splitting(cfg.splitting))
+        super().__init__(cfg, cfg.encoder, cross_attention=False)
 
     def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None) -> Tensor:
         """
@@ -142,7 +154,7 @@ class MacaronEncoderLayer(_FairseqLayer):
         visible: Tensor | None = None
         if attn_mask is not None:
             visible = ~attn_mask.to(torch.bool)
-        x, _ = self.advance(x, Surroundings(padding_mask=padding, attn_mask=visible))
+        x, _ = self.integrate(x, Surroundings(Mask(padding, visible), Memory(), Caches()))
         return x
 
 
@@ -151,8 +163,7 @@ class MacaronDecoderLayer(_FairseqLayer):
     """A decoder layer: with `strang` FFN½ – self-attention – cross-attention – FFN½."""
 
     def __init__(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> None:
-        splitting = get_splitting(cfg.splitting)
-        super().__init__(cfg, cfg.decoder, splitting if no_encoder_attn else splitting.with_cross_attention())
+        super().__init__(cfg, cfg.decoder, cross_attention=not no_encoder_attn)
 
     def forward(
         self,
@@ -209,16 +220,12 @@ class MacaronDecoderLayer(_FairseqLayer):
                 self.set_incremental_state(incremental_state, "self_attn", new_self)
                 self.set_incremental_state(incremental_state, "encoder_attn", new_cross)
         surroundings = Surroundings(
-            padding_mask=padding,
-            attn_mask=attn_mask,
-            is_causal=is_causal,
-            memory=encoder_out,
-            memory_padding_mask=memory_padding,
-            self_cache=self_cache,
-            cross_cache=cross_cache,
+            mask=Mask(padding=padding, pairs=attn_mask, causal=is_causal),
+            memory=Memory(particles=encoder_out, padding=memory_padding),
+            caches=Caches(own=self_cache, memory=cross_cache),
             need_memory_weights=need_attn or need_head_weights,
         )
-        x, weights = self.advance(x, surroundings)
+        x, weights = self.integrate(x, surroundings)
         if weights is not None:
             weights = weights.mean(dim=1) if not need_head_weights else weights.transpose(0, 1)
         return x, weights, None

@@ -34,8 +34,9 @@ from macaron.bert.configuration_macaron_bert import MacaronBertConfig
 from macaron.ops.attention import attention
 from macaron.ops.bias_act import bias_act
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
-from macaron.particles.flows import FeedForward, SelfAttention, Surroundings
+from macaron.particles.flows import FeedForward, SelfAttention
 from macaron.particles.layer import ParticleLayer
+from macaron.particles.surroundings import Mask, Packed, Surroundings
 
 IGNORED = -100  # label of what takes no part in a loss
 _POOLER = [r"^(macaron_bert\.)?pooler\."]  # in checkpoints; heads without one leave it there
@@ -491,7 +492,7 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         else:
             per_particle = (input_ids, inputs_embeds, token_type_ids, position_ids.expand(shape))
             x = self.embeddings(*(None if t is None else packing.pack(t) for t in per_particle))  # (N, C)
-            around = Surroundings(offsets=packing.offsets, max_length=packing.max_length)
+            around = Surroundings(packed=Packed(packing.offsets, packing.max_length))
             context = LayerContext(around, None, {})
         for layer in self.layers:
             x = layer(x, context)
@@ -544,7 +545,7 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             elif real is not None and (not has_values(real) or not real.all()):
                 mask = real[:, None, None, :]
             need_weights = self._wanted("output_attentions", kwargs)
-            return LayerContext(Surroundings(attn_mask=mask, need_weights=need_weights), mask, kwargs)
+            return LayerContext(Surroundings(Mask(pairs=mask), need_weights=need_weights), mask, kwargs)
         apart = None if row is None else packed_sequence_mask_function(row)
         if mask is not None:
             mask = mask.expand(x.size(0), -1, x.size(1), -1)

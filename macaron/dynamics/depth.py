@@ -123,6 +123,13 @@ class Depth(nn.ModuleList):
     def insert(self, index: int, module: nn.Module) -> None:
         raise TypeError("Depth: a layer cannot be put between others; build it anew from those to have")
 
+    def evaluated_again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before a rule evaluates a layer again in one step; for hosts whose layers remember something.
+
+        Args:
+            args, kwargs: what the host's loop passes beside the particles.
+        """
+
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)  # a list's would show what iteration yields
 
@@ -142,9 +149,13 @@ class _RuledLayer:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         others: tuple[Any, ...] = self._stack.others
+        evaluated = False
 
         def layer(state: Tensor) -> Tensor:
-            nonlocal others
+            nonlocal others, evaluated
+            if evaluated:
+                self._stack.evaluated_again(args, kwargs)
+            evaluated = True
             result = self._layer(state, *args, **kwargs)
             if isinstance(result, tuple):
                 result, *rest = result

@@ -1,11 +1,10 @@
 """The flows of the particle system. Each maps positions x to velocities dx/dt: no residual, no step, no outer norm.
 
 A flow is called as `flow(x, surroundings)` and returns `(velocity, attention weights or None)`, so that a layer
-can walk any sequence of them.
+can walk any sequence of them. What it sees besides the particles is its own affair; a layer hands it on.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,40 +13,10 @@ from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
 from macaron.ops.attention import attention, packed_attention
 from macaron.ops.bias_act import bias_act, check_activation
 from macaron.particles.dropout import Dropout
+from macaron.particles.surroundings import Packed, Surroundings
 
 # Shapes: B sentences, T particles, S particles of the memory, C channels, H heads, D = C / H.
 # x is (T, B, C), or (B, T, C) with batch_first, or (N, C) where N particles of all sentences are packed.
-
-Cache = dict[str, Tensor | None]  # keys and values of earlier steps: "k", "v" (B, H, T, D), "padding" (B, T)
-
-
-class Surroundings(NamedTuple):
-    """What a layer sees besides its particles. Every entry may be missing.
-
-    Fields:
-        padding_mask: (B, T) bool, True where a particle is padding.
-        attn_mask: broadcastable to (B, H, T, T) for self-attention: bool, True = seen, or added to the scores.
-        is_causal: particle t interacts with particles 0 … t only.
-        memory: (S, B, C'), or (B, S, C') with batch_first: the encoder's particles, for cross-attention.
-        memory_padding_mask: (B, S) bool, True at padding.
-        self_cache, cross_cache: filled and read in step-wise decoding, where x holds the newest particles only.
-        need_weights: return the weights of self-attention; need_memory_weights: those of cross-attention.
-        offsets: (B + 1,) int32, where the sentences begin and end in x, which is then (N, C): the particles of all
-            sentences one after another, without padding. For self-attention, without mask, cache or weights.
-        max_length: with `offsets`, the greatest number of particles in a sentence.
-    """
-
-    padding_mask: Tensor | None = None
-    attn_mask: Tensor | None = None
-    is_causal: bool = False
-    memory: Tensor | None = None
-    memory_padding_mask: Tensor | None = None
-    self_cache: dict[str, Tensor | None] | None = None
-    cross_cache: dict[str, Tensor | None] | None = None
-    need_weights: bool = False
-    need_memory_weights: bool = False
-    offsets: Tensor | None = None
-    max_length: int = 0
 
 
 def _linear(in_features: int, out_features: int, bias: bool = True, blocks: int = 1) -> nn.Linear:
@@ -142,11 +111,11 @@ class SelfAttention(_MultiHead):
 
     def attend(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
         """`forward` under a name that a scriptable sub-class can call."""
-        if not torch.jit.is_scripting() and surroundings.offsets is not None:
-            return self._attend_packed(x, surroundings, surroundings.offsets), None
+        if not torch.jit.is_scripting() and surroundings.packed is not None:
+            return self._attend_packed(x, surroundings, surroundings.packed), None
         q, k, v = self.split(self.qkv_proj(x), 3)  # (B, H, T, D)
-        padding_mask = surroundings.padding_mask
-        cache = surroundings.self_cache
+        padding_mask = surroundings.mask.padding
+        cache = surroundings.caches.own
         if cache is not None:
             k, v, padding_mask = _extend(cache, k, v, padding_mask)
         out, weights = attention(
@@ -154,24 +123,24 @@ class SelfAttention(_MultiHead):
             k,
             v,
             key_padding_mask=padding_mask,
-            attn_mask=surroundings.attn_mask,
-            is_causal=surroundings.is_causal,
+            attn_mask=surroundings.mask.pairs,
+            is_causal=surroundings.mask.causal,
             dropout=self.dropout_module.rate(),
             need_weights=surroundings.need_weights,
         )
         return self.out_proj(self.merge(out)), weights
 
-    def _attend_packed(self, x: Tensor, surroundings: Surroundings, offsets: Tensor) -> Tensor:
+    def _attend_packed(self, x: Tensor, surroundings: Surroundings, packed: Packed) -> Tensor:
         """(N, C) → (N, C)."""
-        s = surroundings
-        if s.need_weights or any(t is not None for t in (s.padding_mask, s.attn_mask, s.self_cache)):
+        mask = surroundings.mask
+        if surroundings.need_weights or any(t is not None for t in (mask.padding, mask.pairs, surroundings.caches.own)):
             raise ValueError(
-                "SelfAttention: packed particles (offsets) have no padding_mask, attn_mask, self_cache or weights; "
+                "SelfAttention: packed particles have no mask of padding or pairs, no cache and no weights; "
                 "leave these out, or pad the particles to a batch"
             )
         q, k, v = self.qkv_proj(x).view(-1, 3, self.num_heads, self.head_dim).unbind(1)  # (N, H, D)
         rate = self.dropout_module.rate()
-        out = packed_attention(q, k, v, offsets, s.max_length, dropout=rate, is_causal=s.is_causal)
+        out = packed_attention(q, k, v, packed.offsets, packed.max_length, dropout=rate, is_causal=mask.causal)
         return self.out_proj(out.flatten(1))
 
 
@@ -229,14 +198,14 @@ class CrossAttention(_MultiHead):
 
     def forward(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
         """(T, B, C) → (T, B, C) and, if needed, weights (B, H, T, S); with batch_first (B, T, C)."""
-        assert surroundings.offsets is None, "cross-attention takes padded batches; packed particles have no memory"
+        assert surroundings.packed is None, "cross-attention takes padded batches; packed particles have no memory"
         q = self.split(self.q_proj(x), 1)[0]
-        cache = surroundings.cross_cache
+        cache = surroundings.caches.memory
         if cache is not None and "k" in cache:
             k, v = cache["k"], cache["v"]
             assert k is not None and v is not None
         else:
-            memory = surroundings.memory
+            memory = surroundings.memory.particles
             assert memory is not None, "cross-attention needs a memory: the encoder's output"
             k, v = self.split(self.kv_proj(memory), 2)  # (B, H, S, D)
             if cache is not None:
@@ -245,7 +214,7 @@ class CrossAttention(_MultiHead):
             q,
             k,
             v,
-            key_padding_mask=surroundings.memory_padding_mask,
+            key_padding_mask=surroundings.memory.padding,
             dropout=self.dropout_module.rate(),
             need_weights=surroundings.need_memory_weights,
         )

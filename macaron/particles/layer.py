@@ -1,8 +1,9 @@
 """One layer: one step of a scheme, along the flows of a Transformer."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import astuple
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,15 @@ from macaron.dynamics.splitting import Splitting
 from macaron.ops.step_norm import euler_step
 from macaron.particles.draws import SameDraws
 from macaron.particles.dropout import Dropout
-from macaron.particles.flows import Surroundings
 from macaron.particles.norm import StepNorm
+from macaron.particles.scripting import scriptable
+from macaron.particles.surroundings import Caches, Surroundings
 
-_EMPTY = Surroundings()
+Context = TypeVar("Context")  # what the flows see besides the particles: of text, `Surroundings`
+_EMPTY: Any = Surroundings()
 
 
-class ParticleLayer(nn.Module):
+class ParticleLayer(nn.Module, Generic[Context]):
     """One time step Δt of a particle system, one sub-step for each flow of a splitting.
 
         pre-norm     x ← Φ(x; c_s Δt)           along  dx/dt = dropout(f_s(LN_s(x)))       for each substep s, share c_s
@@ -33,7 +36,8 @@ class ParticleLayer(nn.Module):
     Args:
         scheme: splitting, solver and Δt; a splitting alone means Euler's method and Δt = 1. For cross-attention use
             `Splitting.with_cross_attention()`. (The rule across depth is not a layer's concern, but `Depth`'s.)
-        flows: one module for each substep, of the kind that it names.
+        flows: one module for each substep, of the kind that it names. Each is called with the particles and the
+            context that the layer got, and returns a velocity, and attention weights or None.
         dim: C, the width of the particles.
         dropout: probability on each velocity.
         normalize_before: pre-norm (True) or post-norm (False).
@@ -74,12 +78,12 @@ class ParticleLayer(nn.Module):
         self.norms = nn.ModuleList(StepNorm(dim, eps=eps, elementwise_affine=affine) for _ in flows)
         self.dropout_module = Dropout(dropout)
 
-    def forward(self, x: Tensor, surroundings: Surroundings = _EMPTY) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: Context = _EMPTY) -> tuple[Tensor, Tensor | None]:
         """Take one step.
 
         Args:
-            x: (T, B, C) or (B, T, C), as the flows were built; (N, C) where `surroundings` has offsets.
-            surroundings: masks, memory and caches.
+            x: (T, B, C) or (B, T, C), as the flows were built; (N, C) where they are packed.
+            context: what the flows see besides; of those of text, `Surroundings` with masks, memory and caches.
 
         Returns:
             The moved particles, shape of `x`, and the attention weights asked for, (B, H, T, S), or None.
@@ -87,12 +91,12 @@ class ParticleLayer(nn.Module):
         Raises:
             ValueError: step-wise decoding with a solver of several stages.
         """
-        return self.integrate(x, surroundings)
+        return self.integrate(x, context)
 
-    def integrate(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
-        """`forward` under a name that a scriptable sub-class can call."""
+    def integrate(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """`forward`, for sub-classes whose own has the signature of a host."""
         if not torch.jit.is_scripting() and not self.fused:
-            return self._by_stages(x, surroundings)
+            return self._by_stages(x, context)
         dropout = self.dropout_module.rate()
         weights: Tensor | None = None
         velocity: Tensor | None = None  # pre-norm: of the substep whose move awaits the next normalisation
@@ -101,7 +105,7 @@ class ParticleLayer(nn.Module):
             z = x
             if self.normalize_before:
                 x, z = norm(x, velocity, step, dropout)
-            velocity, attended = flow(z, surroundings)
+            velocity, attended = flow(z, context)
             step = self.steps[i]
             if attended is not None:
                 weights = attended
@@ -111,9 +115,10 @@ class ParticleLayer(nn.Module):
             x = euler_step(x, velocity, step=step, dropout=dropout)
         return x, weights
 
-    def _by_stages(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
+    def _by_stages(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """`integrate` with any solver; attention weights are those at the beginning of their sub-step."""
-        if getattr(surroundings, "self_cache", None) is not None:
+        caches = getattr(context, "caches", None)
+        if caches is not None and caches != Caches():
             raise ValueError(
                 f"solver={self.solver.name!r} evaluates a flow {self.solver.stages} times a step, and step-wise "
                 f"decoding keeps keys and values of one evaluation; decode with solver='euler', or without "
@@ -122,7 +127,7 @@ class ParticleLayer(nn.Module):
         weights: Tensor | None = None
         for flow, norm, step in zip(self.flows, self.norms, self.steps, strict=True):
             attended: list[Tensor | None] = []
-            field = self._field(flow, norm, surroundings, SameDraws(x.device), attended)
+            field = self._field(flow, norm, context, SameDraws(x.device), attended)
             x = follow(field, x, step, self.solver)
             if not self.normalize_before:
                 _, x = norm(x)
@@ -134,7 +139,7 @@ class ParticleLayer(nn.Module):
         self,
         flow: nn.Module,
         norm: nn.Module,
-        surroundings: Surroundings,
+        context: Context,
         draws: SameDraws,
         attended: list[Tensor | None],
     ) -> Field:
@@ -143,7 +148,7 @@ class ParticleLayer(nn.Module):
         def field(x: Tensor) -> Tensor:
             with draws:
                 z = norm(x)[1] if self.normalize_before else x
-                velocity, weights = flow(z, surroundings)
+                velocity, weights = flow(z, context)
                 attended.append(weights)
                 moved: Tensor = self.dropout_module(velocity)
                 return moved
@@ -156,4 +161,15 @@ class ParticleLayer(nn.Module):
                 f"TorchScript knows no solver but Euler's, and this layer has {self.solver.name!r}; use the model "
                 f"unscripted, or solver='euler'"
             )
-        return self
+        if type(self) is not ParticleLayer:
+            return self
+        layer = copy(self)
+        layer.__class__ = TextLayer  # type: ignore[assignment]
+        return layer
+
+
+class TextLayer(ParticleLayer[Surroundings]):
+    """A `ParticleLayer` on the flows of text, as TorchScript can read it."""
+
+    forward = scriptable(ParticleLayer.forward, Context=Surroundings)
+    integrate = scriptable(ParticleLayer.integrate, Context=Surroundings)

@@ -9,7 +9,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 from macaron.dynamics import STRANG
 from macaron.ops import linear_cross_entropy
-from macaron.particles import CrossAttention, FeedForward, ParticleLayer, SelfAttention, Surroundings
+from macaron.particles import CrossAttention, FeedForward, Mask, Memory, ParticleLayer, SelfAttention, Surroundings
 
 DIM, WORDS, LENGTH = 24, 37, 7
 FLOWS = {
@@ -34,7 +34,7 @@ def losses(backend, steps, normalize_before, device, monkeypatch):
     for _ in range(steps):
         words = torch.randint(2, WORDS, (LENGTH, 2), device=device)  # (T, B)
         x = F.embedding(words.roll(1, 0), table)
-        surroundings = Surroundings(is_causal=True, memory=F.embedding(words, table))
+        surroundings = Surroundings(Mask(causal=True), Memory(F.embedding(words, table)))
         for layer in layers:
             x, _ = layer(x, surroundings)
         loss, _ = linear_cross_entropy(x, table, words, label_smoothing=0.1, reduction="mean", chunk_size=5)
@@ -66,7 +66,7 @@ def test_layer_compiles_whole_around_its_kernels(device, monkeypatch):
 
     backend = aot_autograd(fw_compiler=keep_graph, bw_compiler=keep_graph)
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    (got, _), (expected, _) = (op(x, Surroundings(is_causal=True)) for op in (compiled, layer))
+    (got, _), (expected, _) = (op(x, Surroundings(Mask(causal=True))) for op in (compiled, layer))
     torch.testing.assert_close(got, expected)
     gradients = (torch.autograd.grad(out.square().sum(), [x, *layer.parameters()]) for out in (got, expected))
     torch.testing.assert_close(*gradients)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macaron.particles.dropout import Dropout
-from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention, Surroundings
+from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention
+from macaron.particles.surroundings import Caches, Mask, Memory, Packed, Surroundings
 
 T, S, B, C, H = 6, 4, 3, 12, 3
 
@@ -71,7 +72,7 @@ def test_self_attention_is_its_equation(is_causal: bool, need_weights: bool) -> 
     out, expected_weights = explicit_attention(heads(q), heads(k), heads(v), visible)
     expected = out.permute(2, 0, 1, 3).flatten(2) @ flow.out_proj.weight.T + flow.out_proj.bias
 
-    surroundings = Surroundings(padding_mask=mask, is_causal=is_causal, need_weights=need_weights)
+    surroundings = Surroundings(Mask(mask, causal=is_causal), need_weights=need_weights)
     velocity, weights = flow(x, surroundings)
     torch.testing.assert_close(velocity, expected)
     assert (weights is None) != need_weights
@@ -88,7 +89,7 @@ def test_cross_attention_is_its_equation_with_a_memory_of_another_width() -> Non
     out, expected_weights = explicit_attention(heads(q), heads(k), heads(v), ~mask[:, None, None, :])
     expected = out.permute(2, 0, 1, 3).flatten(2) @ flow.out_proj.weight.T + flow.out_proj.bias
 
-    velocity, weights = flow(x, Surroundings(memory=memory, memory_padding_mask=mask, need_memory_weights=True))
+    velocity, weights = flow(x, Surroundings(memory=Memory(memory, mask), need_memory_weights=True))
     torch.testing.assert_close(velocity, expected)
     torch.testing.assert_close(weights, expected_weights)
 
@@ -97,9 +98,9 @@ def test_cross_attention_is_its_equation_with_a_memory_of_another_width() -> Non
 def test_batch_first_is_the_same_numbers(kind: type) -> None:
     flow = randomised(kind(C, H))
     x, memory = torch.randn(T, B, C, dtype=torch.float64), torch.randn(S, B, C, dtype=torch.float64)
-    time_first, _ = flow(x, Surroundings(memory=memory))
+    time_first, _ = flow(x, Surroundings(memory=Memory(memory)))
     flow.batch_first = True
-    batch_first, _ = flow(x.transpose(0, 1), Surroundings(memory=memory.transpose(0, 1)))
+    batch_first, _ = flow(x.transpose(0, 1), Surroundings(memory=Memory(memory.transpose(0, 1))))
     torch.testing.assert_close(batch_first.transpose(0, 1), time_first)
 
 
@@ -110,12 +111,12 @@ def test_cached_self_attention_equals_the_whole(seed: int, chunk: int, left: boo
     flow = randomised(SelfAttention(C, H))
     x = torch.randn(T, B, C, dtype=torch.float64)
     mask = padding([6, 2, 4], T, left=left)
-    whole, _ = flow(x, Surroundings(padding_mask=mask, is_causal=True))
+    whole, _ = flow(x, Surroundings(Mask(mask, causal=True)))
     cache: dict[str, torch.Tensor | None] = {}
     parts = []
     for start in range(0, T, chunk):
         part = mask[:, start : start + chunk]
-        surroundings = Surroundings(padding_mask=part if part.any() else None, is_causal=True, self_cache=cache)
+        surroundings = Surroundings(Mask(part if part.any() else None, causal=True), caches=Caches(cache))
         parts.append(flow(x[start : start + chunk], surroundings)[0])
     torch.testing.assert_close(torch.cat(parts), whole)
 
@@ -123,10 +124,10 @@ def test_cached_self_attention_equals_the_whole(seed: int, chunk: int, left: boo
 def test_cross_attention_reads_its_memory_once() -> None:
     flow = randomised(CrossAttention(C, H))
     x, memory = torch.randn(T, B, C, dtype=torch.float64), torch.randn(S, B, C, dtype=torch.float64)
-    whole, _ = flow(x, Surroundings(memory=memory))
+    whole, _ = flow(x, Surroundings(memory=Memory(memory)))
     cache: dict[str, torch.Tensor | None] = {}
-    first, _ = flow(x[:1], Surroundings(memory=memory, cross_cache=cache))
-    rest, _ = flow(x[1:], Surroundings(memory=None, cross_cache=cache))
+    first, _ = flow(x[:1], Surroundings(memory=Memory(memory), caches=Caches(memory=cache)))
+    rest, _ = flow(x[1:], Surroundings(caches=Caches(memory=cache)))
     torch.testing.assert_close(torch.cat([first, rest]), whole)
 
 
@@ -173,23 +174,23 @@ def test_packed_self_attention_is_that_of_each_sentence(is_causal):
     sentences = [torch.randn(n, 1, 16) for n in lengths]
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     x = torch.cat(sentences).squeeze(1)  # (N, C)
-    packed, weights = flow(x, Surroundings(offsets=offsets, max_length=5, is_causal=is_causal))
+    packed, weights = flow(x, Surroundings(Mask(causal=is_causal), packed=Packed(offsets, 5)))
     assert weights is None
-    expected = [flow(sentence, Surroundings(is_causal=is_causal))[0].squeeze(1) for sentence in sentences]
+    expected = [flow(sentence, Surroundings(Mask(causal=is_causal)))[0].squeeze(1) for sentence in sentences]
     torch.testing.assert_close(packed, torch.cat(expected))
 
 
 @pytest.mark.parametrize(
     "also",
     [
-        {"padding_mask": torch.zeros(1, 4, dtype=torch.bool)},
-        {"attn_mask": torch.zeros(4, 4)},
-        {"self_cache": {}},
+        {"mask": Mask(padding=torch.zeros(1, 4, dtype=torch.bool))},
+        {"mask": Mask(pairs=torch.zeros(4, 4))},
+        {"caches": Caches({})},
         {"need_weights": True},
     ],
-    ids=lambda also: next(iter(also)),
+    ids=["padding", "pairs", "cache", "weights"],
 )
 def test_packed_self_attention_refuses_what_it_would_ignore(also):
-    surroundings = Surroundings(offsets=torch.tensor([0, 4]).int(), max_length=4, **also)
+    surroundings = Surroundings(packed=Packed(torch.tensor([0, 4]).int(), 4), **also)
     with pytest.raises(ValueError, match=r"packed particles .* pad the particles to a batch"):
         SelfAttention(8, 2)(torch.randn(4, 8), surroundings)

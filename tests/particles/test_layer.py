@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from macaron.dynamics import LIE, STRANG, Splitting
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
-from macaron.particles import CrossAttention, FeedForward, ParticleLayer, SelfAttention, Surroundings
+from macaron.particles import (
+    CrossAttention,
+    FeedForward,
+    Mask,
+    Memory,
+    Packed,
+    ParticleLayer,
+    SelfAttention,
+    Surroundings,
+)
 
 T, S, B, C = 5, 4, 2, 16
 SPLITTINGS = (STRANG, LIE, STRANG.with_cross_attention(), LIE.with_cross_attention())
@@ -33,7 +42,7 @@ def build(splitting: Splitting, **options: object) -> ParticleLayer:
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Surroundings]:
     mask = torch.tensor([[False] * T, [False] * (T - 2) + [True] * 2])
     return torch.randn(T, B, C, dtype=dtype), Surroundings(
-        padding_mask=mask, memory=torch.randn(S, B, C, dtype=dtype), is_causal=True, need_memory_weights=True
+        Mask(mask, causal=True), Memory(torch.randn(S, B, C, dtype=dtype)), need_memory_weights=True
     )
 
 
@@ -64,9 +73,9 @@ def test_gradients_pass_gradcheck(normalize_before: bool) -> None:
     layer = build(STRANG.with_cross_attention(), normalize_before=normalize_before).double()
     x, surroundings = inputs()
     x.requires_grad_()
-    surroundings.memory.requires_grad_()
+    memory = surroundings.memory.particles.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda a, m: layer(a, surroundings._replace(memory=m))[0], (x, surroundings.memory), fast_mode=True
+        lambda a, m: layer(a, surroundings._replace(memory=Memory(m)))[0], (x, memory), fast_mode=True
     )
 
 
@@ -126,10 +135,10 @@ def test_particles_are_exchangeable_without_positions() -> None:
 def test_padding_does_not_reach_real_particles() -> None:
     layer = build(STRANG).double().eval()
     x, surroundings = inputs()
-    surroundings = surroundings._replace(is_causal=False)
+    surroundings = surroundings._replace(mask=surroundings.mask._replace(causal=False))
     other = x.clone()
     other[T - 2 :, 1] = 100.0
-    real = ~surroundings.padding_mask.T
+    real = ~surroundings.mask.padding.T
     torch.testing.assert_close(layer(other, surroundings)[0][real], layer(x, surroundings)[0][real])
 
 
@@ -145,7 +154,9 @@ def test_half_precision_keeps_its_type() -> None:
     x, surroundings = inputs(torch.bfloat16)
     y, _ = layer(x, surroundings)
     assert y.dtype == torch.bfloat16
-    reference, _ = layer.double()(x.double(), surroundings._replace(memory=surroundings.memory.double()))
+    reference, _ = layer.double()(
+        x.double(), surroundings._replace(memory=Memory(surroundings.memory.particles.double()))
+    )
     assert (y.double() - reference).abs().max() < 0.2
     assert F.mse_loss(y.double(), reference) < 1e-3
 
@@ -157,8 +168,8 @@ def test_packed_particles_move_as_padded_ones(splitting: Splitting, normalize_be
     lengths = torch.tensor([T, T - 3])
     padding = torch.arange(T) >= lengths[:, None]  # (B, T)
     x = torch.randn(T, B, C, dtype=torch.float64)
-    expected, _ = layer(x, Surroundings(padding_mask=padding))
+    expected, _ = layer(x, Surroundings(Mask(padding)))
     real = ~padding
     offsets = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
-    packed, _ = layer(x.transpose(0, 1)[real], Surroundings(offsets=offsets, max_length=T))
+    packed, _ = layer(x.transpose(0, 1)[real], Surroundings(packed=Packed(offsets, T)))
     torch.testing.assert_close(packed, expected.transpose(0, 1)[real])

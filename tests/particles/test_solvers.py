@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from macaron.dynamics import BACKWARD_EULER, EULER, HEUN, LIE, MIDPOINT, RK4, STRANG, Depth, Scheme, Splitting, Tableau
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN
 from macaron.dynamics.walk import walk
-from macaron.particles import CrossAttention, FeedForward, ParticleLayer, SelfAttention, Surroundings
+from macaron.particles import Caches, CrossAttention, FeedForward, Memory, ParticleLayer, SelfAttention, Surroundings
 
 T, B, C = 5, 2, 4
 
@@ -92,7 +92,7 @@ def test_the_fused_step_is_the_walk_with_eulers_method(splitting: Splitting, nor
     fused, by_stages = (build(s, splitting, 0.5, normalize_before=normalize_before) for s in (EULER, twin))
     assert fused.fused and not by_stages.fused
     by_stages.load_state_dict(fused.state_dict())
-    x, around = torch.randn(T, B, C, dtype=torch.float64), Surroundings(memory=torch.randn(3, B, C).double())
+    x, around = torch.randn(T, B, C, dtype=torch.float64), Surroundings(memory=Memory(torch.randn(3, B, C).double()))
     torch.testing.assert_close(by_stages(x, around)[0], fused(x, around)[0])
 
 
@@ -150,6 +150,6 @@ def test_attention_weights_are_those_at_the_beginning() -> None:
 def test_what_knows_no_stages_is_refused() -> None:
     layer = build(HEUN)
     with pytest.raises(ValueError, match=r"solver='heun' evaluates a flow 2 times a step, and step-wise decoding"):
-        layer(torch.randn(1, B, C, dtype=torch.float64), Surroundings(self_cache={}))
+        layer(torch.randn(1, B, C, dtype=torch.float64), Surroundings(caches=Caches({})))
     with pytest.raises(ValueError, match="TorchScript knows no solver but Euler's, and this layer has 'heun'"):
         torch.jit.script(nn.Sequential(layer))

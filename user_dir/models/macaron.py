@@ -18,6 +18,9 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
+from macaron.dynamics.depth import Depth
+from macaron.dynamics.scheme import Scheme
+
 from .. import hub
 from ..architectures import TRANSLATION, Architecture
 from ..config import MacaronConfig, add_args, complete, config_for, record
@@ -47,6 +50,10 @@ def _drop_final_norm(module: nn.Module, state_dict: dict[str, Tensor], name: str
 class MacaronEncoder(TransformerEncoderBase):
     """fairseq's Transformer encoder on `MacaronEncoderLayer`s."""
 
+    def __init__(self, cfg: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(cfg, *args, **kwargs)
+        self.layers = Depth(self.layers, Scheme.of(cfg).rule(self.num_layers), layerdrop=self.encoder_layerdrop)
+
     def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
         return wrap_layer(MacaronEncoderLayer(cfg), cfg)
 
@@ -55,11 +62,25 @@ class MacaronEncoder(TransformerEncoderBase):
         return state_dict
 
 
+class DecoderDepth(Depth):
+    """Layers that keep keys and values of earlier steps."""
+
+    def evaluated_again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        incremental_state = args[2] if len(args) > 2 else kwargs.get("incremental_state")
+        if incremental_state is not None:
+            raise ValueError(
+                "step-wise decoding keeps keys and values of one evaluation of each layer, and this depth_rule "
+                "evaluates a layer again; decode without incremental states, or with depth_rule='euler'"
+            )
+
+
 class MacaronDecoder(TransformerDecoderBase):
     """fairseq's Transformer decoder on `MacaronDecoderLayer`s."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, cfg: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(cfg, *args, **kwargs)
+        rule = Scheme.of(cfg).rule(self.num_layers)
+        self.layers = DecoderDepth(self.layers, rule, layerdrop=self.decoder_layerdrop, others=(None, None))
         self.weights_in_training = True  # whether anything in training may read the attention weights
 
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> nn.Module:

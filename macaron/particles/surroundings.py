@@ -1,0 +1,75 @@
+"""What a text layer sees besides its particles.
+
+Shapes: B sentences, T particles, S particles of the memory, H heads, D channels of a head, C channels.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Mask(NamedTuple):
+    """Who sees whom in self-attention; by default everybody everybody.
+
+    Fields:
+        padding: (B, T) bool, True where a particle is padding.
+        pairs: broadcastable to (B, H, T, T): bool, True = seen, or added to the scores.
+        causal: particle t sees particles 0 … t only.
+    """
+
+    padding: Tensor | None = None
+    pairs: Tensor | None = None
+    causal: bool = False
+
+
+class Memory(NamedTuple):
+    """The encoder's output, for cross-attention.
+
+    Fields:
+        particles: (S, B, C'), or (B, S, C') with batch_first; None where a cache holds their keys and values.
+        padding: (B, S) bool, True at padding.
+    """
+
+    particles: Tensor | None = None
+    padding: Tensor | None = None
+
+
+class Caches(NamedTuple):
+    """Keys and values of earlier steps, of step-wise decoding, where x holds the newest particles only.
+
+    Each is filled and read by its flow: "k", "v" (B, H, T, D), and of self-attention "padding" (B, T).
+    """
+
+    own: dict[str, Tensor | None] | None = None  # of self-attention
+    memory: dict[str, Tensor | None] | None = None  # of cross-attention
+
+
+class Packed(NamedTuple):
+    """That x is (N, C): the particles of all sentences one after another, without padding.
+
+    Fields:
+        offsets: (B + 1,) int32, where the sentences begin and end in x.
+        max_length: the greatest number of particles in a sentence.
+    """
+
+    offsets: Tensor
+    max_length: int
+
+
+class Surroundings(NamedTuple):
+    """What a text layer sees besides its particles. Every part may be left out.
+
+    Fields:
+        mask: of self-attention.
+        memory: for cross-attention.
+        caches: in step-wise decoding.
+        packed: particles without padding, for self-attention without padding, pairs, cache or weights.
+        need_weights: return the weights of self-attention; need_memory_weights: those of cross-attention.
+    """
+
+    mask: Mask = Mask()
+    memory: Memory = Memory()
+    caches: Caches = Caches()
+    packed: Packed | None = None
+    need_weights: bool = False
+    need_memory_weights: bool = False
