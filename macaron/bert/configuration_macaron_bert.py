@@ -7,7 +7,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from macaron.dynamics.scheme import Scheme
 from macaron.dynamics.splitting import FFN, SELF_ATTENTION, Splitting
-from macaron.ops.bias_act import check_activation
+from macaron.ops.act_dropout import check_activation
 
 # transformers' names of activations that ours computes under another one.
 _SAME_ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}

@@ -31,8 +31,8 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
+from macaron.ops.act_dropout import act_dropout
 from macaron.ops.attention import attention
-from macaron.ops.bias_act import bias_act
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
 from macaron.particles.flows import FeedForward, SelfAttention
 from macaron.particles.layer import ParticleLayer
@@ -593,7 +593,7 @@ class MaskedLMHead(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
-        return self.norm(bias_act(self.dense(x), activation=self.activation))
+        return self.norm(act_dropout(self.dense(x), activation=self.activation))
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, V)."""

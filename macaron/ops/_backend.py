@@ -8,7 +8,6 @@ a kernel of ours; `attention`, which is in front of torch's own, has none.
 
 import importlib.util
 import os
-from typing import Any
 
 from torch import Tensor
 
@@ -49,15 +48,12 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def use_triton(
-    op: str, x: Tensor, kernel: Any | None, backend: str | None = None, max_width: int | None = None
-) -> bool:
-    """Whether operation `op` runs its Triton `kernel` on `x`, or the reference.
+def use_triton(op: str, x: Tensor, backend: str | None = None, max_width: int | None = None) -> bool:
+    """Whether operation `op` runs its Triton kernel on `x`, or the reference.
 
     Args:
         op: name of the operation, for messages.
         x: tensor whose device, dtype and width decide under `auto`.
-        kernel: the fused implementation, or None where the operation has none.
         backend: `auto`, `reference` or `triton`; None takes the environment variable.
         max_width: the widest last dimension that the kernel takes; None for any.
 
@@ -66,14 +62,12 @@ def use_triton(
         RuntimeError: `triton` is requested and cannot run, with the reason and the remedy.
     """
     name = requested_backend(backend)
-    if name == "reference" or (kernel is None and backend is None):
+    if name == "reference":
         return False
     fits = x.dtype in DTYPES and (max_width is None or x.size(-1) <= max_width)
     if name == "auto":
-        return AUTO_TAKES_TRITON and kernel is not None and fits and x.is_cuda and triton_installed()
-    if kernel is None:
-        reason, remedy = "it has no Triton kernel in this version", "use 'auto' or 'reference'"
-    elif not triton_installed():
+        return AUTO_TAKES_TRITON and fits and x.is_cuda and triton_installed()
+    if not triton_installed():
         reason, remedy = "triton is not installed", "pip install 'macaron-net[kernels]', or use 'auto'"
     elif not (x.is_cuda or triton_interpreted()):
         reason = f"its input is on {x.device}"

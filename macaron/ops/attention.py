@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from macaron.ops._backend import use_triton
+from macaron.ops._cpu import written_out_is_faster
 from macaron.ops._dropout import dropout_reference
 
-# Shapes: B sentences, H heads, T queries, S keys, D channels a head; packed, N queries and M keys in all.
+# Shapes: B sentences, H heads, T queries, S keys, D channels a head; packed, N particles in all.
 
 
 def _visible(
@@ -50,10 +50,10 @@ def _lowest(scores: Tensor) -> float:
     return -65504.0 if scores.dtype == torch.float16 else -3e38
 
 
-def _written_out(
+def written_out(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, wide: bool
 ) -> tuple[Tensor, Tensor]:
-    """Output and weights, these in float32 if `wide`."""
+    """Attention by its parts: output, and weights, these in float32 if `wide`; `mask` as from `_visible`."""
     scores = torch.matmul(q * (q.size(-1) ** -0.5), k.transpose(-2, -1))  # (B, H, T, S)
     blind: Tensor | None = None  # queries that see no key get 0, as in torch's kernels, instead of 0/0
     if mask is not None:
@@ -81,7 +81,6 @@ def attention(
     is_causal: bool = False,
     dropout: float = 0.0,
     need_weights: bool = False,
-    backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention of every query over the keys that it may see.
 
@@ -99,19 +98,15 @@ def attention(
             S = T, query t sees keys 0 … t.
         dropout: probability to zero an attention weight; 0 outside training.
         need_weights: also return the weights; this computes them explicitly, so ask only when they are used.
-        backend: `auto` or `reference` take torch's kernels; `triton` raises until there is a packed kernel.
 
     Returns:
         out (B, H, T, D) and the weights before dropout (B, H, T, S) in float32 or wider, or None.
 
     Raises:
-        ValueError: shapes that do not fit each other, a key padding mask that is not bool, an unknown backend.
-        RuntimeError: a requested backend that cannot run.
+        ValueError: shapes that do not fit each other, a key padding mask that is not bool, a dropout outside [0, 1).
     """
     if not torch.jit.is_scripting():
         _check(q, k, v, key_padding_mask, dropout)
-        if use_triton("attention", q, None, backend):
-            raise AssertionError("unreachable: no kernel is registered")
     if q.size(2) == 1:  # a statement, since torch.compile would make `and` a symbol
         is_causal = False  # a single newest query sees everything
     if key_padding_mask is not None or attn_mask is not None:
@@ -136,9 +131,9 @@ def _attend(
     dropout: float,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    if need_weights or _better_written_out(q, k, dropout):
+    if need_weights or written_out_is_faster(q, k, dropout):
         mask = _visible(q, k, key_padding_mask, attn_mask, is_causal)
-        out, weights = _written_out(q, k, v, mask, dropout, need_weights)
+        out, weights = written_out(q, k, v, mask, dropout, need_weights)
         return out, weights if need_weights else None
     if key_padding_mask is None and attn_mask is None and (not is_causal or q.size(2) == k.size(2)):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal), None
@@ -198,19 +193,6 @@ def _shielded(
     return out, weights
 
 
-def _better_written_out(q: Tensor, k: Tensor, dropout: float) -> bool:
-    """Whether torch's kernel for a CPU is slower than its parts.
-
-    With dropout it has none, and does the same in more steps. In half precision it takes four times as long for
-    short sentences in training (recipes/bench, `ops --ops attention --precision bf16`), and less only from about 1024
-    keys on.
-    """
-    if q.device.type != "cpu":
-        return False
-    half = q.dtype == torch.bfloat16 or q.dtype == torch.float16
-    return dropout > 0.0 or (half and torch.is_grad_enabled() and q.requires_grad and k.size(2) <= 512)
-
-
 def _check(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, dropout: float) -> None:
     if q.dim() != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.size(-1) != k.size(-1):
         raise ValueError(
@@ -231,69 +213,52 @@ def _check(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None, dro
 # Packed sentences: implementations, choice between them, public function.
 
 
-def _per_sentence(
-    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], k_lengths: list[int], dropout: float, is_causal: bool
-) -> Tensor:
+def _per_sentence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], dropout: float, is_causal: bool) -> Tensor:
     """One call for each run of neighbouring sentences of equal lengths, so that nothing is padded or masked.
 
     Of what was tried on a CPU the fastest: recipes/bench/README.md.
     """
-    runs = [(len(list(run)), T, S) for (T, S), run in groupby(zip(lengths, k_lengths, strict=True))]
-    runs = runs or [(1, 0, 0)]  # without sentences, so that q, k and v get their (empty) gradients
-    queries = q.split([n * T for n, T, _ in runs])
-    keys, values = (t.split([n * S for n, _, S in runs]) for t in (k, v))
+    runs = [(len(list(run)), T) for T, run in groupby(lengths)]
+    runs = runs or [(1, 0)]  # without sentences, so that q, k and v get their (empty) gradients
+    parts = (t.split([n * T for n, T in runs]) for t in (q, k, v))
     outs = []
-    for (n, T, S), a, b, c in zip(runs, queries, keys, values, strict=True):
-        a, b, c = (t.unflatten(0, (n, length)).transpose(1, 2) for t, length in ((a, T), (b, S), (c, S)))
-        out, _ = attention(a, b, c, is_causal=is_causal, dropout=dropout)  # (n, H, T, D)
+    for run, *qkv in zip(runs, *parts, strict=True):
+        a, b, c = (t.unflatten(0, run).transpose(1, 2) for t in qkv)  # (n, H, T, D)
+        out, _ = attention(a, b, c, is_causal=is_causal, dropout=dropout)
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outs)
 
 
-def _padded(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, k_offsets: Tensor, T: int, S: int, dropout: float, is_causal: bool
-) -> Tensor:
+def _padded(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, T: int, dropout: float, is_causal: bool) -> Tensor:
     """One call for a padded batch. The host reads no offset, so it need not wait for an accelerator."""
-    B = offsets.numel() - 1
-    lengths, k_lengths = offsets.diff(), k_offsets.diff()
+    B, lengths, place = offsets.numel() - 1, offsets.diff(), torch.arange(T, device=q.device)
+    shift = torch.arange(B, device=q.device) * T - offsets[:-1]
+    # (N,) where each particle stands in the padded batch
+    rows = torch.arange(q.size(0), device=q.device) + torch.repeat_interleave(shift, lengths, output_size=q.size(0))
 
-    def places(n: int, starts: Tensor, lengths: Tensor, width: int) -> Tensor:
-        """(n,) where each token stands in the padded batch."""
-        shift = torch.arange(B, device=q.device) * width - starts[:-1]
-        return torch.arange(n, device=q.device) + torch.repeat_interleave(shift, lengths, output_size=n)
+    def pad(t: Tensor) -> Tensor:
+        batch = t.new_zeros(B * T, *t.shape[1:]).index_copy(0, rows, t)
+        return batch.unflatten(0, (B, T)).transpose(1, 2)  # (B, H, T, D)
 
-    def pad(t: Tensor, index: Tensor, width: int) -> Tensor:
-        rows = t.new_zeros(B * width, *t.shape[1:]).index_copy(0, index, t)
-        return rows.unflatten(0, (B, width)).transpose(1, 2)  # (B, H, T, D)
-
-    rows, k_rows = places(q.size(0), offsets, lengths, T), places(k.size(0), k_offsets, k_lengths, S)
-    key = torch.arange(S, device=q.device)
-    seen = key < k_lengths[:, None, None, None]  # (B, 1, 1, S)
+    seen = place < lengths[:, None, None, None]  # (B, 1, 1, T)
     if is_causal:
-        query = torch.arange(T, device=q.device)[:, None]
-        seen = seen & (key <= query + (k_lengths - lengths)[:, None, None, None])  # (B, 1, T, S)
-    out = F.scaled_dot_product_attention(
-        pad(q, rows, T), pad(k, k_rows, S), pad(v, k_rows, S), attn_mask=seen, dropout_p=dropout
-    )
+        seen = seen & (place <= place[:, None])  # (B, 1, T, T)
+    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), attn_mask=seen, dropout_p=dropout)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, rows)
 
 
-def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, k_offsets: Tensor, T: int, S: int, dropout: float, is_causal: bool
-) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, T: int, dropout: float, is_causal: bool) -> Tensor:
     """torch's own, since 2.10; it knows no dropout."""
     from torch.nn.attention.varlen import varlen_attn
 
     causal: dict[str, Any] = {"window_size": (-1, 0)} if torch.__version__ >= "2.11" else {"is_causal": True}
-    return cast(Tensor, varlen_attn(q, k, v, offsets, k_offsets, T, S, **(causal if is_causal else {})))
+    return cast(Tensor, varlen_attn(q, k, v, offsets, offsets, T, T, **(causal if is_causal else {})))
 
 
-def _flash(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, k_offsets: Tensor, T: int, S: int, dropout: float, is_causal: bool
-) -> Tensor:
+def _flash(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, T: int, dropout: float, is_causal: bool) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found,unused-ignore]
 
-    out: Tensor = flash_attn_varlen_func(q, k, v, offsets, k_offsets, T, S, dropout_p=dropout, causal=is_causal)
+    out: Tensor = flash_attn_varlen_func(q, k, v, offsets, offsets, T, T, dropout_p=dropout, causal=is_causal)
     return out
 
 
@@ -337,10 +302,8 @@ def packed_attention(
     max_length: int,
     dropout: float = 0.0,
     is_causal: bool = False,
-    k_offsets: Tensor | None = None,
-    k_max_length: int | None = None,
 ) -> Tensor:
-    """`attention` within each of B sentences that lie one after another, without padding.
+    """`attention` within each of B sentences that lie one after another, without padding: self-attention.
 
         out[o_b : o_b+1] = dropout(softmax(q_b k_bᵀ / sqrt(D))) v_b        for each sentence b, from o_b to o_b+1
 
@@ -349,14 +312,12 @@ def packed_attention(
     once. Under `torch.compile` the padded one replaces that of the CPU, which reads the offsets.
 
     Args:
-        q: (N, H, D) queries of all sentences; any strides with neighbouring channels.
-        k, v: (M, H, D); M = N without `k_offsets`.
+        q, k, v: (N, H, D) of all sentences; any strides with neighbouring channels.
         offsets: (B + 1,) int32 on the device of `q`: 0, then the sum of the first 1 … B lengths; lengths may be 0.
         max_length: at least the greatest length; a greater one costs time, a smaller one is an error, which only
             a CPU notices.
         dropout: probability to zero an attention weight; 0 outside training.
         is_causal: the last query of a sentence sees all of its keys, the one before it all but the last, and so on.
-        k_offsets, k_max_length: the same of the keys; None for self-attention.
 
     Returns:
         (N, H, D).
@@ -364,55 +325,36 @@ def packed_attention(
     Raises:
         ValueError: shapes or offsets that do not fit.
     """
-    _check_packed(q, k, v, offsets, k_offsets, k_max_length, dropout)
-    if k_offsets is None or k_max_length is None:
-        k_offsets, k_max_length = offsets, max_length
+    _check_packed(q, k, v, offsets, dropout)
     if q.device.type == "cpu" and not torch.compiler.is_compiling():
-        lengths = _lengths("offsets", offsets, q.size(0), max_length)
-        k_lengths = lengths if k_offsets is offsets else _lengths("k_offsets", k_offsets, k.size(0), k_max_length)
-        return _per_sentence(q, k, v, lengths, k_lengths, dropout, is_causal)
+        return _per_sentence(q, k, v, _lengths(offsets, q.size(0), max_length), dropout, is_causal)
     op = _padded if q.device.type == "cpu" else _packed_kernel(q, dropout)
-    return op(q, k, v, offsets, k_offsets, max_length, k_max_length, dropout, is_causal)
+    return op(q, k, v, offsets, max_length, dropout, is_causal)
 
 
-def _check_packed(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    k_offsets: Tensor | None,
-    k_max_length: int | None,
-    dropout: float,
-) -> None:
-    if q.dim() != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
+def _check_packed(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, dropout: float) -> None:
+    if q.dim() != 3 or not q.shape == k.shape == v.shape:
         raise ValueError(
             f"packed_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit; expected "
-            f"(N, H, D) for q and (M, H, D) for both k and v"
+            f"(N, H, D) for all three"
         )
-    if (k_offsets is None) != (k_max_length is None):
-        raise ValueError("packed_attention: k_offsets and k_max_length go together; give both or none")
-    if k_offsets is None and q.size(0) != k.size(0):
+    if offsets.dtype != torch.int32 or offsets.dim() != 1 or not len(offsets) or offsets.device != q.device:
         raise ValueError(
-            f"packed_attention: {q.size(0)} queries and {k.size(0)} keys differ; give k_offsets and k_max_length"
+            f"packed_attention: offsets is {offsets.dtype} {tuple(offsets.shape)} on {offsets.device}; expected "
+            f"torch.int32 (B + 1,) on {q.device}"
         )
-    for name, t in (("offsets", offsets), ("k_offsets", offsets if k_offsets is None else k_offsets)):
-        if t.dtype != torch.int32 or t.dim() != 1 or t.shape != offsets.shape or not len(t) or t.device != q.device:
-            raise ValueError(
-                f"packed_attention: {name} is {t.dtype} {tuple(t.shape)} on {t.device}; expected torch.int32 (B + 1,) "
-                f"on {q.device}, the same B for queries and keys"
-            )
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"packed_attention: dropout={dropout} is not a probability in [0, 1); 0 switches it off")
 
 
-def _lengths(name: str, offsets: Tensor, total: int, max_length: int) -> list[int]:
+def _lengths(offsets: Tensor, total: int, max_length: int) -> list[int]:
     """Lengths of the sentences, checked."""
     lengths = offsets.diff().tolist()
     if int(offsets[0]) != 0 or sum(lengths) != total or min(lengths, default=0) < 0:
         raise ValueError(
-            f"packed_attention: {name}={offsets.tolist()} do not describe {total} tokens; they start at 0, do not "
+            f"packed_attention: offsets={offsets.tolist()} do not describe {total} tokens; they start at 0, do not "
             f"fall, and end at the number of tokens"
         )
     if max(lengths, default=0) > max_length:
-        raise ValueError(f"packed_attention: a sentence of {name} has {max(lengths)} tokens, max_length={max_length}")
+        raise ValueError(f"packed_attention: a sentence has {max(lengths)} tokens, max_length={max_length}")
     return lengths

@@ -333,7 +333,7 @@ def linear_cross_entropy(
     compute_dtype = x.dtype
     if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
         compute_dtype = torch.get_autocast_dtype(x.device.type)
-    triton = use_triton("linear_cross_entropy", x, _linear_cross_entropy, backend)
+    triton = use_triton("linear_cross_entropy", x, backend)
     flat, labels = x.reshape(-1, x.size(-1)), target.reshape(-1)
     rows = reduction == "none"
     # a CPU leaves out what is ignored; an accelerator would have to wait until it is counted

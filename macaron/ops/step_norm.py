@@ -18,24 +18,14 @@ from macaron.ops._triton import OPTIONS, as_rows, ceil_div, device_of, jit, next
 MAX_WIDTH = 8192  # a row stays in registers, between its statistics and its normalisation
 
 
-def euler_step_reference(x: Tensor, v: Tensor, v_bias: Tensor | None, step: float, dropout: float) -> Tensor:
-    if v_bias is not None:
-        v = v + v_bias
-    v = dropout_reference(v, dropout)
-    return torch.add(x, v, alpha=step).to(x.dtype)
+def euler_step_reference(x: Tensor, v: Tensor, step: float, dropout: float) -> Tensor:
+    return torch.add(x, dropout_reference(v, dropout), alpha=step).to(x.dtype)
 
 
 def step_norm_reference(
-    x: Tensor,
-    v: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    v_bias: Tensor | None,
-    step: float,
-    dropout: float,
-    eps: float,
+    x: Tensor, v: Tensor, weight: Tensor | None, bias: Tensor | None, step: float, dropout: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    y = euler_step_reference(x, v, v_bias, step, dropout)
+    y = euler_step_reference(x, v, step, dropout)
     # torch normalises half precision with float32 statistics; int, since the exporter to ONNX wants a constant
     return y, F.layer_norm(y, (int(y.size(-1)),), weight, bias, eps)
 
@@ -50,7 +40,6 @@ def _step_norm_fwd_kernel(
     v_ptr,  # (N, C), strided
     weight_ptr,  # (C,)
     bias_ptr,  # (C,)
-    v_bias_ptr,  # (C,)
     seed_ptr,  # ()
     y_ptr,  # (N, C)
     z_ptr,  # (N, C), or None: no normalisation
@@ -78,8 +67,6 @@ def _step_norm_fwd_kernel(
 
     v = tl.load(v_ptr + outer * v_outer_stride + inside * v_inner_stride + col, mask=real, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + outer * x_outer_stride + inside * x_inner_stride + col, mask=real, other=0.0).to(tl.float32)
-    if v_bias_ptr is not None:
-        v += tl.load(v_bias_ptr + tile, mask=real, other=0.0).to(tl.float32)
     if seed_ptr is not None:
         kept = keep(seed_ptr, row, tl.arange(0, BLOCK // 8)[None, :], dropout, ROWS, BLOCK)
         v = tl.where(kept, v, 0.0)
@@ -116,7 +103,6 @@ def _step_norm_bwd_kernel(
     dv_ptr,  # (N, C)
     dweight_ptr,  # (programs, C): sums over the rows of a program
     dbias_ptr,  # (programs, C)
-    dv_bias_ptr,  # (programs, C)
     n_rows,
     scale,  # step / (1 − dropout)
     dropout,
@@ -127,7 +113,7 @@ def _step_norm_bwd_kernel(
     """With ẑ = (y − mean) · rstd and g = weight · dz, and ⟨·⟩ the mean over a row:
 
     dx = dy + rstd · (g − ⟨g⟩ − ẑ ⟨g ẑ⟩)        dv = scale · mask · dx
-    dweight = Σ dz · ẑ        dbias = Σ dz        dv_bias = Σ dv        over all rows
+    dweight = Σ dz · ẑ        dbias = Σ dz        over all rows
     """
     col = tl.arange(0, BLOCK)[None, :]
     tile = tl.zeros((ROWS, 1), tl.int32) + col  # (ROWS, BLOCK); loaded whole, the weight gets the layout of the data
@@ -135,8 +121,6 @@ def _step_norm_bwd_kernel(
         dweight = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
     if dbias_ptr is not None:
         dbias = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
-    if dv_bias_ptr is not None:
-        dv_bias = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
 
     for start in range(tl.program_id(0) * ROWS, n_rows, tl.num_programs(0) * ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
@@ -171,8 +155,6 @@ def _step_norm_bwd_kernel(
             kept = keep(seed_ptr, row, tl.arange(0, BLOCK // 8)[None, :], dropout, ROWS, BLOCK)
             dv = tl.where(kept, dv, 0.0)
         tl.store(dv_ptr + here, dv, mask=real)
-        if dv_bias_ptr is not None:
-            dv_bias += tl.where(real, dv, 0.0)
 
     partial = tl.program_id(0) * C + tl.arange(0, BLOCK)
     inside = tl.arange(0, BLOCK) < C
@@ -180,8 +162,6 @@ def _step_norm_bwd_kernel(
         tl.store(dweight_ptr + partial, tl.sum(dweight, axis=0), mask=inside)
     if dbias_ptr is not None:
         tl.store(dbias_ptr + partial, tl.sum(dbias, axis=0), mask=inside)
-    if dv_bias_ptr is not None:
-        tl.store(dv_bias_ptr + partial, tl.sum(dv_bias, axis=0), mask=inside)
 
 
 def _tile(width: int, min_warps: int) -> dict[str, Any]:
@@ -201,7 +181,6 @@ def _forward(
     v: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    v_bias: Tensor | None,
     seed: Tensor | None,
     z: Tensor | None,
     step: float,
@@ -215,9 +194,9 @@ def _forward(
     if x.numel():
         x, inner, x_outer, x_inner = as_rows(x)
         v, _, v_outer, v_inner = as_rows(v)
-        weight, bias, v_bias = (None if t is None else t.contiguous() for t in (weight, bias, v_bias))
+        weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
         tile = _tile(x.size(-1), min_warps=1)
-        tensors = (x, v, weight, bias, v_bias, seed, y, z, *statistics)
+        tensors = (x, v, weight, bias, seed, y, z, *statistics)
         strides = (x_outer, x_inner, v_outer, v_inner)
         rates = (step / (1 - dropout), dropout, eps)
         with device_of(x):
@@ -238,71 +217,58 @@ def _backward(
     step: float,
     dropout: float,
 ) -> Tensor:
-    """Writes dx, unless it is None, and dv; returns the sums asked for of (dweight, dbias, dv_bias)."""
+    """Writes dx, unless it is None, and dv; returns the sums asked for of (dweight, dbias)."""
     C = dv.size(-1)
     if not dv.numel():
         return torch.zeros(sum(sums), C, dtype=torch.float32, device=dv.device)
     n = dv.numel() // C
-    # three rows of sums this wide do not fit into a program's registers, so torch takes the third
-    apart = sums[2] and C > 4096
-    sums = [*sums[:2], sums[2] and not apart]
     tile = _tile(C, min_warps=4)
     programs = min(ceil_div(n, tile["ROWS"]), resident_programs(dv.device, tile["num_warps"]))
     partial = torch.empty(sum(sums), programs, C, dtype=torch.float32, device=dv.device)
     rows = iter(partial)
-    dweight, dbias, dv_bias = (next(rows) if wanted else None for wanted in sums)
+    dweight, dbias = (next(rows) if wanted else None for wanted in sums)
     dy, dz, weight = (None if t is None else t.contiguous() for t in (dy, dz, weight))
     mean, rstd = (None, None) if statistics is None else statistics
-    tensors = (dy, dz, y, mean, rstd, weight, seed, dx, dv, dweight, dbias, dv_bias)
+    tensors = (dy, dz, y, mean, rstd, weight, seed, dx, dv, dweight, dbias)
     with device_of(dv):
         _step_norm_bwd_kernel[(programs,)](*tensors, n, step / (1 - dropout), dropout, **tile)
-    reduced = partial.sum(1)
-    return torch.cat([reduced, dv.view(-1, C).sum(0, True, dtype=torch.float32)]) if apart else reduced
+    return partial.sum(1)
 
 
 # Custom operators. Their outputs are contiguous; `seed` is None without dropout.
 
 
 @torch.library.custom_op("macaron::euler_step", mutates_args=())
-def _euler_step(
-    x: Tensor, v: Tensor, v_bias: Tensor | None, seed: Tensor | None, step: float, dropout: float
-) -> Tensor:
-    return _forward(x, v, None, None, v_bias, seed, None, step, dropout, 0.0)[0]
+def _euler_step(x: Tensor, v: Tensor, seed: Tensor | None, step: float, dropout: float) -> Tensor:
+    return _forward(x, v, None, None, seed, None, step, dropout, 0.0)[0]
 
 
 @_euler_step.register_fake
-def _(x: Tensor, v: Tensor, v_bias: Tensor | None, seed: Tensor | None, step: float, dropout: float) -> Tensor:
+def _(x: Tensor, v: Tensor, seed: Tensor | None, step: float, dropout: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("macaron::euler_step_backward", mutates_args=())
-def _euler_step_backward(
-    dy: Tensor, seed: Tensor | None, step: float, dropout: float, v_dtype: torch.dtype, v_bias: bool
-) -> tuple[Tensor, Tensor]:
+def _euler_step_backward(dy: Tensor, seed: Tensor | None, step: float, dropout: float, v_dtype: torch.dtype) -> Tensor:
     dv = torch.empty(dy.shape, dtype=v_dtype, device=dy.device)
-    sums = _backward(dy, None, None, None, None, seed, None, dv, [False, False, v_bias], step, dropout)
-    return dv, sums
+    _backward(dy, None, None, None, None, seed, None, dv, [False, False], step, dropout)
+    return dv
 
 
 @_euler_step_backward.register_fake
-def _(
-    dy: Tensor, seed: Tensor | None, step: float, dropout: float, v_dtype: torch.dtype, v_bias: bool
-) -> tuple[Tensor, Tensor]:
-    sums = dy.new_empty(int(v_bias), dy.size(-1), dtype=torch.float32)
-    return dy.new_empty(dy.shape, dtype=v_dtype), sums
+def _(dy: Tensor, seed: Tensor | None, step: float, dropout: float, v_dtype: torch.dtype) -> Tensor:
+    return dy.new_empty(dy.shape, dtype=v_dtype)
 
 
 def _euler_step_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, v, v_bias, seed, ctx.step, ctx.dropout = inputs
-    ctx.v_dtype, ctx.v_bias_dtype = v.dtype, None if v_bias is None else v_bias.dtype
+    _, v, seed, ctx.step, ctx.dropout = inputs
+    ctx.v_dtype = v.dtype
     ctx.save_for_backward(seed)
 
 
 def _euler_step_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     (seed,) = ctx.saved_tensors
-    has_bias = ctx.v_bias_dtype is not None
-    dv, sums = _euler_step_backward(dy, seed, ctx.step, ctx.dropout, ctx.v_dtype, has_bias)
-    return dy, dv, sums[0].to(ctx.v_bias_dtype) if has_bias else None, None, None, None
+    return dy, _euler_step_backward(dy, seed, ctx.step, ctx.dropout, ctx.v_dtype), None, None, None
 
 
 _euler_step.register_autograd(_euler_step_gradient, setup_context=_euler_step_setup)
@@ -314,7 +280,6 @@ def _step_norm(
     v: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    v_bias: Tensor | None,
     seed: Tensor | None,
     step: float,
     dropout: float,
@@ -322,7 +287,7 @@ def _step_norm(
     z_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     z = torch.empty(x.shape, dtype=z_dtype, device=x.device)
-    y, statistics = _forward(x, v, weight, bias, v_bias, seed, z, step, dropout, eps)
+    y, statistics = _forward(x, v, weight, bias, seed, z, step, dropout, eps)
     return y, z, statistics
 
 
@@ -332,7 +297,6 @@ def _(
     v: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    v_bias: Tensor | None,
     seed: Tensor | None,
     step: float,
     dropout: float,
@@ -379,10 +343,10 @@ def _(
 
 
 def _step_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, v, weight, bias, v_bias, seed, ctx.step, ctx.dropout, _, _ = inputs
+    _, v, weight, bias, seed, ctx.step, ctx.dropout, _, _ = inputs
     y, _, statistics = output
     ctx.v_dtype = v.dtype
-    ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias, v_bias)]
+    ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
     ctx.set_materialize_grads(False)  # an output that was not used has no gradient to read
     ctx.mark_non_differentiable(statistics)
     ctx.save_for_backward(y, statistics, weight, seed)
@@ -390,10 +354,10 @@ def _step_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
 
 def _step_norm_gradient(ctx: Any, dy: Tensor | None, dz: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy is None and dz is None:
-        return (None,) * 10
+        return (None,) * 9
     y, statistics, weight, seed = ctx.saved_tensors
     # without dz nothing depends on weight and bias
-    wanted = [dtype is not None and (i == 2 or dz is not None) for i, dtype in enumerate(ctx.dtypes)]
+    wanted = [dtype is not None and dz is not None for dtype in ctx.dtypes]
     dx, dv, sums = _step_norm_backward(dy, dz, y, statistics, weight, seed, ctx.step, ctx.dropout, ctx.v_dtype, wanted)
     rows = iter(sums.unbind())
     small = [next(rows).to(dtype) if given else None for given, dtype in zip(wanted, ctx.dtypes, strict=True)]
@@ -420,13 +384,12 @@ def euler_step(
     x: Tensor,
     v: Tensor,
     step: float,
-    v_bias: Tensor | None = None,
     dropout: float = 0.0,
     backend: str | None = None,
 ) -> Tensor:
     """Move the particles by `step` along their velocity.
 
-        y = x + step · dropout(v + v_bias)
+        y = x + step · dropout(v)
 
     One explicit Euler sub-step (Lu et al. 2019, arXiv:1906.02762).
 
@@ -434,7 +397,6 @@ def euler_step(
         x: (..., C) positions.
         v: (..., C) velocity, as returned by a flow.
         step: share of Δt, dimensionless; ½ for each FFN of the Strang scheme.
-        v_bias: (C,) added to the velocity: the bias of the flow's last projection, where it was left out there.
         dropout: probability to zero an entry of the velocity; 0 outside training.
         backend: `auto`, `reference` or `triton`; None takes `MACARON_BACKEND`.
 
@@ -446,10 +408,10 @@ def euler_step(
         RuntimeError: a requested backend that cannot run.
     """
     if not torch.jit.is_scripting():
-        _check("euler_step", x, v, dropout, {"v_bias": v_bias})
-        if use_triton("euler_step", x, _euler_step, backend, MAX_WIDTH):
-            return _euler_step(x, v, v_bias, draw_seed(x) if dropout > 0.0 else None, step, dropout)
-    return euler_step_reference(x, v, v_bias, step, dropout)
+        _check("euler_step", x, v, dropout, {})
+        if use_triton("euler_step", x, backend, MAX_WIDTH):
+            return _euler_step(x, v, draw_seed(x) if dropout > 0.0 else None, step, dropout)
+    return euler_step_reference(x, v, step, dropout)
 
 
 def step_norm(
@@ -458,14 +420,13 @@ def step_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     step: float,
-    v_bias: Tensor | None = None,
     dropout: float = 0.0,
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Move the particles by `step` along `v`, then layer-normalise them.
 
-        y = x + step · dropout(v + v_bias)
+        y = x + step · dropout(v)
         z = weight · (y − mean(y)) / sqrt(var(y) + eps) + bias
 
     An explicit Euler sub-step (Lu et al. 2019, arXiv:1906.02762) together with the normalisation next to it.
@@ -476,7 +437,6 @@ def step_norm(
         v: (..., C) velocity, as returned by a flow.
         weight, bias: (C,) gain and offset of the normalisation, or None for a plain one.
         step: share of Δt, dimensionless; ½ for each FFN of the Strang scheme.
-        v_bias: (C,) added to the velocity: the bias of the flow's last projection, where it was left out there.
         dropout: probability to zero an entry of the velocity; 0 outside training.
         eps: added to the variance, in units of x².
         backend: `auto`, `reference` or `triton`; None takes `MACARON_BACKEND`.
@@ -490,12 +450,12 @@ def step_norm(
         RuntimeError: a requested backend that cannot run.
     """
     if not torch.jit.is_scripting():
-        _check("step_norm", x, v, dropout, {"weight": weight, "bias": bias, "v_bias": v_bias})
-        if use_triton("step_norm", x, _step_norm, backend, MAX_WIDTH):
+        _check("step_norm", x, v, dropout, {"weight": weight, "bias": bias})
+        if use_triton("step_norm", x, backend, MAX_WIDTH):
             seed = draw_seed(x) if dropout > 0.0 else None
             # as torch: layer_norm is on CUDA's autocast list of float32 functions, and not on the CPU's
             wide = x.is_cuda and torch.is_autocast_enabled("cuda")
             z_dtype = torch.float32 if wide else x.dtype
-            y, z, _ = _step_norm(x, v, weight, bias, v_bias, seed, step, dropout, eps, z_dtype)
+            y, z, _ = _step_norm(x, v, weight, bias, seed, step, dropout, eps, z_dtype)
             return y, z
-    return step_norm_reference(x, v, weight, bias, v_bias, step, dropout, eps)
+    return step_norm_reference(x, v, weight, bias, step, dropout, eps)

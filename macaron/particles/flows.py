@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
+from macaron.ops.act_dropout import act_dropout, check_activation
 from macaron.ops.attention import attention, packed_attention
-from macaron.ops.bias_act import bias_act, check_activation
 from macaron.particles.dropout import Dropout
 from macaron.particles.surroundings import Packed, Surroundings
 
@@ -35,7 +35,7 @@ class FeedForward(nn.Module):
     Args:
         dim: C.
         hidden_dim: inner width F.
-        activation: one of `macaron.ops.bias_act.ACTIVATIONS`.
+        activation: one of `macaron.ops.act_dropout.ACTIVATIONS`.
         dropout: probability after the activation.
     """
 
@@ -53,7 +53,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
         """(…, C) → (…, C), None."""
-        u = bias_act(self.fc1(x), activation=self.activation, dropout=self.dropout_module.rate())  # (…, F)
+        u = act_dropout(self.fc1(x), activation=self.activation, dropout=self.dropout_module.rate())  # (…, F)
         return self.fc2(u), None
 
 

@@ -63,24 +63,23 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     def step_norm(C: int, x_dtype: torch.dtype, dropout: float, affine: bool = True, v_dtype: Any = None) -> None:
         v_dtype = v_dtype or x_dtype
         x, v = torch.zeros(8, 3, C, dtype=x_dtype), torch.zeros(8, 3, C, dtype=v_dtype)
-        weight, bias, v_bias = torch.ones(3, C).unbind() if affine else (None,) * 3
+        weight, bias = torch.ones(2, C).unbind() if affine else (None,) * 2
         key = seed if dropout else None
-        y, z, statistics = ops.step_norm(x, v, weight, bias, v_bias, key, 0.5, dropout, 1e-5, x_dtype)
+        y, z, statistics = ops.step_norm(x, v, weight, bias, key, 0.5, dropout, 1e-5, x_dtype)
         dy = y if affine else None  # post-norm uses z alone
-        args = (dy, z, y, statistics, weight, key, 0.5, dropout, v_dtype, [affine] * 3)
-        ops.step_norm_backward(*args)
+        ops.step_norm_backward(dy, z, y, statistics, weight, key, 0.5, dropout, v_dtype, [affine] * 2)
 
-    def euler_step(C: int, dtype: torch.dtype, dropout: float, bias: bool) -> None:
+    def euler_step(C: int, dtype: torch.dtype, dropout: float) -> None:
         x = torch.zeros(8, 3, C, dtype=dtype)
         key = seed if dropout else None
-        ops.euler_step(x, x, x[0, 0] if bias else None, key, 0.5, dropout)
-        ops.euler_step_backward(x, key, 0.5, dropout, dtype, bias)
+        ops.euler_step(x, x, key, 0.5, dropout)
+        ops.euler_step_backward(x, key, 0.5, dropout, dtype)
 
-    def bias_act(width: int, dtype: torch.dtype, activation: str, dropout: float, bias: bool) -> None:
+    def act_dropout(width: int, dtype: torch.dtype, activation: str, dropout: float) -> None:
         u = torch.zeros(8, 3, width, dtype=dtype)
-        key, b = seed if dropout else None, u[0, 0] if bias else None
-        ops.bias_act(u, b, key, activation, dropout)
-        ops.bias_act_backward(u, u, b, key, activation, dropout)
+        key = seed if dropout else None
+        ops.act_dropout(u, key, activation, dropout)
+        ops.act_dropout_backward(u, u, key, activation, dropout)
 
     def cross_entropy(V: int, dtype: torch.dtype, grad: bool, row_grad: bool = False) -> None:
         x, weight, target = torch.zeros(4, 8, dtype=dtype), torch.zeros(V, 8, dtype=dtype), torch.zeros(4).long()
@@ -94,13 +93,13 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "C=8192 fp32 dropout", lambda: step_norm(8192, FP32, 0.1)
     yield "C=37 fp16 dropout", lambda: step_norm(37, FP16, 0.1)
     yield "C=512 fp32 plain, post-norm", lambda: step_norm(512, FP32, 0.0, affine=False)
-    yield "C=512 bf16 dropout", lambda: euler_step(512, BF16, 0.1, bias=False)
-    yield "C=1024 fp32 bias", lambda: euler_step(1024, FP32, 0.0, bias=True)
-    yield "F=2048 bf16 relu dropout", lambda: bias_act(2048, BF16, "relu", 0.1, bias=False)
-    yield "F=3072 bf16 gelu dropout bias", lambda: bias_act(3072, BF16, "gelu", 0.1, bias=True)
-    yield "F=1024 fp32 gelu_tanh", lambda: bias_act(1024, FP32, "gelu_tanh", 0.0, bias=False)
-    yield "F=1024 fp16 silu", lambda: bias_act(1024, FP16, "silu", 0.0, bias=False)
-    yield "F=37 fp32 tanh dropout bias", lambda: bias_act(37, FP32, "tanh", 0.1, bias=True)
+    yield "C=512 bf16 dropout", lambda: euler_step(512, BF16, 0.1)
+    yield "C=1024 fp32", lambda: euler_step(1024, FP32, 0.0)
+    yield "F=2048 bf16 relu dropout", lambda: act_dropout(2048, BF16, "relu", 0.1)
+    yield "F=3072 bf16 gelu dropout", lambda: act_dropout(3072, BF16, "gelu", 0.1)
+    yield "F=1024 fp32 gelu_tanh", lambda: act_dropout(1024, FP32, "gelu_tanh", 0.0)
+    yield "F=1024 fp16 silu", lambda: act_dropout(1024, FP16, "silu", 0.0)
+    yield "F=37 fp32 tanh dropout", lambda: act_dropout(37, FP32, "tanh", 0.1)
     yield "V=32768 bf16 grad", lambda: cross_entropy(32768, BF16, grad=True)
     yield "V=10153 fp32 rows", lambda: cross_entropy(10153, FP32, grad=True, row_grad=True)
     yield "V=32768 bf16", lambda: cross_entropy(32768, BF16, grad=False)
@@ -108,7 +107,7 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def launches() -> list[Launch]:
     taken: list[tuple[Any, dict[str, Any]]] = []
-    for name in ("step_norm", "bias_act", "linear_cross_entropy"):
+    for name in ("step_norm", "act_dropout", "linear_cross_entropy"):
         module = importlib.import_module(f"macaron.ops.{name}")
         kernels = [key for key, value in vars(module).items() if isinstance(value, Kernel)]
         for kernel in kernels:

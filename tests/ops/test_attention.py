@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from macaron.ops import attention, packed_attention
+from macaron.ops._cpu import written_out_is_faster
 
 module = importlib.import_module("macaron.ops.attention")  # the function has its name in the package
 
@@ -233,19 +234,19 @@ def test_training_in_half_precision(dtype, masks, judge):
     def ours(q, k, v):
         return attention(q, k, v, **masks)[0]
 
-    assert module._better_written_out(*(t.requires_grad_() for t in inputs[:2]), 0.0)
+    assert written_out_is_faster(*(t.requires_grad_() for t in inputs[:2]), 0.0)
     judge(("out", "dq", "dk", "dv"), run(torchs, torch.float64), run(torchs, dtype), run(ours, dtype))
 
 
 def test_what_is_written_out_on_a_cpu():
     q = torch.empty(1, 1, 4, 8, requires_grad=True)
     half, long = q.bfloat16(), torch.empty(1, 1, 513, 8)
-    assert module._better_written_out(q, q, 0.1)
-    assert module._better_written_out(half, long[:, :, :512], 0.0)
+    assert written_out_is_faster(q, q, 0.1)
+    assert written_out_is_faster(half, long[:, :, :512], 0.0)
     for case in ((q, q, 0.0), (half, long, 0.0), (half.detach(), half, 0.0), (half.to("meta"), half, 0.0)):
-        assert not module._better_written_out(*case)
+        assert not written_out_is_faster(*case)
     with torch.no_grad():
-        assert not module._better_written_out(half, half, 0.0)
+        assert not written_out_is_faster(half, half, 0.0)
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
@@ -297,28 +298,23 @@ def offsets_of(lengths):
     return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
-def packed(lengths, k_lengths=None, H=2, D=4, dtype=torch.float32):
+def packed(lengths, H=2, D=4, dtype=torch.float32):
     """q, k, v, and the arguments that describe the sentences; strides as after one product for all three."""
     q, k, v = torch.randn(sum(lengths), 3, H, D, dtype=dtype).unbind(1)
-    where = {"offsets": offsets_of(lengths), "max_length": max(lengths, default=0)}
-    if k_lengths is not None:
-        k, v = torch.randn(sum(k_lengths), 2, H, D, dtype=dtype).unbind(1)
-        where |= {"k_offsets": offsets_of(k_lengths), "k_max_length": max(k_lengths, default=0)}
-    return q, k, v, where
+    return q, k, v, {"offsets": offsets_of(lengths), "max_length": max(lengths, default=0)}
 
 
-def padded(q, k, v, offsets, max_length, dropout=0.0, is_causal=False, k_offsets=None, k_max_length=None):
+def padded(q, k, v, offsets, max_length, dropout=0.0, is_causal=False):
     """What an accelerator without kernels does, here on the CPU."""
-    keys = (offsets, max_length) if k_offsets is None else (k_offsets, k_max_length)
-    return module._padded(q, k, v, offsets, keys[0], max_length, keys[1], dropout, is_causal)
+    return module._padded(q, k, v, offsets, max_length, dropout, is_causal)
 
 
-def each(q, k, v, offsets, max_length, is_causal=False, k_offsets=None, k_max_length=None):
+def each(q, k, v, offsets, max_length, is_causal=False):
     """Sentence by sentence in float64, by the definition."""
-    ends = offsets.tolist(), (offsets if k_offsets is None else k_offsets).tolist()
+    ends = offsets.tolist()
     outs = [q[:0].double()]
-    for a, b, c, d in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
-        sentence = (t.transpose(0, 1)[None] for t in (q[a:b], k[c:d], v[c:d]))
+    for a, b in itertools.pairwise(ends):
+        sentence = (t[a:b].transpose(0, 1)[None] for t in (q, k, v))
         outs.append(explicit(*sentence, is_causal=is_causal)[0][0].transpose(0, 1))
     return torch.cat(outs)
 
@@ -329,16 +325,16 @@ IMPLEMENTATIONS = pytest.mark.parametrize("op", [packed_attention, padded])
 @IMPLEMENTATIONS
 @settings(max_examples=25)
 @given(
-    pairs=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=5),
-    cross=st.booleans(), causal=st.booleans(), spare=st.integers(0, 2), seed=st.integers(0, 2**31),
+    lengths=st.lists(st.integers(0, 6), max_size=5),
+    causal=st.booleans(), spare=st.integers(0, 2), seed=st.integers(0, 2**31),
 )  # fmt: skip
-@example(pairs=[], cross=False, causal=False, spare=0, seed=0)
-@example(pairs=[(0, 0), (0, 0)], cross=True, causal=True, spare=0, seed=0)
-@example(pairs=[(3, 0), (0, 2), (1, 1)], cross=True, causal=False, spare=0, seed=0)
-@example(pairs=[(3, 3), (3, 3), (3, 3)], cross=False, causal=True, spare=1, seed=0)
-def test_packed_is_attention_within_each_sentence(op, pairs, cross, causal, spare, seed):
+@example(lengths=[], causal=False, spare=0, seed=0)
+@example(lengths=[0, 0], causal=True, spare=0, seed=0)
+@example(lengths=[3, 0, 1], causal=False, spare=0, seed=0)
+@example(lengths=[3, 3, 3], causal=True, spare=1, seed=0)
+def test_packed_is_attention_within_each_sentence(op, lengths, causal, spare, seed):
     torch.manual_seed(seed)
-    q, k, v, where = packed([t for t, _ in pairs], [s for _, s in pairs] if cross else None)
+    q, k, v, where = packed(lengths)
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
     doubles = [t.detach().double().requires_grad_() for t in (q, k, v)]
     expected = each(*(t.detach() for t in leaves), **where, is_causal=causal)
@@ -353,10 +349,9 @@ def test_packed_is_attention_within_each_sentence(op, pairs, cross, causal, spar
 
 
 @IMPLEMENTATIONS
-@pytest.mark.parametrize("k_lengths", [None, [2, 0, 3, 1]], ids=["self", "cross"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_packed_gradients(op, k_lengths, causal):
-    q, k, v, where = packed([2, 1, 0, 2], k_lengths, H=1, D=2, dtype=torch.float64)
+def test_packed_gradients(op, causal):
+    q, k, v, where = packed([2, 1, 0, 2], H=1, D=2, dtype=torch.float64)
     inputs = [t.contiguous().requires_grad_() for t in (q, k, v)]
     assert torch.autograd.gradcheck(lambda *qkv: op(*qkv, **where, is_causal=causal), inputs)
 
@@ -449,11 +444,10 @@ def test_packed_is_silent_on_a_cpu(caplog):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("k_lengths", [None, [2, 9, 3, 1]], ids=["self", "cross"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_packed_on_a_gpu(dtype, causal, k_lengths):
-    q, k, v, where = packed([40, 1, 0, 17], k_lengths, H=2, D=32, dtype=dtype)
+def test_packed_on_a_gpu(dtype, causal):
+    q, k, v, where = packed([40, 1, 0, 17], H=2, D=32, dtype=dtype)
     expected = each(q, k, v, **where, is_causal=causal)
     on_gpu = {name: t.cuda() if torch.is_tensor(t) else t for name, t in where.items()}
     inputs = [t.cuda().requires_grad_() for t in (q, k, v)]
@@ -472,7 +466,7 @@ def test_packed_errors_say_what_is_wrong():
     for bad, message in [
         ((q[0], k, v), r"do not fit; expected \(N, H, D\)"),
         ((q, k, v[1:]), r"do not fit"),
-        ((q, k[1:], v[1:]), r"5 queries and 4 keys differ; give k_offsets and k_max_length"),
+        ((q, k[1:], v[1:]), r"q \(5, 2, 4\), k \(4, 2, 4\), v \(4, 2, 4\) do not fit"),
     ]:
         with pytest.raises(ValueError, match=message):
             packed_attention(*bad, **options)
@@ -481,9 +475,9 @@ def test_packed_errors_say_what_is_wrong():
         ({"offsets": off[:0]}, r"offsets is torch.int32 \(0,\)"),
         ({"offsets": off[:2]}, r"offsets=\[0, 3\] do not describe 5 tokens"),
         ({"offsets": torch.tensor([0, 6, 5]).int()}, r"offsets=\[0, 6, 5\] do not describe 5 tokens"),
-        ({"max_length": 2}, r"a sentence of offsets has 3 tokens, max_length=2"),
-        ({"k_offsets": off}, r"go together"),
-        ({"k_offsets": off[:2], "k_max_length": 3}, r"the same B for queries and keys"),
+        ({"offsets": torch.tensor([1, 3, 5]).int()}, r"offsets=\[1, 3, 5\] do not describe 5 tokens"),
+        ({"offsets": off.to("meta")}, r"on meta; expected torch.int32 \(B \+ 1,\) on cpu"),
+        ({"max_length": 2}, r"a sentence has 3 tokens, max_length=2"),
         ({"dropout": 1.0}, r"dropout=1.0 is not a probability"),
     ]:
         with pytest.raises(ValueError, match=message):

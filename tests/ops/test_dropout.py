@@ -12,8 +12,8 @@ import torch.utils.checkpoint
 from macaron.ops._dropout import _dropout_mask, dropout_reference
 from macaron.ops._triton import OPTIONS
 
+act_dropout_file = importlib.import_module("macaron.ops.act_dropout")
 step_norm_file = importlib.import_module("macaron.ops.step_norm")
-bias_act_file = importlib.import_module("macaron.ops.bias_act")
 
 
 def philox(key: int, counter: np.ndarray, rounds: int) -> np.ndarray:
@@ -48,8 +48,8 @@ def test_philox_gives_the_published_numbers():
 def test_mask_is_philox_of_seed_row_and_column(shape, seed, device):
     one, key = torch.ones(shape, device=device), torch.tensor(seed, device=device)
     mask = expected_mask(seed, *shape, 0.3).to(device)
-    torch.testing.assert_close(bias_act_file._bias_act(one, None, key, "linear", 0.3), mask / 0.7)
-    torch.testing.assert_close(step_norm_file._euler_step(0 * one, one, None, key, 1.0, 0.3), mask / 0.7)
+    torch.testing.assert_close(act_dropout_file._act_dropout(one, key, "linear", 0.3), mask / 0.7)
+    torch.testing.assert_close(step_norm_file._euler_step(0 * one, one, key, 1.0, 0.3), mask / 0.7)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
@@ -59,15 +59,15 @@ def test_block_sizes_do_not_enter(rows, block, device, monkeypatch):
 
     def results():
         v, u = (x.clone().requires_grad_() for _ in range(2))
-        y, z, _ = step_norm_file._step_norm(x, v, w, w, w, key, 0.5, 0.4, 1e-5, x.dtype)
-        out = bias_act_file._bias_act(u, w, key, "gelu", 0.4)
+        y, z, _ = step_norm_file._step_norm(x, v, w, w, key, 0.5, 0.4, 1e-5, x.dtype)
+        out = act_dropout_file._act_dropout(u, key, "gelu", 0.4)
         return y, out, *torch.autograd.grad((y * z).sum(), v), *torch.autograd.grad(out.sum(), u)
 
     expected = results()
     tile = {"ROWS": rows, "num_warps": 4, **OPTIONS}
     monkeypatch.setattr(step_norm_file, "_tile", lambda width, min_warps: {"C": width, "BLOCK": block, **tile})
     # so few columns at a time that a row needs several programs
-    monkeypatch.setattr(bias_act_file, "_tile", lambda width: {"F": width, "BLOCK": block // 4, **tile})
+    monkeypatch.setattr(act_dropout_file, "_tile", lambda width: {"F": width, "BLOCK": block // 4, **tile})
     for e, got in zip(expected, results(), strict=True):
         assert torch.equal(e == 0, got == 0)
         torch.testing.assert_close(got, e)
@@ -78,7 +78,7 @@ def test_rate_is_kept_in_rows_columns_and_neighbours(dropout, device):
     """Within five standard deviations of a fair draw: all entries, each column, each row, equal neighbours."""
     n, m = 200, 320
     ones = torch.ones(n, m, device=device)
-    kept = (bias_act_file._bias_act(ones, None, torch.tensor(3, device=device), "linear", dropout) != 0).float()
+    kept = (act_dropout_file._act_dropout(ones, torch.tensor(3, device=device), "linear", dropout) != 0).float()
 
     def near(mean, p, count):
         return bool(((mean - p).abs() < 5 * (p * (1 - p) / count) ** 0.5 + 1e-5).all())

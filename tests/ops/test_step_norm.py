@@ -1,4 +1,4 @@
-"""y = x + step · dropout(v + v_bias) and its layer normalisation: reference, kernels, operators."""
+"""y = x + step · dropout(v) and its layer normalisation: reference, kernels, operators."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ from macaron.ops.step_norm import (
 )
 
 OUTPUTS = ("y", "z")
-INPUTS = ("x", "v", "weight", "bias", "v_bias")
+INPUTS = ("x", "v", "weight", "bias")
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 # The interpreter takes milliseconds a row, so few rows; widths on both sides of powers of two and of 16 bytes.
 SHAPES = [(2, 3, 64), (1, 5, 37), (3, 1, 1000), (7, 16), (2, 1, 2, 24), (5,)]
 
 
-def fused(x, v, weight, bias, v_bias, step=0.5, eps=1e-5):
-    return step_norm(x, v, weight, bias, step, v_bias, eps=eps, backend="triton")
+def fused(x, v, weight, bias, step=0.5, eps=1e-5):
+    return step_norm(x, v, weight, bias, step, eps=eps, backend="triton")
 
 
-def eager(x, v, weight, bias, v_bias, step=0.5, eps=1e-5):
-    return step_norm_reference(x, v, weight, bias, v_bias, step, 0.0, eps)
+def eager(x, v, weight, bias, step=0.5, eps=1e-5):
+    return step_norm_reference(x, v, weight, bias, step, 0.0, eps)
 
 
-def make(shape, dtype, device, affine=True, v_bias=True):
+def make(shape, dtype, device, affine=True):
     """Inputs in the order of INPUTS, and gradients of the outputs."""
     x, v, dy, dz = (torch.randn(shape, device=device, dtype=dtype) for _ in range(4))
-    small = [torch.randn(shape[-1], device=device, dtype=dtype) for _ in range(3)]
-    given = [small[0] if affine else None, small[1] if affine else None, small[2] if v_bias else None]
-    return [x, v, *given], (dy, dz)
+    parameters = [torch.randn(shape[-1], device=device, dtype=dtype) if affine else None for _ in range(2)]
+    return [x, v, *parameters], (dy, dz)
 
 
 def run(op, inputs, grads, dtype=None, **kwargs):
@@ -73,18 +72,17 @@ def test_kernel_error_is_at_most_twice_that_of_eager(shape, dtype, device, judge
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
-@pytest.mark.parametrize("v_bias", [True, False], ids=["v_bias", "no v_bias"])
 @pytest.mark.parametrize("used", ["yz", "y", "z"])
-def test_every_option_of_the_kernel(affine, v_bias, used, device, judge):
+def test_every_option_of_the_kernel(affine, used, device, judge):
     """Pre-norm uses y and z, post-norm z alone, the end of a layer y alone."""
-    inputs, (dy, dz) = make((3, 2, 40), torch.float32, device, affine, v_bias)
+    inputs, (dy, dz) = make((3, 2, 40), torch.float32, device, affine)
     compare(judge, inputs, (dy if "y" in used else None, dz if "z" in used else None), step=0.25, eps=1e-3)
 
 
 @pytest.mark.usefixtures("poisoned")
 def test_gain_without_offset(device, judge):
-    (x, v, weight, _, _), grads = make((3, 20), torch.float32, device)
-    compare(judge, (x, v, weight, None, None), grads)
+    (x, v, weight, _), grads = make((3, 20), torch.float32, device)
+    compare(judge, (x, v, weight, None), grads)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -110,10 +108,10 @@ def test_any_strides(view, device, judge):
     """fairseq hands a (T, B, C) over that is a transposed (B, T, C); so may the gradients be."""
     (x, v, *_), _ = make((4, 6, 24), torch.float32, device)
     x, v = view(x), view(v.clone())
-    weight, bias, v_bias = (torch.randn(x.size(-1), device=device) for _ in range(3))
+    weight, bias = (torch.randn(x.size(-1), device=device) for _ in range(2))
     dy, dz = (view(torch.randn(4, 6, 24, device=device)) for _ in range(2))
-    compare(judge, (x, v, weight, bias, v_bias), (dy, dz))
-    compare(judge, (x, v.contiguous(), weight, bias, v_bias), (dy, dz))
+    compare(judge, (x, v, weight, bias), (dy, dz))
+    compare(judge, (x, v.contiguous(), weight, bias), (dy, dz))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -121,7 +119,7 @@ def test_any_strides(view, device, judge):
 def test_empty_batch(shape, device, judge):
     inputs, grads = make(shape, torch.float32, device)
     names, got = run(fused, inputs, grads)
-    assert [t.shape for t in got] == [torch.Size(shape)] * 4 + [torch.Size([8])] * 3
+    assert [t.shape for t in got] == [torch.Size(shape)] * 4 + [torch.Size([8])] * 2
     assert all(not t.any() for t in got), names
 
 
@@ -133,13 +131,12 @@ def test_empty_batch(shape, device, judge):
     ),
     dtype=st.sampled_from([torch.float32, torch.float16]),
     affine=st.booleans(),
-    v_bias=st.booleans(),
     step=st.sampled_from([1.0, 0.5, 0.25]),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape(shape, dtype, affine, v_bias, step, seed, device, judge):
+def test_any_shape(shape, dtype, affine, step, seed, device, judge):
     torch.manual_seed(seed)
-    compare(judge, *make(shape, dtype, device, affine, v_bias), step=step, eps=1e-3)
+    compare(judge, *make(shape, dtype, device, affine), step=step, eps=1e-3)
 
 
 @pytest.mark.parametrize("dtypes", [("float32", "float16"), ("float16", "float32")], ids=str)
@@ -150,7 +147,7 @@ def test_mixed_dtypes(dtypes, device, judge):
     inputs[0], inputs[1] = inputs[0].to(x_dtype), inputs[1].to(v_dtype)
     _, truth = run(eager, inputs, grads, torch.float64)
     names, got = run(fused, inputs, grads)
-    assert [t.dtype for t in got] == [x_dtype] * 3 + [v_dtype] + [torch.float32] * 3
+    assert [t.dtype for t in got] == [x_dtype] * 3 + [v_dtype] + [torch.float32] * 2
     # half precision's own rounding, of what a float64 run of the same inputs gives
     for name, t, g in zip(names, truth, got, strict=True):
         torch.testing.assert_close(g.double(), t, rtol=4e-3, atol=8e-3, msg=name)
@@ -170,32 +167,29 @@ def test_autocast_gives_the_dtypes_of_the_reference(device_type, half):
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("v_bias", [True, False], ids=["v_bias", "no v_bias"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_euler_step(shape, v_bias, device, judge):
-    (x, v, _, _, b), (dy, _) = make(shape, torch.float32, device, v_bias=v_bias)
+def test_euler_step(shape, device, judge):
+    (x, v, _, _), (dy, _) = make(shape, torch.float32, device)
 
     def run_step(op, dtype=torch.float32):
-        leaves = [None if t is None else t.to(dtype).detach().requires_grad_() for t in (x, v, b)]
+        leaves = [t.to(dtype).detach().requires_grad_() for t in (x, v)]
         y = op(*leaves)
         y.backward(dy.to(dtype))
-        return [y.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
+        return [y.detach(), *(leaf.grad for leaf in leaves)]
 
-    def reference(x, v, b):
-        return euler_step_reference(x, v, b, 0.5, 0.0)
+    def reference(x, v):
+        return euler_step_reference(x, v, 0.5, 0.0)
 
-    got = run_step(lambda x, v, b: euler_step(x, v, 0.5, b, backend="triton"))
-    judge(("y", "dx", "dv", "dv_bias")[: len(got)], run_step(reference, torch.float64), run_step(reference), got)
+    got = run_step(lambda x, v: euler_step(x, v, 0.5, backend="triton"))
+    judge(("y", "dx", "dv"), run_step(reference, torch.float64), run_step(reference), got)
 
 
 def test_dropout_scales_what_it_keeps_and_its_gradient(device):
     x, v = torch.zeros(40, 64, device=device), torch.ones(40, 64, device=device, requires_grad=True)
-    v_bias = torch.ones(64, device=device, requires_grad=True)
-    y, _ = step_norm(x, v, None, None, 0.5, v_bias, dropout=0.2, backend="triton")
-    torch.testing.assert_close(y, 0.5 * 2 / 0.8 * (y != 0))
+    y, _ = step_norm(x, v, None, None, 0.5, dropout=0.2, backend="triton")
+    torch.testing.assert_close(y, 0.5 / 0.8 * (y != 0))
     y.sum().backward()
     torch.testing.assert_close(v.grad, 0.5 / 0.8 * (y != 0))
-    torch.testing.assert_close(v_bias.grad, v.grad.sum(0))
     assert 0.15 < (y == 0).float().mean() < 0.25
 
 
@@ -205,13 +199,13 @@ def test_gradient_through_dropout_and_norm(device, judge):
     torch.manual_seed(1)
     mask = euler_step(torch.zeros_like(inputs[0]), torch.ones_like(inputs[0]), 1.0, dropout=0.3, backend="triton")
 
-    def masked(x, v, weight, bias, v_bias):
-        y = x + 0.5 * mask.to(v.dtype) * (v + v_bias)
+    def masked(x, v, weight, bias):
+        y = x + 0.5 * mask.to(v.dtype) * v
         return y, F.layer_norm(y, y.shape[-1:], weight, bias)
 
-    def dropped(x, v, weight, bias, v_bias):
+    def dropped(x, v, weight, bias):
         torch.manual_seed(1)
-        return step_norm(x, v, weight, bias, 0.5, v_bias, dropout=0.3, backend="triton")
+        return step_norm(x, v, weight, bias, 0.5, dropout=0.3, backend="triton")
 
     names, truth = run(masked, inputs, grads, torch.float64)
     judge(names, truth, run(masked, inputs, grads)[1], run(dropped, inputs, grads)[1])
@@ -258,9 +252,9 @@ def test_activation_checkpointing_replays_the_mask(reentrant, device):
 
 
 def test_reference_gradients_in_float64():
-    x, v, weight, bias, v_bias = (t.double().requires_grad_() for t in make((3, 2, 7), torch.float32, "cpu")[0])
-    assert torch.autograd.gradcheck(lambda *t: step_norm_reference(*t, 0.5, 0.0, 1e-5), (x, v, weight, bias, v_bias))
-    assert torch.autograd.gradcheck(lambda *t: euler_step_reference(*t, 0.5, 0.0), (x, v, v_bias))
+    x, v, weight, bias = (t.double().requires_grad_() for t in make((3, 2, 7), torch.float32, "cpu")[0])
+    assert torch.autograd.gradcheck(lambda *t: step_norm_reference(*t, 0.5, 0.0, 1e-5), (x, v, weight, bias))
+    assert torch.autograd.gradcheck(lambda *t: euler_step_reference(*t, 0.5, 0.0), (x, v))
 
 
 def test_reference_is_torch_layer_norm():
@@ -276,19 +270,19 @@ def test_reference_is_torch_layer_norm():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_opcheck(dropout, device):
-    (x, v, weight, bias, v_bias), (dy, dz) = make((3, 2, 24), torch.float32, device)
-    for t in (x, v, weight, bias, v_bias):
+    (x, v, weight, bias), (dy, dz) = make((3, 2, 24), torch.float32, device)
+    for t in (x, v, weight, bias):
         t.requires_grad_()
     seed = torch.tensor(7, device=device) if dropout else None
     f32 = torch.float32
-    torch.library.opcheck(_step_norm, (x, v, weight, bias, v_bias, seed, 0.5, dropout, 1e-5, f32))
-    torch.library.opcheck(_step_norm, (x, v, None, None, None, seed, 0.5, dropout, 1e-5, f32))
-    torch.library.opcheck(_euler_step, (x, v, v_bias, seed, 0.5, dropout))
+    torch.library.opcheck(_step_norm, (x, v, weight, bias, seed, 0.5, dropout, 1e-5, f32))
+    torch.library.opcheck(_step_norm, (x, v, None, None, seed, 0.5, dropout, 1e-5, f32))
+    torch.library.opcheck(_euler_step, (x, v, seed, 0.5, dropout))
     with torch.no_grad():
-        y, _, statistics = _step_norm(x, v, weight, bias, v_bias, seed, 0.5, dropout, 1e-5, f32)
-        args = (y, statistics, weight.detach(), seed, 0.5, dropout, f32, [True, True, True])
+        y, _, statistics = _step_norm(x, v, weight, bias, seed, 0.5, dropout, 1e-5, f32)
+        args = (y, statistics, weight.detach(), seed, 0.5, dropout, f32, [True, True])
     torch.library.opcheck(_step_norm_backward, (dy, dz, *args))
-    torch.library.opcheck(_euler_step_backward, (dy, seed, 0.5, dropout, f32, True))
+    torch.library.opcheck(_euler_step_backward, (dy, seed, 0.5, dropout, f32))
 
 
 def test_compiled_and_scripted(device):
@@ -328,8 +322,6 @@ def test_errors_say_what_is_wrong(op, backend):
     x = torch.zeros(2, 4)
     with pytest.raises(ValueError, match=rf"{op}: x has shape \(2, 4\) but v has \(2, 3\); a flow returns"):
         call(x, x[:, :3])
-    with pytest.raises(ValueError, match=rf"{op}: v_bias has shape \(3,\); expected \(4,\), the width of x"):
-        call(x, x, v_bias=torch.zeros(3))
     for dropout in (1.0, -0.1):
         with pytest.raises(ValueError, match=rf"{op}: dropout={dropout} is not a probability in \[0, 1\)"):
             call(x, x, dropout=dropout)

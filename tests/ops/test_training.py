@@ -70,6 +70,6 @@ def test_layer_compiles_whole_around_its_kernels(device, monkeypatch):
     torch.testing.assert_close(got, expected)
     gradients = (torch.autograd.grad(out.square().sum(), [x, *layer.parameters()]) for out in (got, expected))
     torch.testing.assert_close(*gradients)
-    for name in ("step_norm", "euler_step", "bias_act"):
+    for name in ("step_norm", "euler_step", "act_dropout"):
         assert any(f"macaron.{name}.default" in code for code in graphs)
         assert any(f"macaron.{name}_backward.default" in code for code in graphs)
