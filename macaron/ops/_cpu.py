@@ -1,6 +1,6 @@
 """What is tuned for a CPU: where torch's own attention is slower there than its parts.
 
-Measured by `python -m recipes.bench ops --ops attention_128 attention_512 attention_1024 --precision bf16`.
+Measured by `python -m recipes.bench ops --precision bf16`, in the rows `attention_128` to `attention_1024`.
 """
 
 import torch
