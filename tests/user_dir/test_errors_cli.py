@@ -41,7 +41,7 @@ def test_unknown_splitting(train, tiny_data_bin, batches, toy_task):
     with pytest.raises(ValueError, match=r"splitting='godunov' is unknown; choose one of strang, lie"):
         MacaronModel.build_model(Namespace(splitting="godunov"), toy_task())
     output = train(tiny_data_bin, *batches, "--splitting", "godunov", expect=2).output
-    assert re.search(r"argument --splitting: invalid choice: '?godunov'? \(choose from '?strang'?, '?lie", output)
+    assert "argument --splitting: splitting='godunov' is unknown; choose one of strang, lie, or write its" in output
 
 
 def test_widths_that_do_not_divide(train, tiny_data_bin, batches):
