@@ -11,7 +11,7 @@ from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from macaron.dynamics.scheme import Scheme
-from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
+from macaron.dynamics.splitting import CROSS_ATTENTION, SELF_ATTENTION
 from macaron.particles.dropout import Dropout
 from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention
 from macaron.particles.layer import TextLayer
@@ -59,7 +59,7 @@ class MemorySelfAttention(SelfAttention):
         """(T, B, C) → (T, B, C), None; the cache, once filled, holds the memory's keys and values first."""
         cache = surroundings.caches.own
         memory = surroundings.memory.particles
-        if memory is None or (cache is not None and "k" in cache):
+        if memory is None or (cache is not None and "k" + self.cache_suffix in cache):
             return self.attend(x, surroundings)
         n, batch = memory.size(0), memory.size(1)
         queries = x.size(0)

@@ -20,8 +20,8 @@ class Step:
     """What a rule sees of one step in depth.
 
     Fields:
-        n: its number, 0 … depth − 1.
-        depth: how many layers there are.
+        n: the number of its layer, 0 … depth − 1; those left out by layerdrop are missing.
+        depth: how many layers there are, those left out included.
         previous: x_{n−1}, the state one step earlier; None at the first step.
         x: x_n.
         layer: x ↦ x + Δ_n(x), with everything else that the host passes bound. It may be called any number of times.
@@ -99,18 +99,18 @@ class Depth(nn.ModuleList):
         return len(self._own())
 
     def __iter__(self) -> Iterator[Any]:
-        layers = self._own()
+        layers = list(enumerate(self._own()))
         if self.training and self.layerdrop > 0.0:
             kept = torch.empty(len(layers)).uniform_() > self.layerdrop
             layers = [layer for layer, keep in zip(layers, kept.tolist(), strict=True) if keep]
         if self.rule is euler:
-            return iter(layers)
+            return iter([layer for _, layer in layers])
         return self._ruled(layers)
 
-    def _ruled(self, layers: list[nn.Module]) -> Iterator[Callable[..., Any]]:
+    def _ruled(self, layers: list[tuple[int, nn.Module]]) -> Iterator[Callable[..., Any]]:
         previous: list[Tensor] = []  # x_{n−1}, once there is one
-        for n, layer in enumerate(layers):
-            yield _RuledLayer(self, n, len(layers), layer, previous)
+        for n, layer in layers:
+            yield _RuledLayer(self, n, len(self), layer, previous)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

@@ -71,6 +71,7 @@ class _MultiHead(nn.Module):
         self.head_dim = dim // num_heads
         self.batch_first = batch_first
         self.dropout_module = Dropout(dropout)
+        self.cache_suffix = ""  # of its keys in a cache, where a layer has several of the kind
 
     def split(self, packed: Tensor, n: int) -> list[Tensor]:
         """(T, B, n·C) or (B, T, n·C) → n times (B, H, T, D), views; in the backward one copy joins their gradients."""
@@ -117,7 +118,7 @@ class SelfAttention(_MultiHead):
         padding_mask = surroundings.mask.padding
         cache = surroundings.caches.own
         if cache is not None:
-            k, v, padding_mask = _extend(cache, k, v, padding_mask)
+            k, v, padding_mask = _extend(cache, self.cache_suffix, k, v, padding_mask)
         out, weights = attention(
             q,
             k,
@@ -145,11 +146,11 @@ class SelfAttention(_MultiHead):
 
 
 def _extend(
-    cache: dict[str, Tensor | None], k: Tensor, v: Tensor, padding_mask: Tensor | None
+    cache: dict[str, Tensor | None], suffix: str, k: Tensor, v: Tensor, padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Append keys, values and padding of the newest particles to the cache, and return them all."""
-    if "k" in cache:
-        old_k, old_v, old_padding = cache["k"], cache["v"], cache["padding"]
+    if "k" + suffix in cache:
+        old_k, old_v, old_padding = cache["k" + suffix], cache["v" + suffix], cache["padding" + suffix]
         assert old_k is not None and old_v is not None
         if padding_mask is not None or old_padding is not None:
             if old_padding is None:
@@ -159,7 +160,7 @@ def _extend(
             padding_mask = torch.cat([old_padding, padding_mask], dim=1)
         k = torch.cat([old_k, k], dim=2)
         v = torch.cat([old_v, v], dim=2)
-    cache["k"], cache["v"], cache["padding"] = k, v, padding_mask
+    cache["k" + suffix], cache["v" + suffix], cache["padding" + suffix] = k, v, padding_mask
     return k, v, padding_mask
 
 
@@ -201,15 +202,16 @@ class CrossAttention(_MultiHead):
         assert surroundings.packed is None, "cross-attention takes padded batches; packed particles have no memory"
         q = self.split(self.q_proj(x), 1)[0]
         cache = surroundings.caches.memory
-        if cache is not None and "k" in cache:
-            k, v = cache["k"], cache["v"]
+        suffix = self.cache_suffix
+        if cache is not None and "k" + suffix in cache:
+            k, v = cache["k" + suffix], cache["v" + suffix]
             assert k is not None and v is not None
         else:
             memory = surroundings.memory.particles
             assert memory is not None, "cross-attention needs a memory: the encoder's output"
             k, v = self.split(self.kv_proj(memory), 2)  # (B, H, S, D)
             if cache is not None:
-                cache["k"], cache["v"] = k, v
+                cache["k" + suffix], cache["v" + suffix] = k, v
         out, weights = attention(
             q,
             k,

@@ -75,6 +75,9 @@ class ParticleLayer(nn.Module, Generic[Context]):
         self.steps = [s.share * chosen.dt for s in splitting.substeps]
         self.normalize_before = normalize_before
         self.flows = nn.ModuleList(flows)
+        for i, flow in enumerate(flows):
+            if (before := given[:i].count(given[i])) and hasattr(flow, "cache_suffix"):
+                flow.cache_suffix = str(before)  # type: ignore[assignment]
         self.norms = nn.ModuleList(StepNorm(dim, eps=eps, elementwise_affine=affine) for _ in flows)
         self.dropout_module = Dropout(dropout)
 

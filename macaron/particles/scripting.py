@@ -18,7 +18,7 @@ from typing import Any
 
 
 def scriptable(method: Callable[..., Any], **types: Any) -> Any:
-    """The same function, in which the given names of type parameters mean these types."""
+    """The same function, in which the given names of type parameters mean these types; other names as they are now."""
     made = FunctionType(
         method.__code__, {**method.__globals__, **types}, method.__name__, method.__defaults__, method.__closure__
     )

@@ -37,7 +37,8 @@ class Memory(NamedTuple):
 class Caches(NamedTuple):
     """Keys and values of earlier steps, of step-wise decoding, where x holds the newest particles only.
 
-    Each is filled and read by its flow: "k", "v" (B, H, T, D), and of self-attention "padding" (B, T).
+    Each is filled and read by its flow: "k", "v" (B, H, T, D), and of self-attention "padding" (B, T); of a second flow
+    of the kind "k1" and so on.
     """
 
     own: dict[str, Tensor | None] | None = None  # of self-attention

@@ -117,6 +117,23 @@ def test_layerdrop_leaves_layers_out_in_training_only(layers: list[nn.Module]) -
         assert len(list(stack.eval())) == 4 and len(stack) == 4
 
 
+def test_layerdrop_leaves_the_others_their_numbers(layers: list[nn.Module]) -> None:
+    """k_n belongs to the n-th layer, whichever others were left out."""
+    ruled: list[tuple[int, int]] = []
+    called: list[int] = []
+
+    def rule(step: Step) -> Tensor:
+        ruled.append((step.n, step.depth))
+        return step.layer(step.x)
+
+    stack = Depth(layers, rule, layerdrop=0.5)
+    for layer in layers:
+        layer.register_forward_hook(lambda module, *_: called.append(layers.index(module)))
+    for _ in range(20):
+        host(stack, torch.randn(2, C))
+    assert ruled == [(n, 4) for n in called] and set(called) == {0, 1, 2, 3} and len(called) < 20 * 4
+
+
 def test_a_rule_is_refused_where_it_would_be_ignored(layers: list[nn.Module]) -> None:
     stack = Depth(layers, Multistep(4))
     with pytest.raises(ValueError, match="TorchScript knows no rule across depth but Euler's"):

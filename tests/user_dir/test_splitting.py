@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 
@@ -69,7 +70,7 @@ def test_a_registered_name_is_saved_as_what_it_means(registered: str, toy_task) 
     assert kinds(lm, "decoder") == ["self_attention", "ffn", "self_attention"]
 
 
-def test_the_command_line_takes_and_lists_it(registered: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_takes_and_lists_it(registered: str, toy_task, capsys: pytest.CaptureFixture[str]) -> None:
     parser = ArgumentParser(prog="fairseq-train")
     MODEL_REGISTRY["macaron_tiny"].add_args(parser)
     assert "(registered: strang, lie, turned)" in " ".join(parser.format_help().split())
@@ -86,7 +87,7 @@ def test_the_command_line_takes_and_lists_it(registered: str, capsys: pytest.Cap
             parser.parse_args(["--splitting", given])
         assert reason in capsys.readouterr().err
         with pytest.raises(ValueError, match=reason):
-            MacaronModel.build_model(Namespace(splitting=given, **SIZES), None)
+            MacaronModel.build_model(Namespace(splitting=given, **SIZES), toy_task())
 
 
 @pytest.mark.parametrize("splitting", [TURNED, "ffn/2 attention ffn/2 cross_attention"])
@@ -102,10 +103,12 @@ def test_step_by_step_is_the_whole_pass(splitting: str, toy_task) -> None:
         torch.testing.assert_close(step[:, -1], expected[:, t], rtol=1e-10, atol=1e-10)  # float64, other products
 
 
-def test_trained_resumed_and_translated(train, translate, tiny_data_bin, batches) -> None:
+def test_trained_and_translated(train, fairseq_cli, plugin, whole, tiny_data_bin, batches) -> None:
     done = train(tiny_data_bin, *batches, "--splitting", TURNED, "--encoder-layers", 1, "--decoder-layers", 1)
     saved = torch.load(done.checkpoint, weights_only=True)
     assert saved["cfg"]["model"]["splitting"] == TURNED
-    assert len(translate(tiny_data_bin, done.checkpoint)) > 0
+    flags = ["--user-dir", plugin, "--path", done.checkpoint, "--cpu", "--beam", 2, "--max-len-b", 12, *whole]
+    said = fairseq_cli("fairseq-generate", tiny_data_bin, *flags, cwd=done.folder).stdout
+    assert re.search(r"^H-0\t-", said, re.MULTILINE)
     flags = ["--splitting", "strang", "--encoder-layers", 1, "--decoder-layers", 1, "--restore-file", done.checkpoint]
     assert "holds another architecture than the model" in train(tiny_data_bin, *batches, *flags, expect=1).output

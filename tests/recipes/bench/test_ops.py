@@ -14,6 +14,7 @@ import torch
 import macaron
 import macaron.ops
 from macaron.bert import MacaronBertConfig, MacaronBertForSequenceClassification
+from macaron.particles.layer import TextLayer
 from recipes.bench import ops, train
 
 CPU = torch.device("cpu")
@@ -38,11 +39,15 @@ class Recorder:
         self.active = False
         functions = [getattr(macaron.ops, name) for name in macaron.ops.__all__]
         recorded = {function: self.recording(function) for function in functions}
-        for name, module in list(sys.modules.items()):
-            if name.startswith(("macaron.", "recipes.bench.")) and not name.startswith("macaron.ops."):
-                for key, value in list(vars(module).items()):
-                    if inspect.isfunction(value) and value in recorded:
-                        monkeypatch.setattr(module, key, recorded[value])
+        places = [
+            vars(module)
+            for name, module in list(sys.modules.items())
+            if name.startswith(("macaron.", "recipes.bench.")) and not name.startswith("macaron.ops.")
+        ]
+        for names in (*places, TextLayer.integrate.__globals__):  # a copy, see macaron.particles.scripting
+            for key, value in list(names.items()):
+                if inspect.isfunction(value) and value in recorded:
+                    monkeypatch.setitem(names, key, recorded[value])
 
     def recording(self, function: Any) -> Any:
         signature = inspect.signature(function)
