@@ -1,0 +1,54 @@
+"""Burgers' equation in two dimensions, u_t = −u u_x − v u_y + ν Δu and the same for v, as PDE-Net 2.0 generates it."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from macaron.dynamics import HEUN, Tableau, follow
+
+
+def velocity(u: Tensor, dx: float, viscosity: float, order: int = 2) -> Tensor:
+    """du/dt of fields (B, 2, H, W), periodic: upwind convection, five-point Laplacian. u goes along the last axis.
+
+    Args:
+        order: of the one-sided differences, 1 or 2.
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order={order} of the upwind differences must be 1 or 2")
+    total = torch.zeros_like(u)
+    for speed, axis in ((u[:, :1], -1), (u[:, 1:], -2)):
+        ahead, behind = torch.roll(u, -1, axis), torch.roll(u, 1, axis)
+        if order == 1:
+            forward, backward = ahead - u, u - behind
+        else:
+            forward = (-3 * u + 4 * ahead - torch.roll(u, -2, axis)) / 2
+            backward = (3 * u - 4 * behind + torch.roll(u, 2, axis)) / 2
+        total = total - speed * torch.where(speed > 0, backward, forward) / dx
+        total = total + viscosity * (ahead - 2 * u + behind) / dx**2
+    return total
+
+
+def solve(
+    u: Tensor, time: float, dx: float, viscosity: float, max_dt: float, order: int = 2, solver: Tableau = HEUN
+) -> Tensor:
+    """The fields after `time`, in ⌈time / max_dt⌉ equal steps."""
+    steps = math.ceil(time / max_dt)
+    for _ in range(steps):
+        u = follow(partial(velocity, dx=dx, viscosity=viscosity, order=order), u, time / steps, solver)
+    return u
+
+
+def smooth(noise: Tensor, frequency: int) -> Tensor:
+    """White noise (…, H, W) cut to the waves |k| ≤ frequency in both axes, scaled to a largest magnitude of 1."""
+    spectrum = torch.fft.ifft2(noise)
+    for axis in (-2, -1):
+        size = noise.shape[axis]
+        k = torch.fft.fftfreq(size, 1 / size, device=noise.device, dtype=noise.dtype).abs()
+        keep = k <= frequency
+        spectrum = spectrum * (keep[:, None] if axis == -2 else keep)
+    field = torch.fft.fft2(spectrum).real
+    return field / field.abs().amax((-2, -1), keepdim=True)

@@ -1,0 +1,146 @@
+"""PDE-Net 2.0: derivatives by constrained filters, their combination by a SymNet a component, steps of a solver."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from macaron.dynamics import EULER, Tableau, follow
+from macaron.pde.filters import DerivativeFilter
+from macaron.pde.symnet import SymNet
+
+ONE_SIDED = {0: -1.5, 1: 2.0, 2: -0.5}
+CENTRAL = {-1: -0.5, 1: 0.5}
+SECOND = {-1: 1.0, 0: -2.0, 1: 1.0}
+SCHEMES = ("upwind", "central")
+
+
+class PDENet(nn.Module):
+    """du/dt = SymNet(u, u_x, u_y, …) for each component.
+
+    Args:
+        components: names, in the order of the fields' channels.
+        dx: distance of the grid's points.
+        size: of the filters, one odd number.
+        max_order: of the derivatives.
+        layers: products of each SymNet.
+        constraint: of the filters, see `DerivativeFilter`.
+        scheme: "upwind" starts from one-sided filters and mirrors them against the wind; "central" never mirrors.
+
+    Raises:
+        ValueError: see there; an even size or an unknown scheme.
+    """
+
+    def __init__(
+        self,
+        components: Sequence[str] = ("u", "v"),
+        dx: float = 1.0,
+        size: int = 5,
+        max_order: int = 2,
+        layers: int = 5,
+        constraint: int | str = 2,
+        scheme: str = "upwind",
+    ) -> None:
+        super().__init__()
+        if size % 2 == 0 or size < 3 + 2 * (scheme == "upwind"):
+            raise ValueError(f"size={size} must be odd, at least 5 with the scheme upwind and 3 with central")
+        if scheme not in SCHEMES:
+            raise ValueError(f"scheme={scheme!r} is unknown; choose one of {', '.join(SCHEMES)}")
+        if max_order < 1:
+            raise ValueError(f"max_order={max_order} must be at least 1")
+        self.components, self.scheme = list(components), scheme
+        self.orders = [(a, total - a) for total in range(max_order + 1) for a in range(total + 1)]
+        self.filters = nn.ModuleDict(
+            {f"fd{a}{b}": DerivativeFilter((a, b), size, dx, constraint) for a, b in self.orders}
+        )
+        for name, stencil in initial_stencils(scheme).items():
+            if name in self.filters:
+                self.filter(name).set_kernel(embedded(stencil, size, along=-2 if name[-2] != "0" else -1))
+        channels = [f"{component}{a}{b}" for component in components for a, b in self.orders]
+        self.symnets = nn.ModuleList(SymNet(channels, layers) for _ in components)
+
+    def filter(self, name: str) -> DerivativeFilter:
+        return self.filters[name]  # type: ignore[return-value]
+
+    def features(self, u: Tensor) -> Tensor:
+        """(B, components, H, W) → (B, H, W, channels), with the filters as they are."""
+        if u.dim() != 4 or u.shape[1] != len(self.components):
+            raise ValueError(f"fields of shape {tuple(u.shape)}, but (B, {len(self.components)}, H, W) are needed")
+        derivatives = torch.stack([self.filter(f"fd{a}{b}")(u) for a, b in self.orders], 2)
+        return derivatives.flatten(1, 2).movedim(1, -1)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """du/dt, shape of `u`: a field for `follow`."""
+        features = self.features(u)
+        if self.scheme == "upwind":
+            features = self._against_the_wind(u, features)
+        return torch.stack([symnet(features) for symnet in self.symnets], 1)
+
+    def _against_the_wind(self, u: Tensor, features: Tensor) -> Tensor:
+        """Each component's own first derivatives, mirrored where the SymNet falls with them; not differentiated."""
+        columns = list(features.unbind(-1))
+        for c, symnet in enumerate(self.symnets):
+            with torch.enable_grad():
+                fixed = features.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(symnet(fixed).sum(), fixed)
+            for order, axis in (((0, 1), -1), ((1, 0), -2)):
+                column = c * len(self.orders) + self.orders.index(order)
+                other = self.filter(f"fd{order[0]}{order[1]}")(u[:, c], mirror=axis)
+                columns[column] = torch.where(slope[..., column] > 0, columns[column], other)
+        return torch.stack(columns, -1)
+
+    def advance(self, u: Tensor, dt: float, solver: Tableau = EULER) -> Tensor:
+        """One δt-block."""
+        return follow(self, u, dt, solver)
+
+    def equations(self, digits: int = 3, precision: int = 6, degree: int | None = None) -> list[str]:
+        """One line a component: u_t = …"""
+        return [
+            symnet.formula(f"{name}_t", digits, precision, degree)  # type: ignore[operator]
+            for name, symnet in zip(self.components, self.symnets, strict=True)
+        ]
+
+
+def initial_stencils(scheme: str) -> dict[str, dict[int, float]]:
+    """The original's own start; 00 and 11 start from their moment."""
+    first = ONE_SIDED if scheme == "upwind" else CENTRAL
+    return {"fd01": first, "fd10": first, "fd02": SECOND, "fd20": SECOND}
+
+
+def embedded(stencil: dict[int, float], size: int, along: int) -> Tensor:
+    """A kernel (size, size) with the stencil, offset ↦ weight, through its centre."""
+    centre = (size - 1) // 2
+    kernel = torch.zeros(size, size, dtype=torch.float64)
+    for offset, weight in stencil.items():
+        kernel[(centre + offset, centre) if along == -2 else (centre, centre + offset)] = weight
+    return kernel
+
+
+def data_loss(states: Iterable[Tensor], observed: Iterable[Tensor], dt: float) -> Tensor:
+    """Σ over the steps of mean(((u − observed)/dt)²)."""
+    terms = [((u - o) / dt).square().mean() for u, o in zip(states, observed, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def sparsity(parameters: Iterable[Tensor], s: float) -> Tensor:
+    """Σ p²/(2s) below s, |p| − s/2 above."""
+    return torch.stack(
+        [torch.where(p.abs() < s, p.square() / (2 * s), p.abs() - s / 2).sum() for p in parameters]
+    ).sum()
+
+
+def stability_loss(states: Sequence[Tensor], size: int) -> Tensor:
+    """How far each state, from the second on, leaves the range of its neighbourhood in the state before."""
+
+    def highest(u: Tensor) -> Tensor:
+        return F.max_pool2d(F.pad(u, (size // 2,) * 4, mode="circular"), size, stride=1)
+
+    terms = [
+        (after - highest(before)).relu().square().sum() + (-after - highest(-before)).relu().square().sum()
+        for before, after in itertools.pairwise(states)
+    ]
+    return torch.stack(terms).sum()

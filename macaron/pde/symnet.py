@@ -1,0 +1,137 @@
+"""SymNet: a network of products, which is a polynomial and can be read back as one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+Polynomial = dict[tuple[int, ...], float]  # indices of the factors, sorted ↦ coefficient
+MOST_TERMS = 20_000
+
+
+class SymNet(nn.Module):
+    """o = x · nw; for each layer [p, q] = W o + b and p·q is appended to o; then one linear map of all of them.
+
+    Args:
+        channels: names of the inputs, such as u00, u01 (∂u/∂x), u10 (∂u/∂y).
+        layers: products.
+    """
+
+    nw: Tensor
+
+    def __init__(self, channels: Sequence[str], layers: int = 5, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        if not channels or len(set(channels)) < len(channels):
+            raise ValueError(f"channels={list(channels)!r} must be names, each once")
+        if layers < 0:
+            raise ValueError(f"layers={layers} must not be negative")
+        self.channels, self.layers = list(channels), layers
+        for k in range(layers):
+            self.add_module(f"layer{k}", nn.Linear(len(channels) + k, 2, dtype=dtype))
+        self.layer_final = nn.Linear(len(channels) + layers, 1, dtype=dtype)
+        self.register_buffer("nw", torch.ones(len(channels), dtype=dtype))
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.1)
+
+    def products(self) -> list[nn.Linear]:
+        return [self.get_submodule(f"layer{k}") for k in range(self.layers)]  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, channels) → (…)."""
+        o = x * self.nw
+        for layer in self.products():
+            p, q = layer(o).unbind(-1)
+            o = torch.cat([o, (p * q)[..., None]], -1)
+        return self.layer_final(o)[..., 0]
+
+    @torch.no_grad()
+    def renormalize(self, nw: Tensor | Sequence[float]) -> None:
+        """Change the inputs' weights and let the function stay.
+
+        Raises:
+            ValueError: not one nonzero number a channel.
+        """
+        new = torch.as_tensor(nw, dtype=self.nw.dtype, device=self.nw.device)
+        if new.shape != self.nw.shape or not new.isfinite().all() or (new == 0).any():
+            raise ValueError(f"nw must be {len(self.channels)} finite numbers other than 0")
+        for layer in [*self.products(), self.layer_final]:
+            layer.weight[:, : len(self.channels)] *= self.nw / new
+        self.nw.copy_(new)
+
+    def coefficients(self, precision: int = 6, degree: int | None = None) -> dict[str, float]:
+        """The polynomial: monomial ("1", "u00*u01", "u00**2") ↦ coefficient, of falling magnitude.
+
+        Args:
+            precision: terms with |c| ≤ 10^−precision are dropped from p, q and the result, before they are
+                multiplied, as the original does.
+            degree: monomials above it are left out, which does not change the others.
+
+        Raises:
+            ValueError: too many terms, as a dense network has.
+        """
+        least = 10.0**-precision
+        o: list[Polynomial] = [{(i,): w} for i, w in enumerate(self.nw.tolist())]
+        for layer in self.products():
+            (p, q) = (
+                _dropped(_affine(o, w, b), least)
+                for w, b in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+            )
+            o.append(_product(p, q, degree))
+        whole = _affine(o, self.layer_final.weight[0].tolist(), self.layer_final.bias.item())
+        kept = [(self._name(term), c) for term, c in _dropped(whole, least).items()]
+        return dict(sorted(kept, key=lambda item: -abs(item[1])))
+
+    def formula(self, left: str = "", digits: int = 3, precision: int = 6, degree: int | None = None) -> str:
+        """The polynomial as one line, `left` = …, with u_xy for u11; terms that round to 0 are left out."""
+        text = ""
+        for monomial, c in self.coefficients(precision, degree).items():
+            if round(abs(c), digits) == 0:
+                continue
+            factors = "" if monomial == "1" else " " + " ".join(map(_readable, re.split(r"(?<!\*)\*(?!\*)", monomial)))
+            text += f" {'-' if c < 0 else '+'} {abs(c):.{digits}f}{factors}"
+        text = "-" + text[3:] if text.startswith(" - ") else text[3:]
+        return (f"{left} = " if left else "") + (text or "0")
+
+    def _name(self, term: tuple[int, ...]) -> str:
+        names = sorted(self.channels[i] for i in term)
+        powers = [(name, names.count(name)) for name in dict.fromkeys(names)]
+        return "*".join(name if n == 1 else f"{name}**{n}" for name, n in powers) or "1"
+
+
+def _affine(o: Sequence[Polynomial], weights: Sequence[float], bias: float) -> Polynomial:
+    total: Polynomial = {(): bias}
+    for polynomial, weight in zip(o, weights, strict=True):
+        for term, c in polynomial.items() if weight else ():
+            total[term] = total.get(term, 0.0) + weight * c
+    return total
+
+
+def _dropped(polynomial: Polynomial, least: float) -> Polynomial:
+    return {term: c for term, c in polynomial.items() if abs(c) > least}
+
+
+def _product(p: Polynomial, q: Polynomial, degree: int | None) -> Polynomial:
+    total: Polynomial = {}
+    for left, c in p.items():
+        for right, d in q.items():
+            if degree is None or len(left) + len(right) <= degree:
+                term = tuple(sorted(left + right))
+                total[term] = total.get(term, 0.0) + c * d
+        if len(total) > MOST_TERMS:
+            raise ValueError(
+                f"the network has more than {MOST_TERMS} monomials; expand it after sparsity has acted, with a lower "
+                f"precision, or up to a degree"
+            )
+    return total
+
+
+def _readable(factor: str) -> str:
+    """u12**2 → u_xxy^2, u00 → u."""
+    name, _, power = factor.partition("**")
+    if match := re.fullmatch(r"([A-Za-z]+)(\d)(\d)", name):
+        below = "x" * int(match[3]) + "y" * int(match[2])
+        name = match[1] + (f"_{below}" if below else "")
+    return f"{name}^{power}" if power else name

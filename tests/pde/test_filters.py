@@ -1,0 +1,139 @@
+"""Filters against exact derivatives of polynomials, and against the original's numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from macaron.pde import DerivativeFilter, correlate, k2m, m2k, moment_matrix
+from macaron.pde.filters import inverse_moment_matrix
+
+
+def polynomial(a: int, b: int, height: int, width: int, dx: float) -> torch.Tensor:
+    """y^a x^b on a grid with its 0 in the middle, not periodic: judged away from the border."""
+    y = (torch.arange(height, dtype=torch.float64) - height // 2) * dx
+    x = (torch.arange(width, dtype=torch.float64) - width // 2) * dx
+    return y[:, None] ** a * x[None, :] ** b
+
+
+def derivative(power: int, order: int, at: float) -> float:
+    return math.perm(power, order) * at ** (power - order) if power >= order else 0.0
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 7, (5, 7), (6, 5)])
+@pytest.mark.parametrize("order", [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)])
+@pytest.mark.parametrize("constraint", [1, 2, 3])
+def test_a_constrained_filter_is_exact_on_polynomials(size, order, constraint):
+    smallest = size if isinstance(size, int) else min(size)
+    if sum(order) + constraint > smallest:
+        with pytest.raises(ValueError, match="enlarge size"):
+            DerivativeFilter(order, size, constraint=constraint)
+        return
+    dx = 0.3
+    module = DerivativeFilter(order, size, dx, constraint)
+    torch.nn.init.normal_(module.moment)  # whatever the free moments are
+    for a in range(sum(order) + constraint):
+        for b in range(sum(order) + constraint - a):
+            got = module(polynomial(a, b, 16, 16, dx))
+            for i, j in [(8, 8), (7, 9)]:
+                want = derivative(a, order[0], (i - 8) * dx) * derivative(b, order[1], (j - 8) * dx)
+                assert got[i, j].item() == pytest.approx(want, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_moments_and_kernels_are_inverse(size):
+    identity = moment_matrix(size) @ inverse_moment_matrix(size)
+    torch.testing.assert_close(identity, torch.eye(size, dtype=torch.float64), atol=1e-9, rtol=0)
+    kernel = torch.randn(2, size, 5, dtype=torch.float64)
+    torch.testing.assert_close(m2k(k2m(kernel)), kernel, atol=1e-9, rtol=0)
+
+
+def test_the_gradient_reaches_free_moments_only():
+    module = DerivativeFilter((0, 1), 5, constraint=2)
+    module(torch.randn(2, 8, 8, dtype=torch.float64)).square().sum().backward()
+    held = module.moment.grad == 0
+    assert held.sum() == 6
+    assert torch.equal(held, module.held)
+
+
+def test_correlation_is_periodic_and_not_flipped():
+    kernel = torch.zeros(3, 3, dtype=torch.float64)
+    kernel[1, 2] = 1.0
+    field = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    torch.testing.assert_close(correlate(field, kernel), torch.roll(field, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(order=(3, 0), size=3), "no moment"),
+        (dict(order=(-1, 0)), "no moment"),
+        (dict(order=(0, 1), constraint=0), "constraint=0"),
+        (dict(order=(0, 1), constraint="fixed"), "constraint='fixed'"),
+        (dict(order=(0, 1), dx=0.0), "dx=0.0"),
+        (dict(order=(0, 1), dx=math.nan), "dx=nan"),
+        (dict(order=(0, 0), size=0), "at least one point|no moment"),
+    ],
+)
+def test_what_is_no_filter_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DerivativeFilter(**arguments)
+
+
+def test_a_field_smaller_than_the_filter_is_refused():
+    with pytest.raises(ValueError, match="smaller than the filter"):
+        DerivativeFilter((0, 1), 5)(torch.zeros(4, 8, dtype=torch.float64))
+
+
+def test_moment_maps_of_the_original(golden):
+    stored = golden("moment_maps")
+    names = {key.split("/")[0] for key in stored}
+    assert names
+    for name in names:
+        height, width = map(int, name.split("x"))
+        atol = 1e-7 if max(height, width) >= 7 else 1e-9
+        for got, key in [
+            (moment_matrix(height), "M0"),
+            (moment_matrix(width), "M1"),
+            (inverse_moment_matrix(height), "invM0"),
+            (inverse_moment_matrix(width), "invM1"),
+            (m2k(stored[f"{name}/m2k_in"]), "m2k_out"),
+            (k2m(stored[f"{name}/k2m_in"]), "k2m_out"),
+        ]:
+            torch.testing.assert_close(got, stored[f"{name}/{key}"], atol=atol, rtol=0)
+
+
+def test_filters_of_the_original(golden, facts):
+    stored = golden("filters")
+    cases = sorted({tuple(key.split("/")[:2]) for key in stored if key[0].isdigit() and "/d" in key})
+    assert cases
+    checked = 0
+    for size, name in cases:
+        height, width = map(int, size.split("x"))
+        atol = 1e-7 if max(height, width) >= 7 else 1e-9
+        order, field = (int(name[1]), int(name[2])), stored[f"{size}/input"]
+
+        def close(got: torch.Tensor, key: str, at: str = f"{size}/{name}", atol: float = atol) -> None:
+            torch.testing.assert_close(got.detach(), stored[f"{at}/{key}"], atol=atol, rtol=0)
+
+        initial = DerivativeFilter(order, (height, width), facts["model"]["dx"], "free")
+        close(initial.moment, "moment_initial")
+        close(initial.kernel(), "kernel_initial")
+        close(initial(field), "output_initial")
+        assert initial.scale == pytest.approx(stored[f"{size}/{name}/scale"].item())
+        for constraint in ("free", "moment", "1", "2", "3"):
+            if f"{size}/{name}/{constraint}/moment" not in stored:
+                continue
+            module = DerivativeFilter(
+                order, (height, width), facts["model"]["dx"], int(constraint) if constraint.isdigit() else constraint
+            )
+            module.moment.data.copy_(stored[f"{size}/{name}/moment_random"])
+            close(module.projected(), f"{constraint}/moment")
+            close(module.kernel(), f"{constraint}/kernel")
+            close(module(field), f"{constraint}/output")
+            module.projected().backward(stored[f"{size}/{name}/grad_random"])
+            close(module.moment.grad, f"{constraint}/grad")
+            checked += 1
+    assert checked >= 2 * len(cases)
