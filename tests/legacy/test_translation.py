@@ -25,7 +25,9 @@ from fairseq.data import Dictionary  # noqa: E402
 from fairseq.models import MODEL_REGISTRY  # noqa: E402
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig  # noqa: E402
 
-MODELS = ("iwslt_macaron_v2", "iwslt_v2_baseline", "wmt_big_t2t_macaron", "wmt_macaron_postnorm")
+# Whatever the folder holds; "none" fails where it holds nothing, and is skipped where there is no folder.
+FOLDER = Path(__file__).resolve().parents[3] / "shared" / "golden" / "translation"
+MODELS = sorted(path.parent.name for path in FOLDER.glob("*/checkpoint.pt")) or ["none"]
 TOLERANCE = 2e-5  # the reference's own float32 error is up to 4e-6 (its README)
 PAD = 1
 
