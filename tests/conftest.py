@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -82,41 +85,93 @@ FairseqCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def fairseq_cli() -> FairseqCli:
+def fairseq_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FairseqCli]:
     """Run a fairseq command as a user does: `fairseq_cli("fairseq-train", *arguments, cwd=folder)`.
 
     The command's output comes back in `stdout`, with what it wrote to stderr mixed in. A status other than
-    `expect` (None: any) fails the test and shows the output.
+    `expect` (None: any) fails the test and shows the output. Commands of fairseq are forks of an interpreter that has
+    imported it, see warm.py; others, those with an environment of their own, and with `fresh=True`, get a new one.
     """
-    return _run_fairseq
+    warm = _Warm(tmp_path_factory.mktemp("commands"))
+    yield warm.run
+    warm.end()
 
 
-def _run_fairseq(
-    command: str,
-    *arguments: object,
-    cwd: Path,
-    expect: int | None = 0,
-    stdin: str = "",
-    env: dict[str, str] | None = None,
-    timeout: float = 600,
-) -> subprocess.CompletedProcess[str]:
-    script = Path(sys.executable).parent / command
-    if not script.exists():
-        pytest.fail(f"no {script}; fairseq is not installed beside this Python, run `make install`")
-    done = subprocess.run(
-        [str(script), *map(str, arguments)],
-        cwd=cwd,
-        input=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **(env or {})},
-        timeout=timeout,
-        check=False,
-    )
-    if expect is not None and done.returncode != expect:
-        pytest.fail(f"{command} ended with status {done.returncode}, not {expect}:\n{done.stdout}")
-    return done
+class _Warm:
+    """The process of warm.py, started by the first command, and the way to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+        self.count = 0
+
+    def start(self) -> None:
+        inbox, jobs = os.pipe()
+        answers, outbox = os.pipe()
+        script = [sys.executable, str(ROOT / "tests" / "warm.py"), str(inbox), str(outbox)]
+        environment = _environment({"PYTHONPATH": os.environ.get("PYTHONPATH", "")})
+        with (self.folder / "warm.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                script, pass_fds=(inbox, outbox), env=environment, cwd=self.folder, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        os.close(inbox)
+        os.close(outbox)
+        self.jobs, self.answers = open(jobs, "w", encoding="utf-8"), open(answers, encoding="utf-8")  # noqa: SIM115
+
+    def end(self) -> None:
+        if self.process:
+            self.jobs.close()
+            self.process.wait(60)
+            self.answers.close()
+
+    def run(
+        self,
+        command: str,
+        *arguments: object,
+        cwd: Path,
+        expect: int | None = 0,
+        stdin: str = "",
+        env: dict[str, str] | None = None,
+        timeout: float = 600,
+        fresh: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        script = Path(sys.executable).parent / command
+        if not script.exists():
+            pytest.fail(f"no {script}; fairseq is not installed beside this Python, run `make install`")
+        words = [str(script), *map(str, arguments)]
+        if env or fresh or not command.startswith("fairseq-"):
+            done = subprocess.run(
+                words, cwd=cwd, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env=_environment(env or {}), timeout=timeout, check=False,
+            )  # fmt: skip
+        else:
+            done = self._fork(words, cwd, stdin, timeout)
+        if expect is not None and done.returncode != expect:
+            pytest.fail(f"{command} ended with status {done.returncode}, not {expect}:\n{done.stdout}")
+        return done
+
+    def _fork(self, words: list[str], cwd: Path, stdin: str, timeout: float) -> subprocess.CompletedProcess[str]:
+        if self.process is None:
+            self.start()
+        self.count += 1
+        given, output = (self.folder / f"{self.count}.{name}" for name in ("in", "out"))
+        given.write_text(stdin, encoding="utf-8")
+        output.touch()
+        job = {"command": words[0], "arguments": words[1:], "cwd": str(cwd), "stdin": str(given), "output": str(output)}
+        print(json.dumps(job), file=self.jobs, flush=True)
+        child = self.answers.readline()
+        if not child:
+            pytest.fail(f"warm.py has ended:\n{(self.folder / 'warm.log').read_text()}")
+        killer = threading.Timer(timeout, os.kill, (int(child), signal.SIGKILL))
+        killer.start()
+        status = self.answers.readline()
+        killer.cancel()
+        return subprocess.CompletedProcess(words, int(status), output.read_text(encoding="utf-8", errors="replace"))
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **more}
 
 
 def _sentences(count: int, generator: random.Random, words: Sequence[str]) -> Iterator[tuple[str, str]]:

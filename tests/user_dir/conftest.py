@@ -108,7 +108,7 @@ def trained(train: Train, tiny_data_bin: Path) -> Training:
     """Four updates of macaron_tiny, saved after two and after four; with BLEU measured on the way."""
     bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 12}', "--eval-bleu-detok", "space"]
     best = ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
-    return train(tiny_data_bin, *BATCHES, *bleu, *best, "--save-interval-updates", 2)
+    return train(tiny_data_bin, *BATCHES, *bleu, *best, "--save-interval-updates", 2, fresh=True)
 
 
 @pytest.fixture(scope="session")

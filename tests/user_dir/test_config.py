@@ -11,8 +11,11 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks.fairseq_task import FairseqTask
+from macaron.user_dir import layers
 from macaron.user_dir.architectures import LANGUAGE_MODELS, TRANSLATION
 from omegaconf import DictConfig, OmegaConf
+
+from macaron.particles.layer import ParticleLayer
 
 SMALL = ["--adaptive-input-cutoff", "10,20", "--adaptive-softmax-cutoff", "10,20"]
 
@@ -151,7 +154,9 @@ def test_attention_weights_are_there_for_a_criterion_that_may_read_them(task, to
 
 
 @pytest.mark.parametrize("flags", [["--checkpoint-activations"], ["--compile"], ["--share-all-embeddings"]], ids=str)
-def test_attention_weights_in_training_have_a_gradient(task, flags):
+def test_attention_weights_in_training_have_a_gradient(task, flags, monkeypatch):
+    compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True, backend="eager")
+    monkeypatch.setattr(layers, "_compiled", compiled)  # its graphs, without half a minute of C++ for them
     model = task.build_model(composed("macaron_tiny", "--criterion", ALIGNED, *flags).model).train()
     tokens = torch.randint(4, 40, (2, 5))
     weights = model(tokens, torch.tensor([5, 5]), tokens)[1]["attn"][0]

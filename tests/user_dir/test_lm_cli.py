@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from fairseq.data import Dictionary
 from macaron.user_dir.models import MacaronLanguageModel
 
 from macaron import MacaronModel
 
+PRINTED = 1e-3  # eval-lm prints four digits after the point, the log of a training three
 BLOCKS = ["--task", "language_modeling", "--sample-break-mode", "none", "--tokens-per-sample", 32]
 
 
@@ -19,6 +24,13 @@ def lm_data(fairseq_cli, tiny_corpus, tmp_path_factory) -> Path:
     texts = [f"--{split}pref={split}.en" for split in ("train", "valid", "test")]
     fairseq_cli("fairseq-preprocess", "--only-source", *texts, "--destdir", folder, cwd=tiny_corpus)
     return folder
+
+
+def encoded(data: Path, corpus: Path) -> list[list[int]]:
+    """The sentences of the validation set, with their ends."""
+    dictionary = Dictionary.load(str(data / "dict.txt"))
+    lines = (corpus / "valid.en").read_text(encoding="utf-8").splitlines()
+    return [dictionary.encode_line(line, add_if_not_exist=False).tolist() for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +62,28 @@ def test_eval_lm_finds_the_loss_of_training(trained_lm, eval_lm):
     assert found == pytest.approx(float(trained_lm.valid[-1]["valid_loss"]), abs=1e-3)
 
 
-def test_eval_lm_with_more_context_and_whole_sentences(trained_lm, eval_lm):
+@torch.no_grad()
+def bits(training: Any, data: Path, targets: list[list[int]], context_window: int = 0) -> float:
+    """Per token, of a model that sees `context_window` tokens from before each of `targets`; computed one by one."""
+    hub = MacaronLanguageModel.from_pretrained(training.folder, "checkpoint_last.pt", data)
+    (model,), end = hub.models, hub.task.target_dictionary.eos()
+    before: list[int] = []
+    last, total = end, 0.0
+    for target in targets:
+        given = [*before, last, *target[:-1]]
+        output = model(torch.tensor([given]))
+        log_probs = model.get_normalized_probs(output, log_probs=True, sample={"target": None})[0][len(before) :]
+        total -= log_probs.gather(1, torch.tensor(target)[:, None]).sum().item()
+        before, last = given[len(given) - context_window :], target[-1]
+    return total / sum(map(len, targets)) / math.log(2)
+
+
+def test_eval_lm_with_more_context_and_whole_sentences(trained_lm, eval_lm, lm_data, tiny_corpus):
     blocks = ["--sample-break-mode", "eos", "--tokens-per-sample", 32]
-    assert 0 < eval_lm(trained_lm.checkpoint, *blocks, "--gen-subset", "valid", "--context-window", 8) < 10
+    sentences = encoded(lm_data, tiny_corpus)
+    found = eval_lm(trained_lm.checkpoint, *blocks, "--gen-subset", "valid", "--context-window", 8)
+    assert found == pytest.approx(bits(trained_lm, lm_data, sentences, 8), abs=PRINTED)
+    assert found != pytest.approx(bits(trained_lm, lm_data, sentences), abs=PRINTED)
 
 
 def test_generate_continues_a_prefix(trained_lm, fairseq_cli, plugin, lm_data, whole, tmp_path):
@@ -84,17 +115,21 @@ def adaptive(train, lm_data, whole):
     )
 
 
-def test_adaptive_input_and_softmax(adaptive, eval_lm):
+def test_adaptive_input_and_softmax(adaptive, eval_lm, lm_data, tiny_corpus):
     assert float(adaptive.updates[-1]["loss"]) < float(adaptive.updates[0]["loss"])
     found = eval_lm(adaptive.checkpoint, *BLOCKS[2:], "--gen-subset", "valid")
-    # fairseq's adaptive_loss leaves out the words that have the number of padding within their band, here 2 of 36
-    assert 0 <= found - float(adaptive.valid[-1]["valid_loss"]) < 0.5
+    # fairseq's adaptive_loss, of which the log of the training tells, leaves out the words that have the number of
+    # padding within their band, here 2 of 36; nothing is left out here
+    stream = [token for sentence in encoded(lm_data, tiny_corpus) for token in sentence]
+    blocks = [stream[i : i + 32] for i in range(0, len(stream), 32)]
+    assert found == pytest.approx(bits(adaptive, lm_data, blocks), abs=PRINTED)
 
 
 def test_adaptive_tables_are_tied(adaptive):
     weights = adaptive.weights
-    for band, name in enumerate(("decoder.adaptive_softmax.head.word_proj.weight",)):
-        assert weights[name].equal(weights[f"decoder.embed_tokens.embeddings.{band}.0.weight"])
+    for band, name in enumerate(("head.word_proj", "tail.0.2", "tail.1.2")):
+        table = weights[f"decoder.embed_tokens.embeddings.{band}.0.weight"]
+        assert table.equal(weights[f"decoder.adaptive_softmax.{name}.weight"])
 
 
 def test_the_hub_continues_and_scores_sentences(trained_lm, lm_data):

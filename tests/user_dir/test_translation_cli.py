@@ -39,6 +39,7 @@ def lines(output: str, kind: str) -> dict[int, list[list[str]]]:
     found: dict[int, list[list[str]]] = {}
     for number, rest in re.findall(rf"^{kind}-(\d+)\t(.*)$", output, re.MULTILINE):
         found.setdefault(int(number), []).append(rest.split("\t"))
+    assert sorted(found) == list(range(12)), f"not all of the twelve sentences have a line {kind}"
     return found
 
 

@@ -107,12 +107,10 @@ def test_interrupted(tmp_path: Path) -> None:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
-    started = time.time()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, [job(tmp_path, "a", code), job(tmp_path, "b", "print('never')")], [{}])
     assert (tmp_path / "a.log").read_text() == "ended\n" and not (tmp_path / "b.log").exists()
-    assert time.time() - started < 30
 
 
 def test_a_job_left_behind_keeps_the_lock(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import lzma
 import math
@@ -14,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes.common.errors import RecipeError
 from recipes.translation import scoring
@@ -301,23 +303,45 @@ def test_comet_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         scoring.comet(["a"], ["b"], ["c"], tmp_path / "m.ckpt")
 
 
-def test_comet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls that unbabel-comet 2 documents; the package itself is not needed here."""
+class CometModel:
+    """As much of unbabel-comet 2 as is called; its score tells source, translation and reference apart."""
 
-    class Model:
-        def predict(self, rows: list[dict[str, str]], batch_size: int, gpus: int) -> types.SimpleNamespace:
-            assert rows == [{"src": "a", "mt": "b", "ref": "c"}]
-            return types.SimpleNamespace(system_score=0.8123)
+    def predict(self, samples: list[dict[str, str]], batch_size: int, gpus: int) -> types.SimpleNamespace:
+        assert os.environ["HF_HUB_OFFLINE"] == "1" and batch_size > 0 and gpus <= torch.cuda.device_count()
+        scores = [(len(s["src"]) + 10 * len(s["mt"]) + 100 * len(s["ref"])) / 1000 for s in samples]
+        return types.SimpleNamespace(scores=scores, system_score=sum(scores) / len(scores))
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    module = types.SimpleNamespace(load_from_checkpoint=lambda path: Model() if path.endswith("model.ckpt") else None)
-    monkeypatch.setitem(sys.modules, "comet", module)
+
+def load_from_checkpoint(checkpoint_path: str) -> CometModel:
+    """It wants a file, and beside that file's folder the settings of the model."""
+    path = Path(checkpoint_path)
+    assert path.is_file() and (path.parents[1] / "hparams.yaml").is_file()
+    return CometModel()
+
+
+@pytest.fixture
+def comet_model(tmp_path: Path) -> Path:
     folder = tmp_path / "wmt22-comet-da"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "model.ckpt").touch()
-    result = scoring.comet(["a"], ["b"], ["c"], folder)
-    assert result == {"title": "COMET", "score": 81.23, "signature": "model:wmt22-comet-da"}
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    (folder / "hparams.yaml").touch()
+    return folder
+
+
+@pytest.mark.parametrize(("given", "name"), [("", "wmt22-comet-da"), ("checkpoints/model.ckpt", "model")])
+def test_comet(given: str, name: str, comet_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources, translations and references in their places, the mean in per cent, and no network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    module = types.SimpleNamespace(load_from_checkpoint=load_from_checkpoint)
+    monkeypatch.setitem(sys.modules, "comet", module)
+    result = scoring.comet(["s", "s" * 3], ["m" * 2, "m" * 4], ["r" * 5, "r" * 7], comet_model / given)
+    assert result == {"title": "COMET", "score": 63.2, "signature": f"model:{name}"}
+
+
+def test_the_package_takes_these_calls() -> None:
+    comet = pytest.importorskip("comet", reason="no unbabel-comet, which is not among the dependencies")
+    inspect.signature(comet.load_from_checkpoint).bind("model.ckpt")
+    inspect.signature(comet.models.base.CometModel.predict).bind(None, [], batch_size=16, gpus=0)
 
 
 # --- command line -----------------------------------------------------------------------------------------------
