@@ -66,10 +66,14 @@ def test_the_architectures_are_registered_with_the_sizes_of_the_table(readme: st
 def test_files_and_commands_that_it_names_exist(readme: str, project_root: Path) -> None:
     tree = re.search(r"```text\n(macaron/dynamics.*?)```", readme, re.DOTALL)
     assert tree is not None
-    for folder in re.findall(r"^(\S+/)", tree[1], re.MULTILINE):
+    folders = re.findall(r"^(\S+/)", tree[1], re.MULTILINE)
+    links = re.findall(r"\]\(([A-Za-z.]+)\)", readme)
+    targets = re.findall(r"make ([a-z]+)", readme)
+    assert folders and links and targets
+    for folder in folders:
         assert (project_root / folder).is_dir(), folder
-    for link in re.findall(r"\]\(([A-Za-z.]+)\)", readme):
+    for link in links:
         assert (project_root / link).exists(), link
     makefile = (project_root / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make ([a-z]+)", readme):
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -111,7 +111,7 @@ class TestPlaces:
 
     def test_interpolation_of_a_field_is_left_to_omegaconf(self):
         assert find_code({"args": Namespace(tokens_per_sample="${task.tokens_per_sample}")}) is None
-        assert find_code({"args": Namespace(adaptive_input_cutoff="${task.x}")}) is not None
+        assert "adaptive_input_cutoff" in find_code({"args": Namespace(adaptive_input_cutoff="${task.x}")})
 
     @pytest.mark.parametrize(
         "value", ["../../../tmp/evil", "/tmp/evil", "a b", "x=y", "{}", ["../evil"], ("a",), b"a", 3, _Meter()]
@@ -187,9 +187,10 @@ def test_fairseqs_own_defaults_are_plain():
 def test_fairseqs_convolutional_architectures_are_plain():
     from fairseq.models import ARCH_CONFIG_REGISTRY
 
-    for name, complete in ARCH_CONFIG_REGISTRY.items():
-        if name.startswith("fconv"):
-            args = Namespace()
-            complete(args)
-            assert find_code({"args": args}) is None, name
-            assert "[(" in args.decoder_layers
+    convolutional = {name: c for name, c in ARCH_CONFIG_REGISTRY.items() if name.startswith("fconv")}
+    assert len(convolutional) > 4
+    for name, complete in convolutional.items():
+        args = Namespace()
+        complete(args)
+        assert find_code({"args": args}) is None, name
+        assert "[(" in args.decoder_layers

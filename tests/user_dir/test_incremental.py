@@ -69,7 +69,8 @@ def test_every_prefix(model, memory):
         step, extra = model.decoder(tokens[:, :length], memory, incremental_state=state)
         whole, whole_extra = model.decoder(tokens[:, :length], memory)
         torch.testing.assert_close(step[:, -1], whole[:, -1], rtol=0, atol=1e-5)
-        if whole_extra["attn"][0] is not None:
+        assert [given["attn"][0] is None for given in (extra, whole_extra)] == [model.cfg.no_cross_attention] * 2
+        if not model.cfg.no_cross_attention:
             torch.testing.assert_close(extra["attn"][0][:, -1], whole_extra["attn"][0][:, -1], rtol=0, atol=1e-5)
 
 

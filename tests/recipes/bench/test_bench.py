@@ -73,7 +73,12 @@ def test_train(bench):
 @pytest.mark.parametrize("names", [["macaron-compile"], ["macaron-compile", "macaron"]], ids=str)
 def test_flops_are_not_counted_within_compiled_layers(names, tmp_path, monkeypatch):
     layers = importlib.import_module("macaron.user_dir.layers")
-    compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True, backend="eager")
+    ran = []
+
+    def backend(graph, _inputs):
+        return lambda *inputs: (ran.append(1), graph.forward(*inputs))[1]
+
+    compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True, backend=backend)
     monkeypatch.setattr(layers, "_compiled", compiled)
     out = tmp_path / "results.csv"
     sizes = ["--size", "tiny", "--vocabulary", "200", "--max-tokens", "300"]
@@ -81,7 +86,7 @@ def test_flops_are_not_counted_within_compiled_layers(names, tmp_path, monkeypat
     written = rows(out)
     assert [row["contender"] for row in written] == names
     assert all(bool(row["share_of_products"]) == ("macaron" in names) for row in written)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert ran
 
 
 def test_cost_over_length_and_vocabulary(bench, tmp_path):

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import BertModel
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 from recipes.glue.__main__ import main
 
@@ -198,8 +199,6 @@ def test_partial_data_and_submission(
 
 
 def test_macaron_bert(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
     from macaron.bert import MacaronBertConfig, MacaronBertForMaskedLM
 
     model = tmp_path / "macaron"
@@ -281,7 +280,11 @@ def test_saved_models_say_what_they_mean(plain: Path) -> None:
         (outputs,) = pipeline("text-classification", model=str(folder), top_k=None)(["a good film"])
         meant[task] = outputs, folder
     (output,), folder = meant["cola"]
-    assert output["label"] == "acceptable" and 0 <= output["score"] <= 1
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logit = model(**tokenizer("a good film", return_tensors="pt")).logits
+    assert output["label"] == "acceptable" and output["score"] == pytest.approx(logit.sigmoid().item(), abs=1e-6)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "its sigmoid is the probability of `acceptable`" in card and "CoLA, dev, Matthews correlation" in card
     assert "50 train lines instead of 8551" in card
