@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from macaron.dynamics.scheme import Scheme
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, SPLITTINGS, get_splitting
+from macaron.particles.flows import FLOWS
 
 from .architectures import Architecture
 from .pruning import SIDES, kept_layers
@@ -190,7 +191,7 @@ def _splitting(given: str) -> str:
 
 def _checked(scheme: Scheme) -> Scheme:
     """Cross-attention need not be named: it follows self-attention where there is a memory."""
-    return scheme.check_flows((FFN, SELF_ATTENTION, CROSS_ATTENTION), needed=(FFN, SELF_ATTENTION))
+    return scheme.check_flows((FFN, SELF_ATTENTION, CROSS_ATTENTION, *FLOWS), needed=(FFN, SELF_ATTENTION))
 
 
 def complete(args: Any, config: FairseqDataclass, architecture: Architecture) -> Namespace:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from macaron.dynamics.scheme import Scheme
 from macaron.dynamics.splitting import CROSS_ATTENTION, SELF_ATTENTION
 from macaron.particles.dropout import Dropout
-from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention
+from macaron.particles.flows import FLOWS, CrossAttention, FeedForward, SelfAttention
 from macaron.particles.layer import TextLayer
 from macaron.particles.surroundings import Caches, Mask, Memory, Surroundings
 
@@ -44,6 +44,8 @@ def _flows(cfg: TransformerConfig, side: Any, scheme: Scheme) -> list[nn.Module]
                     dropout=cfg.attention_dropout,
                 )
             )
+        else:
+            flows.append(FLOWS[substep.flow](side.embed_dim))
     if cfg.quant_noise.pq > 0:
         for flow in flows:
             for module in flow.children():

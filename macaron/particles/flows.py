@@ -5,11 +5,12 @@ can walk any sequence of them. What it sees besides the particles is its own aff
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
+from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, Substep
 from macaron.ops.act_dropout import act_dropout, check_activation
 from macaron.ops.attention import attention, packed_attention
 from macaron.particles.dropout import Dropout
@@ -17,6 +18,26 @@ from macaron.particles.surroundings import Packed, Surroundings
 
 # Shapes: B sentences, T particles, S particles of the memory, C channels, H heads, D = C / H.
 # x is (T, B, C), or (B, T, C) with batch_first, or (N, C) where N particles of all sentences are packed.
+
+
+FLOWS: dict[str, Callable[[int], nn.Module]] = {}  # of one's own
+
+
+def register_flow(kind: str, make: Callable[[int], nn.Module]) -> None:
+    """Let the splittings of both hosts walk a flow of one's own by its name.
+
+    Args:
+        kind: the name; the module has it as its attribute `kind`.
+        make: from C, the width of the particles, to the module, which is called as `flow(x, context)` and returns
+            velocities of the shape of x, and attention weights or None. A layer has one for each substep.
+
+    Raises:
+        ValueError: a name that is taken, or that no splitting can have.
+    """
+    if kind in (FFN, SELF_ATTENTION, CROSS_ATTENTION, "attention", *FLOWS):
+        raise ValueError(f"flow {kind!r} is there already; choose another name")
+    Substep(kind, 1.0)  # checks the name
+    FLOWS[kind] = make
 
 
 def _linear(in_features: int, out_features: int, bias: bool = True, blocks: int = 1) -> nn.Linear:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from macaron.particles import flows
 from macaron.particles.dropout import Dropout
 from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention
 from macaron.particles.surroundings import Caches, Mask, Memory, Packed, Surroundings
@@ -194,3 +195,28 @@ def test_packed_self_attention_refuses_what_it_would_ignore(also):
     surroundings = Surroundings(packed=Packed(torch.tensor([0, 4]).int(), 4), **also)
     with pytest.raises(ValueError, match=r"packed particles .* pad the particles to a batch"):
         SelfAttention(8, 2)(torch.randn(4, 8), surroundings)
+
+
+class Drift(torch.nn.Linear):
+    """dx/dt = W x + b."""
+
+    kind = "drift"
+
+    def forward(self, x, context):
+        return super().forward(x), None
+
+
+@pytest.fixture
+def drift(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(flows, "FLOWS", {})
+    flows.register_flow(Drift.kind, lambda dim: Drift(dim, dim))
+    return Drift.kind
+
+
+def test_names_of_flows_of_ones_own(drift: str) -> None:
+    for taken in (drift, "ffn", "attention", "self_attention", "cross_attention"):
+        with pytest.raises(ValueError, match=f"flow '{taken}' is there already"):
+            flows.register_flow(taken, lambda dim: Drift(dim, dim))
+    with pytest.raises(ValueError, match="flow='two words' is no name"):
+        flows.register_flow("two words", lambda dim: Drift(dim, dim))
+    assert list(flows.FLOWS) == [drift]

@@ -14,7 +14,7 @@ from torch import Tensor
 from macaron.dynamics import STRANG
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
 from macaron.legacy.names import to_particle_names
-from macaron.particles import CrossAttention, FeedForward, ParticleLayer, SelfAttention, Surroundings
+from macaron.particles import CrossAttention, FeedForward, Mask, Memory, ParticleLayer, SelfAttention, Surroundings
 
 C, F, H = 24, 40, 4
 STEM = "decoder.layers.1."
@@ -47,7 +47,7 @@ def layer(numbers: dict[str, Tensor]) -> ParticleLayer:
 
 def around(numbers: dict[str, Tensor]) -> Surroundings:
     mask = numbers["memory_padding_mask"]
-    return Surroundings(memory=numbers["memory"], memory_padding_mask=mask, is_causal=True, need_memory_weights=True)
+    return Surroundings(Mask(causal=True), Memory(numbers["memory"], mask), need_memory_weights=True)
 
 
 def errors(made: ParticleLayer, numbers: dict[str, Tensor], surroundings: Surroundings) -> tuple[float, float]:
@@ -80,11 +80,11 @@ def other_norm_first(made: ParticleLayer, seen: Surroundings) -> Surroundings:
 
 
 def padding_seen(made: ParticleLayer, seen: Surroundings) -> Surroundings:
-    return seen._replace(memory_padding_mask=None)
+    return seen._replace(memory=Memory(seen.memory.particles))
 
 
 def future_seen(made: ParticleLayer, seen: Surroundings) -> Surroundings:
-    return seen._replace(is_causal=False)
+    return seen._replace(mask=Mask())
 
 
 @pytest.mark.parametrize("slip", [whole_steps, other_ffn_first, other_norm_first, padding_seen, future_seen])

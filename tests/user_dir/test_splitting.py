@@ -10,10 +10,12 @@ import pytest
 import torch
 from fairseq.models import MODEL_REGISTRY
 from macaron.user_dir.models.macaron_lm import MacaronLanguageModel
+from torch import nn
 
 from macaron import MacaronModel
 from macaron.dynamics import splitting as module
 from macaron.dynamics.splitting import Splitting, register_splitting
+from macaron.particles.flows import FLOWS, register_flow
 
 SIZES = {"encoder_embed_dim": 16, "encoder_layers": 2, "decoder_layers": 2, "max_source_positions": 64}
 SIZES |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_target_positions": 64}
@@ -88,6 +90,30 @@ def test_the_command_line_takes_and_lists_it(registered: str, toy_task, capsys: 
         assert reason in capsys.readouterr().err
         with pytest.raises(ValueError, match=reason):
             MacaronModel.build_model(Namespace(splitting=given, **SIZES), toy_task())
+
+
+class Drift(nn.Linear):
+    """dx/dt = W x + b."""
+
+    kind = "drift"
+
+    def forward(self, x, context):
+        return super().forward(x), None
+
+
+def test_a_flow_of_ones_own(toy_task) -> None:
+    options = {"splitting": "ffn/2 attention drift ffn/2", **SIZES}
+    with pytest.raises(ValueError, match="flow 'drift' is unknown here"):
+        MacaronModel.build_model(Namespace(**options), toy_task())
+    register_flow(Drift.kind, lambda dim: Drift(dim, dim))
+    try:
+        model = MacaronModel.build_model(Namespace(**options), toy_task())
+        assert kinds(model, "decoder") == ["ffn", "self_attention", "cross_attention", "drift", "ffn"]
+        tokens = torch.randint(4, 44, (2, 5))
+        model(tokens, torch.tensor([5, 5]), tokens)[0].square().mean().backward()
+        assert model.encoder.layers[0].flows[2].weight.grad.abs().sum() > 0
+    finally:
+        del FLOWS[Drift.kind]
 
 
 @pytest.mark.parametrize("splitting", [TURNED, "ffn/2 attention ffn/2 cross_attention"])
