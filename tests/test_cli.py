@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import macaron
-from macaron.cli import average_checkpoints, last_checkpoints, main, run
-from macaron.legacy.checkpoint import load
+from macaron.averaging import average_checkpoints, last_checkpoints
+from macaron.checkpoint import load
+from macaron.cli import main, run
 
 
 def state(value: float = 0.0, updates: int = 1, arch: str = "macaron_tiny", **model: torch.Tensor) -> dict:

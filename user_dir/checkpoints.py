@@ -12,7 +12,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 
-from macaron.legacy.checkpoint import SAFE_GLOBALS, CheckpointError, is_zip, load, read
+from macaron.checkpoint import SAFE_GLOBALS, CheckpointError, is_zip, load, read
 from macaron.legacy.names import is_foreign
 from macaron.legacy.translation import convert, keep_final_norm
 

@@ -13,8 +13,8 @@ from fairseq.models import MODEL_REGISTRY
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import LongTensor
 
-from macaron.legacy.checkpoint import CheckpointError
-from macaron.legacy.checkpoint import load as load_raw
+from macaron.checkpoint import CheckpointError
+from macaron.checkpoint import load as load_raw
 from macaron.text import RELEASED_NAMES, Pieces, Words, is_blank
 
 from . import generation, places, released

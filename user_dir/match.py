@@ -10,7 +10,7 @@ from typing import Any
 from fairseq.models import MODEL_REGISTRY
 from omegaconf import OmegaConf
 
-from macaron.legacy.checkpoint import DICTIONARIES
+from macaron.checkpoint import DICTIONARIES
 
 # Options that may differ from one command to the next: they concern training or the machine, or the names and shapes
 # of the parameters show them.

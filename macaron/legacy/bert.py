@@ -33,13 +33,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
+from macaron import checkpoint
 from macaron.bert import MacaronBertConfig, MacaronBertForPreTraining, MacaronBertForSequenceClassification
 from macaron.bert.modeling_macaron_bert import MacaronBertPreTrainedModel
 from macaron.bert.tokenization_bpe import CODES_FILE
-from macaron.legacy import checkpoint
+from macaron.checkpoint import CheckpointError
 from macaron.legacy.adam import BUFFERS, read_adam
 from macaron.legacy.bert_tokenizer import SPECIAL_SYMBOLS, build_tokenizer, read_dictionary
-from macaron.legacy.checkpoint import CheckpointError
 from macaron.legacy.names import is_foreign, to_particle_names
 
 _PAD = SPECIAL_SYMBOLS.index("<pad>")

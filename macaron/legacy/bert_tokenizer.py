@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from macaron.bert import MacaronBertBpeTokenizer
-from macaron.legacy.checkpoint import CheckpointError
+from macaron.checkpoint import CheckpointError
 
 SPECIAL_SYMBOLS = ("<Lua heritage>", "<pad>", "</s>", "<unk>", "<mask>", "<cls>")
 _PAD, _EOS, _UNK, _MASK, _CLS = SPECIAL_SYMBOLS[1:]

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from macaron.legacy.checkpoint import CheckpointError
+from macaron.checkpoint import CheckpointError
 
 _LAYER = re.compile(r"^(?P<side>(?:.*\.)?(?:encoder|decoder)\.layers\.\d+)\.(?P<rest>.+)$")
 _FOREIGN = re.compile(r"\.layers\.\d+\.(self_attn|encoder_attn|fc1|fc2|macaron_fc\d|layer_norms|\w*_layer_norm)\b")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from macaron.checkpoint import CheckpointError
 from macaron.legacy.adam import read_adam
-from macaron.legacy.checkpoint import CheckpointError
 from macaron.legacy.names import in_order, is_foreign, to_particle_names
 
 

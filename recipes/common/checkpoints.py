@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from macaron.legacy.checkpoint import CheckpointError, load
+from macaron.checkpoint import CheckpointError, load
 from recipes.common import commands
 from recipes.common.errors import RecipeError
 

@@ -28,13 +28,13 @@ from transformers import (
 )
 
 import macaron.bert  # noqa: F401  registers with the Auto classes, as in a user's script
+from macaron.checkpoint import CheckpointError
+from macaron.checkpoint import load as load_checkpoint
 from macaron.cli import main as macaron_command
 from macaron.legacy.__main__ import main
 from macaron.legacy.adam import parameter_names
 from macaron.legacy.bert import convert, convert_file, to_hub_names
 from macaron.legacy.bert_tokenizer import SPECIAL_SYMBOLS, build_tokenizer, read_dictionary
-from macaron.legacy.checkpoint import CheckpointError
-from macaron.legacy.checkpoint import load as load_checkpoint
 
 # Whatever the folder holds; "none" fails where it holds nothing, and is skipped where there is no folder.
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "golden" / "bert"

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import macaron
-from macaron.legacy.checkpoint import CheckpointError
+from macaron.checkpoint import CheckpointError
 from macaron.legacy.names import in_order, to_particle_names
 from macaron.legacy.translation import convert
 

@@ -15,7 +15,7 @@ import torch
 from fairseq.data import Dictionary
 
 import macaron
-from macaron.legacy.checkpoint import SAFE_GLOBALS
+from macaron.checkpoint import SAFE_GLOBALS
 
 macaron.register_fairseq()
 

@@ -18,7 +18,7 @@ from macaron.user_dir import released
 from macaron.user_dir.models import MacaronLanguageModel
 
 from macaron import MacaronModel
-from macaron.legacy.checkpoint import CheckpointError
+from macaron.checkpoint import CheckpointError
 from macaron.text import TextSettings
 
 

@@ -14,8 +14,8 @@ import torch
 from fairseq import checkpoint_utils, hub_utils
 
 import macaron
-from macaron.cli import average_checkpoints
-from macaron.legacy.checkpoint import SAFE_GLOBALS, CheckpointError, load
+from macaron.averaging import average_checkpoints
+from macaron.checkpoint import SAFE_GLOBALS, CheckpointError, load
 
 
 class Attack:

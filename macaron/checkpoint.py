@@ -1,13 +1,15 @@
 """Checkpoint files, read with torch's safe loader: fairseq's own and those of the original implementation.
 
 Besides tensors and plain containers only the names of `SAFE_GLOBALS` may occur in a file; anything else is refused
-before it is built, and so are options that fairseq would run as code (`macaron.legacy.options`). A file in torch's zip
+before it is built, and so are options that fairseq would run as code (`macaron.options`). A file in torch's zip
 format carries a checksum for every record, which torch does not look at; they are compared here.
 """
 
 import argparse
+import os
 import pickle
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from macaron.legacy.options import find_code
+from macaron.options import find_code
 
 
 class _Meter:
@@ -47,6 +49,9 @@ _REFUSED = re.compile(
 
 # Where a checkpoint keeps the sums of its dictionaries: in the state of the task, which every way to save keeps.
 DICTIONARIES = "macaron_dictionaries"
+
+# Entries of fairseq's model state that are buffers; the second is uninitialised memory in old versions.
+NO_PARAMETERS = (".version", "._float_tensor")
 
 
 class CheckpointError(ValueError):
@@ -141,3 +146,60 @@ def _check_records(path: Path) -> None:
                     raise zipfile.BadZipFile("something follows its end")
     except Exception as error:  # zipfile, too, raises many kinds for a damaged file
         raise CheckpointError(describe_load_failure(path, error)) from error
+
+
+def check_model(state: dict[str, Any], path: Path) -> None:
+    """Raise ValueError unless the entry 'model' is a dictionary of tensors by name."""
+    model = state.get("model")
+    if not isinstance(model, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in model.items()
+    ):
+        raise ValueError(
+            f"{path}: no model in it (found {', '.join(map(str, state))}); a fairseq checkpoint has "
+            f"a dictionary 'model' of tensors, so check that the file was written by fairseq"
+        )
+
+
+def architecture(state: dict[str, Any]) -> str:
+    """The name of the architecture, from either of fairseq's two ways to keep the configuration."""
+    cfg = state.get("cfg")
+    config = (cfg.get("model") if isinstance(cfg, dict) else None) or state.get("args")
+    for name in ("_name", "arch"):
+        value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+        if value:
+            return str(value)
+    return "unknown"
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write `path` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{os.fsdecode(os.fsencode(path.name)[:200])}."  # a file's name has 255 bytes at most
+    _sweep(path.parent, prefix)
+    partial = path.with_name(f"{prefix}{os.getpid()}.tmp")
+    try:
+        torch.save(state, partial)
+        os.replace(partial, path)
+    except RuntimeError as error:  # of torch, which does not say what the system said
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(f"{path} cannot be written; {free:,} bytes are free in {path.parent} ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Delete what a killed process left of an earlier attempt."""
+    for path in folder.iterdir():
+        pid = path.name.removeprefix(prefix).removesuffix(".tmp")
+        if path.name == f"{prefix}{pid}.tmp" and pid.isdecimal() and not _runs(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from macaron.legacy.checkpoint import CheckpointError, load, read
+from macaron.checkpoint import CheckpointError, load, read
 
 MODEL = {f"layers.{i}.weight": torch.linspace(-1, 1, 50) * (i + 1) for i in range(4)}
 

@@ -13,8 +13,8 @@ import pytest
 from fairseq.models import MODEL_REGISTRY
 
 import macaron
-from macaron.legacy.checkpoint import _Meter
-from macaron.legacy.options import EVALUATED, NAMES, find_code, is_literal
+from macaron.checkpoint import _Meter
+from macaron.options import EVALUATED, NAMES, find_code, is_literal
 
 macaron.register_fairseq()
 
