@@ -13,8 +13,8 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 
 from macaron.checkpoint import SAFE_GLOBALS, CheckpointError, is_zip, load, read
-from macaron.legacy.names import is_foreign
 from macaron.legacy.translation import convert, keep_final_norm
+from macaron.names import is_foreign
 
 from . import match
 

@@ -6,7 +6,7 @@ from typing import Any
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor, nn
 
-from macaron.legacy.names import is_foreign, to_particle_names
+from macaron.names import is_foreign, to_particle_names
 
 from .pruning import prune
 

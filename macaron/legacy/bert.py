@@ -5,7 +5,7 @@
 | encoder.embed_tokens            | macaron_bert.embeddings.word_embeddings                               |
 | encoder.embed_positions         | macaron_bert.embeddings.position_embeddings, without its first 2 rows |
 | encoder.embed_segment           | macaron_bert.embeddings.token_type_embeddings, rows swapped           |
-| encoder.layers                  | macaron_bert.layers, see `macaron.legacy.names`                       |
+| encoder.layers                  | macaron_bert.layers, see `macaron.names`                       |
 | encoder.layer_norm              | macaron_bert.final_norm                                               |
 | mid_layer.0, mid_layer.2        | mlm_head.dense, mlm_head.norm                                         |
 | embed_out                       | the word embeddings, or mlm_head.decoder.weight if it is no copy      |
@@ -40,7 +40,7 @@ from macaron.bert.tokenization_bpe import CODES_FILE
 from macaron.checkpoint import CheckpointError
 from macaron.legacy.adam import BUFFERS, read_adam
 from macaron.legacy.bert_tokenizer import SPECIAL_SYMBOLS, build_tokenizer, read_dictionary
-from macaron.legacy.names import is_foreign, to_particle_names
+from macaron.names import is_foreign, to_particle_names
 
 _PAD = SPECIAL_SYMBOLS.index("<pad>")
 _ROLES = {"pad": "<pad>", "sep": "</s>", "mask": "<mask>", "cls": "<cls>"}

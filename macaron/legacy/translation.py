@@ -9,7 +9,7 @@ from torch import Tensor
 
 from macaron.checkpoint import CheckpointError
 from macaron.legacy.adam import read_adam
-from macaron.legacy.names import in_order, is_foreign, to_particle_names
+from macaron.names import in_order, is_foreign, to_particle_names
 
 
 def convert(state: Mapping[str, Any]) -> dict[str, Any]:

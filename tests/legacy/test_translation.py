@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import macaron
 from macaron.checkpoint import CheckpointError
-from macaron.legacy.names import in_order, to_particle_names
 from macaron.legacy.translation import convert
+from macaron.names import in_order, to_particle_names
 
 macaron.register_fairseq()
 

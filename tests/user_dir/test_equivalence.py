@@ -14,7 +14,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_arch
 from macaron.user_dir.models.macaron_lm import MacaronLanguageModel
 
 from macaron import MacaronModel
-from macaron.legacy.names import to_particle_names
+from macaron.names import to_particle_names
 
 SIZES = {
     "encoder_embed_dim": 16,
