@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,79 @@ def test_fairseq_train_takes_both_folders_from_a_clone(user_dir, project_root, t
 def test_fairseq_train_takes_the_printed_path_from_anywhere(tiny_data_bin, fairseq_cli, tmp_path):
     path = run_python("from macaron.cli import main; main(['user-dir'])", tmp_path)
     train_one_update(fairseq_cli, tiny_data_bin, path, cwd=tmp_path, save_dir=tmp_path)
+
+
+# -- who may import whom
+
+
+def imports(source: str, package: str) -> set[str]:
+    """Every module, or name in one, that a file of the package imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                found |= {alias.name for alias in names}
+            case ast.ImportFrom(module=module, names=names, level=level):
+                base = resolve_name("." * level + (module or ""), package)
+                found |= {f"{base}.{alias.name}" for alias in names}
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                found.add(name)
+    return found
+
+
+def is_of(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def imports_of_files(folder: Path, package: str) -> dict[str, set[str]]:
+    """Path below `folder` -> what that file imports."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        place = path.relative_to(folder)
+        inside = ".".join([package, *place.parts[:-1]])
+        found[place.as_posix()] = imports(path.read_text(encoding="utf-8"), inside)
+    assert found, folder
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("import macaron.user_dir.hub as h", "macaron.user_dir.hub"),
+        ("from macaron import user_dir", "macaron.user_dir"),
+        ("def f():\n    from macaron.user_dir import hub", "macaron.user_dir.hub"),
+        ("from .. import user_dir", "macaron.user_dir"),
+        ("from ..user_dir import hub", "macaron.user_dir.hub"),
+        ("import importlib; importlib.import_module('macaron.user_dir')", "macaron.user_dir"),
+        ("from importlib import import_module; import_module('macaron.user_dir')", "macaron.user_dir"),
+    ],
+)
+def test_imports_are_found_in_every_form(source, name):
+    assert name in imports(source, "macaron.bert")
+
+
+@pytest.mark.parametrize(
+    ("room", "others"), [("dynamics", ()), ("ops", ()), ("particles", ("macaron.dynamics", "macaron.ops"))]
+)
+def test_the_lower_rooms_import_none_above_them(room, others, project_root):
+    for path, names in imports_of_files(project_root / "macaron" / room, f"macaron.{room}").items():
+        ours = {name for name in names if is_of(name, "macaron", "user_dir", "recipes")}
+        assert {name for name in ours if not is_of(name, f"macaron.{room}", *others)} == set(), path
+
+
+@pytest.mark.parametrize(
+    ("host", "other"), [("macaron/bert", ("macaron.user_dir", "user_dir")), ("user_dir", ("macaron.bert",))]
+)
+def test_the_hosts_do_not_import_each_other(host, other, project_root):
+    package = "macaron." + Path(host).name
+    for path, names in imports_of_files(project_root / host, package).items():
+        assert {name for name in names if is_of(name, *other)} == set(), path
+
+
+def test_fairseq_is_imported_at_its_door_only(project_root):
+    for path, names in imports_of_files(project_root / "macaron", "macaron").items():
+        if path != "_fairseq.py" and not path.startswith("models/"):
+            assert {name for name in names if is_of(name, "fairseq")} == set(), path
