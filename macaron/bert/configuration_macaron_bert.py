@@ -27,6 +27,8 @@ class MacaronBertConfig(PreTrainedConfig):
     Fields:
         splitting: name of a `macaron.dynamics.splitting.SPLITTINGS`, or its flows in order, each with its divisor, such
             as "attention/2 ffn/2 attention/2 ffn/2".
+        depth_rule: how the next state follows from those before and a layer, see `macaron.dynamics.depth`. Another than
+            "euler" must be registered wherever the model is loaded.
         intermediate_size: width of the FFNs after attention; None is 4 · hidden_size / number of FFNs in a layer.
         first_intermediate_size: width of the FFN before attention; None is `intermediate_size`.
         hidden_act: activation of the FFNs after attention and of the masked-language-model head.
@@ -62,6 +64,7 @@ class MacaronBertConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     splitting: str = "strang"
+    depth_rule: str = "euler"
     intermediate_size: int | None = None
     first_intermediate_size: int | None = None
     hidden_act: str = "gelu"

@@ -50,7 +50,7 @@ def export_for_hub(
 
     Raises:
         FileExistsError: `out` exists, and not `force`.
-        ValueError: another kind of model.
+        ValueError: another kind of model, or one whose `depth_rule` is registered by other code.
     """
     out = Path(out)
     if out.exists() and not force:
@@ -63,6 +63,11 @@ def export_for_hub(
         model = _load(model)
     if not isinstance(model.config, MacaronBertConfig):
         raise ValueError(f"{type(model).__name__} is no Macaron BERT, so its code is not in this package")
+    if model.config.depth_rule != "euler":
+        raise ValueError(
+            f"depth_rule={model.config.depth_rule!r} is of another module than this package's, which an export does "
+            f"not carry; only 'euler' is known where this package is not installed"
+        )
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
 

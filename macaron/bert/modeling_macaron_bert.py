@@ -31,6 +31,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
+from macaron.dynamics.depth import Depth
 from macaron.ops.act_dropout import act_dropout
 from macaron.ops.attention import attention
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
@@ -425,7 +426,8 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
     def __init__(self, config: MacaronBertConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
         self.embeddings = MacaronBertEmbeddings(config)
-        self.layers = nn.ModuleList([MacaronBertLayer(config) for _ in range(config.num_hidden_layers)])
+        depth = config.num_hidden_layers
+        self.layers = Depth([MacaronBertLayer(config) for _ in range(depth)], config.scheme().rule(depth))
         dim, eps, affine = config.hidden_size, config.layer_norm_eps, config.norm_affine
         self.final_norm = nn.LayerNorm(dim, eps, elementwise_affine=affine) if config.final_norm else None
         self.pooler = MacaronBertPooler(config) if config.use_pooler and add_pooling_layer else None
@@ -465,8 +467,14 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
 
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`; sentences that are too long; a mask of
-                another form, or that the attention implementation cannot follow.
+                another form, or that the attention implementation cannot follow; hidden states under another
+                `depth_rule` than "euler".
         """
+        if self.config.depth_rule != "euler" and self._wanted("output_hidden_states", kwargs):
+            raise ValueError(  # what is recorded are results of layers, which are no states then
+                f"hidden states are not recorded under depth_rule={self.config.depth_rule!r}; leave out "
+                f"output_hidden_states"
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         given = inputs_embeds if input_ids is None else input_ids
