@@ -4,9 +4,9 @@ Shapes: B sentences, T particles, C channels, H heads, D = C / H, V words, N rea
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,26 +32,19 @@ from transformers.utils.output_capturing import capture_outputs
 
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
 from macaron.dynamics.depth import Depth
+from macaron.hf.context import IsRecorded, LayerContext, eager_attention_forward, lookup
+from macaron.hf.loading import check_names, listed
+from macaron.hf.losses import IGNORED, element_losses, mean_cross_entropy, mean_loss, position_loss
+from macaron.hf.packing import Packing, first_particle, has_values, read_mask, sentence_numbers
+from macaron.hf.positions import count_positions, sinusoids
 from macaron.ops.act_dropout import act_dropout
-from macaron.ops.attention import attention
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
 from macaron.particles.flows import FeedForward, SelfAttention
 from macaron.particles.layer import ParticleLayer
 from macaron.particles.surroundings import Mask, Packed, Surroundings
 
-IGNORED = -100  # label of what takes no part in a loss
+_ENCODER = ("embeddings", "layers", "final_norm")  # its parts, by the names of their parameters
 _POOLER = [r"^(macaron_bert\.)?pooler\."]  # in checkpoints; heads without one leave it there
-
-
-def sinusoids(first: int, count: int, dim: int) -> Tensor:
-    """(count, dim), of the positions p = first … first + count − 1, as in fairseq; one zero is appended to odd `dim`.
-
-    [sin(p f_0) … sin(p f_{h−1}), cos(p f_0) … cos(p f_{h−1})],  f_i = 10000^(−i / (h − 1)),  h = dim // 2
-    """
-    half = dim // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float) * -(math.log(10000) / (half - 1)))  # (h,)
-    phases = torch.arange(first, first + count, dtype=torch.float).unsqueeze(1) * frequencies  # (count, h)
-    return F.pad(torch.cat([phases.sin(), phases.cos()], dim=1), (0, dim % 2))
 
 
 class MacaronBertEmbeddings(nn.Module):
@@ -105,40 +98,7 @@ class MacaronBertEmbeddings(nn.Module):
         return self.dropout(x)
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """The library's attention, written out: (B, H, T, D) → (B, T, H, D) and weights (B, H, T, T)."""
-    out, weights = attention(query, key, value, attn_mask=attention_mask, dropout=dropout, need_weights=True)
-    assert weights is not None
-    return out.transpose(1, 2), weights
-
-
-class LayerContext(NamedTuple):
-    """What a layer sees besides its particles: `surroundings` for the flows of the library, and for transformers'
-    attention functions their mask and keyword arguments."""
-
-    surroundings: Surroundings
-    attention_mask: Any
-    options: dict[str, Any]
-
-
-class _IsRecorded(nn.Module):
-    """What transformers records the output of, by hooks that cannot be pickled and are made anew."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        hooks = self._forward_hooks
-        kept = {key: hook for key, hook in hooks.items() if hook.__module__ != capture_outputs.__module__}
-        return {**super().__getstate__(), "_forward_hooks": type(hooks)(kept)}
-
-
-class MacaronBertSelfAttention(_IsRecorded, SelfAttention):
+class MacaronBertSelfAttention(IsRecorded, SelfAttention):
     """The library's self-attention, with the attention function of `config._attn_implementation`."""
 
     def __init__(self, config: MacaronBertConfig) -> None:
@@ -173,7 +133,7 @@ class MacaronBertSelfAttention(_IsRecorded, SelfAttention):
         return self.out_proj(out.flatten(2)), weights  # out (B, T, H, D)
 
 
-class MacaronBertLayer(GradientCheckpointingLayer, _IsRecorded, ParticleLayer):
+class MacaronBertLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer):
     """One time step: a `ParticleLayer` over the flows of `config.splitting`."""
 
     def __init__(self, config: MacaronBertConfig) -> None:
@@ -248,155 +208,14 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
         if report["mismatched_keys"] and not ignore:
             sizes = [f"{name} {tuple(there)} for {tuple(here)}" for name, there, here in report["mismatched_keys"]]
             raise RuntimeError(
-                f"{where} does not fit {cls.__name__} and its configuration: it has {_listed(sizes)}; if these are to "
+                f"{where} does not fit {cls.__name__} and its configuration: it has {listed(sizes)}; if these are to "
                 f"begin anew, add ignore_mismatched_sizes=True"
             )
         if not told and not fresh:
             own = not isinstance(config, PreTrainedConfig) or config._name_or_path == str(source)
             saved_by = (model.config.architectures or []) if own else []
-            _check_names(model, report, str(where), complete=cls.__name__ in saved_by)
+            check_names(model, report, str(where), complete=cls.__name__ in saved_by, encoder=_ENCODER)
         return (model, report) if told else model
-
-
-def _check_names(model: PreTrainedModel, report: dict[str, Any], source: str, complete: bool) -> None:
-    """Refuse what `from_pretrained` of transformers only warns of.
-
-    Args:
-        report: its lists of missing and unexpected names.
-        complete: the checkpoint was saved by this class, so that nothing is new.
-    """
-    encoder = ("embeddings", "layers", "final_norm")
-
-    def part(name: str) -> str:
-        return name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]
-
-    parameters = [name for name, _ in model.named_parameters()]
-    missing = set(report["missing_keys"])
-    # a part of which there is something is no new one
-    found = {part(name) for name in parameters if name not in missing} | set(encoder)
-    lost = [name for name in missing if complete or part(name) in found]
-    ours = {part(name) for name in parameters} - {"pooler"} | set(encoder)
-    left = [name for name in report["unexpected_keys"] if part(name) in ours]
-    if lost or left:
-        wrong = [f"lacks {_listed(lost)}"] if lost else []
-        wrong += [f"has {_listed(left)}, for which there is no place"] if left else []
-        raise ValueError(
-            f"{source} does not fit {type(model).__name__} and its configuration: it {', and '.join(wrong)}. Copy or "
-            f"download it again, or load it by the class and configuration that it was saved with; "
-            f"output_loading_info=True returns these lists instead of this error"
-        )
-
-
-def _listed(names: Iterable[str], most: int = 6) -> str:
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-class Packing(NamedTuple):
-    """The sentences of a batch one after another, without padding: (N, C) instead of (B, T, C)."""
-
-    indices: Tensor  # (N,) where the real particles are in the flattened batch, B · T
-    offsets: Tensor  # (B + 1,) int32, where each sentence begins and ends among them
-    max_length: int
-
-    @classmethod
-    def of(cls, real: Tensor) -> "Packing | None":
-        """From a mask (B, T), True at real particles; None where there is no padding."""
-        lengths = real.sum(-1)  # (B,)
-        total, max_length = torch.stack([lengths.sum(), lengths.max()]).tolist()  # an accelerator waits here, once
-        if total == real.numel():
-            return None
-        offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        return cls(real.flatten().nonzero().squeeze(-1), offsets, max_length)
-
-    @classmethod
-    def of_sentences(cls, number: Tensor) -> "Packing":
-        """From the number of the sentence, rising from 0, of each particle: (B, T)."""
-        lengths = number.flatten().bincount()
-        offsets = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        return cls(torch.arange(number.numel(), device=number.device), offsets, int(lengths.max()))
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(B, T, …) → (N, …)."""
-        return x.flatten(0, 1)[self.indices]
-
-    def unpack(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """(N, C) → (B, T, C), zero at padding."""
-        return x.new_zeros(shape.numel(), x.size(-1)).index_copy(0, self.indices.to(x.device), x).view(*shape, -1)
-
-
-def has_values(t: Tensor) -> bool:
-    """Whether Python may look at the values: not while a graph is traced, nor on the meta device."""
-    return not (is_tracing(t) or t.is_meta)
-
-
-def sentence_numbers(position_ids: Tensor | None, cu_seq_lens: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """(B, T): which sentence each particle belongs to, counted through all rows; None where each row is one sentence.
-
-    A sentence begins where `cu_seq_lens` says so, or else with every row, where positions fall back, and at position
-    0. So a gap in the positions divides nothing, and positions that are all 0 are no mark.
-    """
-    if cu_seq_lens is not None:
-        if shape[0] != 1:
-            raise ValueError(
-                f"cu_seq_lens_q marks the sentences of a batch of one row, but there are {shape[0]}; put them into one "
-                f"row, or leave it out"
-            )
-        places = torch.arange(shape[1], device=cu_seq_lens.device)
-        return torch.bucketize(places, cu_seq_lens[1:].long(), right=True).unsqueeze(0)
-    if position_ids is None:
-        return None
-    position_ids = position_ids.expand(shape)
-    begins = (position_ids == 0) & position_ids.ne(0).any(-1, keepdim=True)
-    begins = F.pad(begins[:, 1:] | (position_ids.diff(dim=-1) < 0), (1, 0))  # (B, T), the beginnings of rows left out
-    if has_values(position_ids) and not begins.any():
-        return None
-    row = torch.arange(shape[0], device=begins.device).unsqueeze(1)
-    return row + begins.flatten().cumsum(0).view_as(begins)
-
-
-def read_mask(mask: Tensor, shape: torch.Size, num_heads: int) -> Tensor:
-    """The two forms of `attention_mask`: (B, T) bool, or (B or 1, H or 1, T or 1, T) bool or added to the scores.
-
-    Args:
-        mask: as `MacaronBertModel.forward` takes it.
-        shape: B, T.
-
-    Raises:
-        ValueError: another shape, or values that could mean two things.
-    """
-    if not torch.is_tensor(mask):
-        raise ValueError(f"attention_mask is a {type(mask).__name__}; pass a tensor")
-    if mask.dim() == 3:
-        mask = mask.unsqueeze(1)
-    if not has_values(mask):
-        return mask.bool() if mask.dim() == 2 or not mask.is_floating_point() else mask
-    (B, T), given = shape, tuple(mask.shape)
-    fits = given == (B, T)
-    if mask.dim() == 4:
-        fits = all(n in (1, most) for n, most in zip(given[:3], (B, num_heads, T), strict=True)) and given[3] == T
-    if not fits:
-        raise ValueError(
-            f"attention_mask has the shape {given}; these {B} sentences of {T} tokens take ({B}, {T}), or ({B}, {T}, "
-            f"{T}) or ({B}, 1 or {num_heads}, {T}, {T}) for what each particle sees"
-        )
-    if mask.dtype == torch.bool:
-        return mask
-    seen = mask.bool()
-    binary = bool((mask == seen).all())
-    if mask.dim() == 2 or not mask.is_floating_point():
-        if not binary:
-            raise ValueError(
-                f"attention_mask {given} holds other values than 1 (seen) and 0 (not seen); what is added to the "
-                f"scores has the shape ({B}, 1, {T}, {T}) and a floating type"
-            )
-        return seen
-    if binary and seen.any() and not seen.all():
-        raise ValueError(
-            f"attention_mask {given} of type {mask.dtype} is added to the scores, where 0 and 1 hide nothing; make it "
-            f"bool if 1 means seen and 0 not"
-        )
-    return mask
 
 
 class MacaronBertPooler(nn.Module):
@@ -491,7 +310,12 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             if mask.dim() == 2:
                 real, mask = mask, None
         if position_ids is None:
-            position_ids = self._positions(shape, real, row, device)
+            if row is None and shape[1] > self.config.max_position_embeddings:
+                raise ValueError(
+                    f"sentences of {shape[1]} tokens are longer than max_position_embeddings="
+                    f"{self.config.max_position_embeddings}; truncate them, or train with more positions"
+                )
+            position_ids = count_positions(shape[1], real, row, device)
 
         packing = self._packing(real, row, kwargs)
         if packing is None:
@@ -512,19 +336,6 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             x = x.masked_fill(~real.unsqueeze(-1), 0.0)
         pooled = None if self.pooler is None else self.pooler(first_particle(x, real))
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
-
-    def _positions(self, shape: torch.Size, real: Tensor | None, row: Tensor | None, device: torch.device) -> Tensor:
-        """(B, T) numbers of the real particles from 0 in each sentence, or (1, T) where all are real."""
-        if row is None and shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"sentences of {shape[1]} tokens are longer than max_position_embeddings="
-                f"{self.config.max_position_embeddings}; truncate them, or train with more positions"
-            )
-        places = torch.arange(shape[1], device=device).unsqueeze(0)
-        if row is not None:
-            begins = F.pad(row.diff(dim=-1), (1, 0)) != 0
-            return places - torch.where(begins, places, 0).cummax(-1).values
-        return places if real is None else (real.long().cumsum(-1) - 1).clamp(min=0)
 
     def _packing(self, real: Tensor | None, row: Tensor | None, kwargs: dict[str, Any]) -> Packing | None:
         """How to leave the padding out, or None where there is none or something needs it."""
@@ -565,7 +376,7 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
                 )
             if not flex or mask.dtype != torch.bool:
                 return LayerContext(Surroundings(), mask if mask.dtype == torch.bool else mask.to(x.dtype), kwargs)
-            apart = _lookup(mask)
+            apart = lookup(mask)
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=x, attention_mask=real, and_mask_function=apart
         )
@@ -574,19 +385,6 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             kwargs = {**kwargs, "cu_seq_lens_q": packing.offsets, "cu_seq_lens_k": packing.offsets}
             kwargs |= {"max_length_q": packing.max_length, "max_length_k": packing.max_length}
         return LayerContext(Surroundings(), mask, kwargs)
-
-
-def _lookup(mask: Tensor) -> Callable[..., Tensor]:
-    """A mask function of transformers from a table, (B, 1, T, T) bool."""
-    return lambda batch, head, query, key: mask[batch, 0, query, key]
-
-
-def first_particle(x: Tensor, real: Tensor | None) -> Tensor:
-    """(B, T, C) → (B, C), the first particle that is not padding."""
-    if real is None or real.dim() != 2:
-        return x[:, 0]
-    first = real.to(torch.int32).argmax(-1)  # (B,)
-    return x[torch.arange(x.size(0), device=x.device), first.to(x.device)]
 
 
 class MaskedLMHead(nn.Module):
@@ -606,24 +404,6 @@ class MaskedLMHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, V)."""
         return self.decoder(self.features(x))
-
-
-def mean_loss(total: Tensor, count: Tensor | int, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """`total` over the number of items it was summed over: those of the whole update where the Trainer tells them.
-
-    Over no items it is 0, as `total` is.
-    """
-    items = count if num_items_in_batch is None else num_items_in_batch
-    if torch.is_tensor(items):
-        items = items.to(total.device)
-    return total / (items + (items == 0))
-
-
-def _element_losses(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`loss` of each element, 0 where the label is −100, and the number of the others."""
-    ignored = labels == IGNORED
-    losses = loss(logits.float(), labels.masked_fill(ignored, 0).float(), reduction="none")
-    return losses.masked_fill(ignored, 0.0), (~ignored).sum()
 
 
 class _HasMaskedLMHead(MacaronBertPreTrainedModel):
@@ -649,14 +429,12 @@ class _HasMaskedLMHead(MacaronBertPreTrainedModel):
         if self.config.sparse_prediction and not is_tracing(labels):
             chosen = labels.ne(IGNORED)
             x, labels = x[chosen], labels[chosen]  # (N, C), (N,)
-        count = labels.ne(IGNORED).sum()
         if self.config.sparse_prediction and self.training:
             decoder = self.mlm_head.decoder
             total, _ = linear_cross_entropy(self.mlm_head.features(x), decoder.weight, labels, decoder.bias)
-            return mean_loss(total, count, num_items_in_batch), None
+            return mean_loss(total, labels.ne(IGNORED).sum(), num_items_in_batch), None
         logits = self.mlm_head(x)
-        total = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        return mean_loss(total, count, num_items_in_batch), logits
+        return mean_cross_entropy(logits, labels, num_items_in_batch), logits
 
 
 class MacaronBertForMaskedLM(_HasMaskedLMHead):
@@ -747,7 +525,7 @@ class MacaronBertForPreTraining(_HasMaskedLMHead):
         pair_logits = self.nsp_head(sentence).squeeze(-1)  # (B,)
         if next_sentence_label is not None:
             target = next_sentence_label.to(pair_logits.device).view_as(pair_logits)
-            pairs, counted = _element_losses(F.binary_cross_entropy_with_logits, pair_logits, target)  # (B,)
+            pairs, counted = element_losses(F.binary_cross_entropy_with_logits, pair_logits, target)  # (B,)
             if labels is None or num_items_in_batch is None:
                 pair_loss = mean_loss(pairs.sum(), counted, None)
             else:
@@ -815,14 +593,12 @@ class MacaronBertForSequenceClassification(_Classifies):
             else:
                 self.config.problem_type = "single_label_classification"
         if self.config.problem_type == "single_label_classification":
-            labels = labels.view(-1)
-            total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-            return mean_loss(total, labels.ne(IGNORED).sum(), num_items_in_batch)
+            return mean_cross_entropy(logits, labels, num_items_in_batch)
         labels = labels.view_as(logits)
         if self.config.problem_type == "regression":
             total = F.mse_loss(logits.float(), labels.float(), reduction="sum")
             return mean_loss(total, labels.numel(), num_items_in_batch)
-        losses, counted = _element_losses(F.binary_cross_entropy_with_logits, logits, labels)
+        losses, counted = element_losses(F.binary_cross_entropy_with_logits, logits, labels)
         return mean_loss(losses.sum(), counted, num_items_in_batch)
 
 
@@ -851,9 +627,7 @@ class MacaronBertForTokenClassification(_Classifies):
         logits = self.classifier(self.dropout(outputs.last_hidden_state))  # (B, T, num_labels)
         loss = None
         if labels is not None:
-            flat = labels.to(logits.device).flatten()
-            total = F.cross_entropy(logits.float().flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum")
-            loss = mean_loss(total, flat.ne(IGNORED).sum(), num_items_in_batch)
+            loss = mean_cross_entropy(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -887,17 +661,9 @@ class MacaronBertForQuestionAnswering(_Classifies):
         start, end = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # (B, T)
         loss = None
         if start_positions is not None and end_positions is not None:
-            total = (_position_loss(start, start_positions) + _position_loss(end, end_positions)) / 2
+            total = (position_loss(start, start_positions) + position_loss(end, end_positions)) / 2
             loss = mean_loss(total, start.size(0), num_items_in_batch)
         return QuestionAnsweringModelOutput(loss, start, end, outputs.hidden_states, outputs.attentions)
-
-
-def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
-    """Summed cross-entropy of (B, T) logits; positions outside take no part."""
-    positions = positions.to(logits.device).view(-1)
-    outside = (positions < 0) | (positions >= logits.size(1))
-    positions = positions.masked_fill(outside, IGNORED)
-    return F.cross_entropy(logits.float(), positions, ignore_index=IGNORED, reduction="sum")
 
 
 class MacaronBertForMultipleChoice(_Classifies):
@@ -928,9 +694,7 @@ class MacaronBertForMultipleChoice(_Classifies):
         logits = self.classifier(self.dropout(self.sentences(outputs, flat[1]))).view(given.size(0), choices)
         loss = None
         if labels is not None:
-            labels = labels.to(logits.device).view(-1)
-            total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-            loss = mean_loss(total, labels.ne(IGNORED).sum(), num_items_in_batch)
+            loss = mean_cross_entropy(logits, labels, num_items_in_batch)
         return MultipleChoiceModelOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from macaron.bert import MacaronBertConfig, MacaronBertForSequenceClassification, MacaronBertModel, export_for_hub
-from macaron.bert.modeling_macaron_bert import LayerContext
 from macaron.dynamics import depth as registry
 from macaron.dynamics.depth import Depth, Step, register_rule
+from macaron.hf.context import LayerContext
 from macaron.particles.surroundings import Surroundings
 
 Layers = list[Callable[[Tensor], Tensor]]

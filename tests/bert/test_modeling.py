@@ -21,8 +21,9 @@ from macaron.bert import (
     MacaronBertForTokenClassification,
     MacaronBertModel,
 )
-from macaron.bert.modeling_macaron_bert import Packing, sinusoids
 from macaron.dynamics.splitting import STRANG
+from macaron.hf.packing import Packing
+from macaron.hf.positions import sinusoids
 
 HEADS = [
     MacaronBertForMaskedLM,

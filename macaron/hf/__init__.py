@@ -1,0 +1,1 @@
+"""What any model for transformers needs: nothing here knows which one."""
