@@ -20,7 +20,7 @@ from macaron.bert import (
     MacaronBertModel,
     export_for_hub,
 )
-from macaron.bert.hub import sources
+from macaron.hf.export import sources
 from macaron.legacy.bert_tokenizer import SPECIAL_SYMBOLS, build_tokenizer
 
 # A Python without this package and without what is optional: None in sys.modules marks what must not be found.
@@ -153,6 +153,7 @@ def test_code_in_the_folder_is_the_code_of_the_package():
     """Apart from imports and names of operators; nothing in it asks for this package."""
     texts = sources([MacaronBertModel.__module__])
     assert {"modeling_macaron_bert.py", "macaron_particles_layer.py", "macaron_ops_step_norm.py"} <= set(texts)
+    assert {f"macaron_hf_{name}.py" for name in ("context", "loading", "losses", "packing", "positions")} <= set(texts)
     for text in texts.values():
         assert text.startswith("# Part of macaron-net ")
         assert "from macaron" not in text.partition("\n")[2] and '"macaron::' not in text
