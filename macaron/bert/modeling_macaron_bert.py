@@ -406,7 +406,21 @@ class MaskedLMHead(nn.Module):
         return self.decoder(self.features(x))
 
 
-class _HasMaskedLMHead(MacaronBertPreTrainedModel):
+class _HasEncoder(MacaronBertPreTrainedModel):
+    """What the heads share: how they come to the particles, and to one for each sentence."""
+
+    def encode(self, *inputs: Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The encoder's result of the inputs in its order."""
+        return self.macaron_bert(*inputs, return_dict=True, **kwargs)
+
+    def sentences(self, outputs: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
+        """(B, C): what stands for each sentence."""
+        if outputs.pooler_output is not None:
+            return outputs.pooler_output
+        return first_particle(outputs.last_hidden_state, attention_mask)
+
+
+class _HasMaskedLMHead(_HasEncoder):
     """What the two models with a masked-language-model head share."""
 
     _tied_weights_keys = {  # noqa: RUF012
@@ -459,9 +473,7 @@ class MacaronBertForMaskedLM(_HasMaskedLMHead):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """`labels` (B, T): words to predict, −100 elsewhere."""
-        outputs = self.macaron_bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        outputs = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         loss, logits = self.predict_words(outputs.last_hidden_state, labels, num_items_in_batch)
         return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
@@ -514,15 +526,9 @@ class MacaronBertForPreTraining(_HasMaskedLMHead):
                 pairs there are, each pair then counts with the number of labels in it, so that any division of the
                 update into batches gives the same sum.
         """
-        outputs = self.macaron_bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
-        x = outputs.last_hidden_state
-        loss, logits = self.predict_words(x, labels, num_items_in_batch)
-        sentence = outputs.pooler_output
-        if sentence is None:
-            sentence = first_particle(x, attention_mask)
-        pair_logits = self.nsp_head(sentence).squeeze(-1)  # (B,)
+        outputs = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        loss, logits = self.predict_words(outputs.last_hidden_state, labels, num_items_in_batch)
+        pair_logits = self.nsp_head(self.sentences(outputs, attention_mask)).squeeze(-1)  # (B,)
         if next_sentence_label is not None:
             target = next_sentence_label.to(pair_logits.device).view_as(pair_logits)
             pairs, counted = element_losses(F.binary_cross_entropy_with_logits, pair_logits, target)  # (B,)
@@ -535,7 +541,7 @@ class MacaronBertForPreTraining(_HasMaskedLMHead):
         return MacaronBertForPreTrainingOutput(loss, logits, pair_logits, outputs.hidden_states, outputs.attentions)
 
 
-class _Classifies(MacaronBertPreTrainedModel):
+class _Classifies(_HasEncoder):
     """A linear classifier on the particles, behind dropout; `of_sentences` through the pooler if there is one."""
 
     def __init__(
@@ -548,12 +554,6 @@ class _Classifies(MacaronBertPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
         self.add_module(name, nn.Linear(config.hidden_size, outputs))
         self.post_init()
-
-    def sentences(self, outputs: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
-        """(B, C): what stands for each sentence."""
-        if outputs.pooler_output is not None:
-            return outputs.pooler_output
-        return first_particle(outputs.last_hidden_state, attention_mask)
 
 
 class MacaronBertForSequenceClassification(_Classifies):
@@ -577,9 +577,7 @@ class MacaronBertForSequenceClassification(_Classifies):
         One logit with `problem_type="multi_label_classification"` is binary classification, labels 0 and 1. The label
         −100 takes no part; in regression it is a value like any other, though the Trainer does not count it.
         """
-        outputs = self.macaron_bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        outputs = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(self.sentences(outputs, attention_mask)))  # (B, num_labels)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device), num_items_in_batch)
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
@@ -621,13 +619,9 @@ class MacaronBertForTokenClassification(_Classifies):
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """`labels` (B, T), −100 where there is none."""
-        outputs = self.macaron_bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        outputs = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))  # (B, T, num_labels)
-        loss = None
-        if labels is not None:
-            loss = mean_cross_entropy(logits, labels, num_items_in_batch)
+        loss = None if labels is None else mean_cross_entropy(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -655,9 +649,7 @@ class MacaronBertForQuestionAnswering(_Classifies):
         The loss is the mean over all B, those with an answer elsewhere included as 0: the Trainer counts no items for
         this head, and so equal batches may be divided in any way.
         """
-        outputs = self.macaron_bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **kwargs
-        )
+        outputs = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         start, end = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # (B, T)
         loss = None
         if start_positions is not None and end_positions is not None:
@@ -690,11 +682,9 @@ class MacaronBertForMultipleChoice(_Classifies):
             None if t is None else t.flatten(0, 1)
             for t in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ]
-        outputs = self.macaron_bert(*flat, return_dict=True, **kwargs)
+        outputs = self.encode(*flat, **kwargs)
         logits = self.classifier(self.dropout(self.sentences(outputs, flat[1]))).view(given.size(0), choices)
-        loss = None
-        if labels is not None:
-            loss = mean_cross_entropy(logits, labels, num_items_in_batch)
+        loss = None if labels is None else mean_cross_entropy(logits, labels, num_items_in_batch)
         return MultipleChoiceModelOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
