@@ -8,6 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from macaron.dynamics.scheme import Scheme
 from macaron.dynamics.splitting import FFN, SELF_ATTENTION, Splitting
 from macaron.ops.act_dropout import check_activation
+from macaron.particles.flows import FLOWS
 
 # transformers' names of activations that ours computes under another one.
 _SAME_ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
@@ -178,13 +179,13 @@ class MacaronBertConfig(PreTrainedConfig):
             )
 
     def layer_ffns(self) -> list[Any]:
-        """For each substep of a layer, (width, activation) of its FFN, or None where it is attention."""
+        """For each substep of a layer, (width, activation) of its FFN, or None where it is another flow."""
         first = (self.first_intermediate_size, self.first_hidden_act)
         return list(self.scheme().per_ffn(first, (self.intermediate_size, self.hidden_act)))
 
     def scheme(self) -> Scheme:
         """How the layers integrate."""
-        return Scheme.of(self).check_flows((FFN, SELF_ATTENTION), needed=(FFN, SELF_ATTENTION))
+        return Scheme.of(self).check_flows((FFN, SELF_ATTENTION, *FLOWS), needed=(FFN, SELF_ATTENTION))
 
     def get_splitting(self) -> Splitting:
         return self.scheme().splitting

@@ -32,6 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
 from macaron.dynamics.depth import Depth
+from macaron.dynamics.splitting import SELF_ATTENTION
 from macaron.hf.context import IsRecorded, LayerContext, eager_attention_forward, lookup
 from macaron.hf.loading import check_names, listed
 from macaron.hf.losses import IGNORED, element_losses, mean_cross_entropy, mean_loss, position_loss
@@ -39,7 +40,7 @@ from macaron.hf.packing import Packing, first_particle, has_values, read_mask, s
 from macaron.hf.positions import count_positions, sinusoids
 from macaron.ops.act_dropout import act_dropout
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
-from macaron.particles.flows import FeedForward, SelfAttention
+from macaron.particles.flows import FLOWS, FeedForward, SelfAttention
 from macaron.particles.layer import ParticleLayer
 from macaron.particles.surroundings import Mask, Packed, Surroundings
 
@@ -133,27 +134,31 @@ class MacaronBertSelfAttention(IsRecorded, SelfAttention):
         return self.out_proj(out.flatten(2)), weights  # out (B, T, H, D)
 
 
-class MacaronBertLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer):
+class MacaronBertLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[LayerContext]):
     """One time step: a `ParticleLayer` over the flows of `config.splitting`."""
 
     def __init__(self, config: MacaronBertConfig) -> None:
-        flows = [
-            MacaronBertSelfAttention(config)
-            if ffn is None
-            else FeedForward(config.hidden_size, ffn[0], activation=ffn[1], dropout=config.activation_dropout)
-            for ffn in config.layer_ffns()
-        ]
+        dim = config.hidden_size
+        flows: list[nn.Module] = []
+        for substep, ffn in zip(config.get_splitting().substeps, config.layer_ffns(), strict=True):
+            if ffn is not None:
+                width, activation = ffn
+                flows.append(FeedForward(dim, width, activation=activation, dropout=config.activation_dropout))
+            elif substep.flow == SELF_ATTENTION:
+                flows.append(MacaronBertSelfAttention(config))
+            else:
+                flows.append(FLOWS[substep.flow](dim))
         super().__init__(
             config.scheme(),
             flows,
-            config.hidden_size,
+            dim,
             dropout=config.hidden_dropout_prob,
             normalize_before=config.normalize_before,
             affine=config.norm_affine,
             eps=config.layer_norm_eps,
         )
 
-    def forward(self, hidden_states: Tensor, context: Any) -> Tensor:  # type: ignore[override]
+    def forward(self, hidden_states: Tensor, context: LayerContext) -> Tensor:  # type: ignore[override]
         """(B, T, C) or packed (N, C), with a `LayerContext`, → the same."""
         return self.integrate(hidden_states, context)[0]
 

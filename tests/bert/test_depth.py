@@ -13,6 +13,7 @@ from macaron.bert import MacaronBertConfig, MacaronBertForSequenceClassification
 from macaron.dynamics import depth as registry
 from macaron.dynamics.depth import Depth, Step, register_rule
 from macaron.hf.context import LayerContext
+from macaron.particles import flows
 from macaron.particles.surroundings import Surroundings
 
 Layers = list[Callable[[Tensor], Tensor]]
@@ -135,3 +136,23 @@ def test_what_a_rule_cannot_give_is_refused(build, batch, tmp_path):
     with pytest.raises(ValueError, match="depth_rule='twice' is of another module than this package's"):
         export_for_hub(model, tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
+
+
+class Drift(nn.Linear):
+    """dx/dt = W x + b."""
+
+    kind = "drift"
+
+    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, None]:
+        return super().forward(x), None
+
+
+def test_a_flow_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with pytest.raises(ValueError, match="flow 'drift' is unknown here; choose from ffn, attention"):
+        MacaronBertConfig(splitting="ffn/2 attention drift ffn/2", **sizes)
+    monkeypatch.setitem(flows.FLOWS, Drift.kind, lambda dim: Drift(dim, dim))
+    model = MacaronBertModel(MacaronBertConfig(splitting="ffn/2 attention drift ffn/2", **sizes))
+    assert [flow.kind for flow in model.layers[1].flows] == ["ffn", "self_attention", "drift", "ffn"]
+    model(torch.randint(5, 30, (2, 6))).last_hidden_state.square().mean().backward()
+    assert model.layers[0].flows[2].weight.grad.abs().sum() > 0

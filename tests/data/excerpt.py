@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from macaron.legacy.checkpoint import load
+from macaron.checkpoint import load
 
 OUT = Path(__file__).with_name("golden_layer.safetensors")
 LAYER = "decoder.layers.1."

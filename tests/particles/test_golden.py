@@ -13,7 +13,7 @@ from torch import Tensor
 
 from macaron.dynamics import STRANG
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
-from macaron.legacy.names import to_particle_names
+from macaron.names import to_particle_names
 from macaron.particles import CrossAttention, FeedForward, Mask, Memory, ParticleLayer, SelfAttention, Surroundings
 
 C, F, H = 24, 40, 4
