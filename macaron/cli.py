@@ -3,6 +3,7 @@
     fairseq-train data-bin --user-dir "$(macaron user-dir)" --arch macaron_base …
     macaron average --last 10 --dir checkpoints --output checkpoints/average.pt
     macaron convert original.pt --output converted.pt
+    macaron convert original-bert.pt --dict dict.txt --output folder
     macaron export-hub model --output for-the-hub
 
 Checkpoints are read by `macaron.checkpoint.load`, that is with torch's safe loader.
@@ -14,8 +15,10 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import macaron
 
@@ -78,12 +81,26 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser(
         "convert",
-        help="convert a translation checkpoint of the original implementation",
-        description="Turn a translation checkpoint of the original Macaron implementation into one that this "
-        "package loads under fairseq.",
+        help="convert a checkpoint of the original implementation",
+        description="Turn a checkpoint of the original Macaron implementation into one of this package, as its kind "
+        "asks for. A translation model: a checkpoint for fairseq. A pre-trained BERT or a classifier: a folder that "
+        "transformers' Auto classes load after `import macaron.bert`, with model, tokenizer and, where the checkpoint "
+        "has the state of Adam, optimizer.pt for torch.optim.AdamW.",
     )
     convert.add_argument("input", type=Path, metavar="FILE", help="the original checkpoint")
-    _add_output(convert)
+    convert.add_argument("--output", type=Path, required=True, metavar="OUT", help="the checkpoint or folder to write")
+    convert.add_argument(
+        "--force", action="store_true", help="overwrite --output if it exists; write into a folder with something in it"
+    )
+    bert = convert.add_argument_group("for a BERT or a classifier")
+    bert.add_argument("--dict", type=Path, metavar="FILE", help="needed: dict.txt of the data that it was trained on")
+    bert.add_argument(
+        "--bpe-codes",
+        type=Path,
+        metavar="FILE",
+        help="subword-nmt's codes that the data was split by, for a tokenizer that splits words itself; without it, "
+        "text has to come split (subword-nmt apply-bpe)",
+    )
     convert.set_defaults(run=_convert)
 
     export = commands.add_parser(
@@ -133,12 +150,39 @@ def _average(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     from macaron import checkpoint
-    from macaron.legacy import translation
+    from macaron.legacy.kinds import is_bert
 
-    _check_output(args.output, args.force)
+    _check_name(args.output)
     state = checkpoint.load(args.input)
     checkpoint.check_model(state, args.input)
+    (_convert_bert if is_bert(state["model"]) else _convert_translation)(args, state)
+
+
+def _convert_bert(args: argparse.Namespace, state: dict[str, Any]) -> None:
+    if args.dict is None:
+        raise ValueError(
+            f"{args.input} is a BERT or classifier of the original, so its dictionary is needed for the tokenizer; "
+            f"add --dict FILE, the dict.txt of the data that it was trained on"
+        )
+    with _bert_side():
+        from macaron.legacy.bert import convert_file
+    model = convert_file(args.input, args.dict, args.output, codes=args.bpe_codes, force=args.force, state=state)
+    kind = type(model).__name__
+    print(f"converted {args.input} ({kind}, {model.num_parameters():,} parameters) into folder {args.output}")
+
+
+def _convert_translation(args: argparse.Namespace, state: dict[str, Any]) -> None:
+    from macaron import checkpoint
+    from macaron.legacy import translation
+
     state = translation.convert(state)
+    given = {"--dict": args.dict, "--bpe-codes": args.bpe_codes}
+    if idle := [f"{option} {value}" for option, value in given.items() if value is not None]:
+        raise ValueError(
+            f"{args.input} is a translation model, for which {' and '.join(idle)} would do nothing: its dictionaries "
+            f"stay in fairseq's data folder; leave it out"
+        )
+    _check_output(args.output, args.force)
     checkpoint.save(state, args.output)
     # Tied parameters count once, and what fairseq keeps beside the parameters does not count.
     buffers = checkpoint.NO_PARAMETERS
@@ -152,14 +196,21 @@ def _export_hub(args: argparse.Namespace) -> None:
         raise FileExistsError(f"--output {args.output} exists; add --force to replace it, or choose another name")
     for part in _JSON_PARTS:
         _check_json(Path(args.model, part))
-    try:
+    with _bert_side():
         from macaron.bert import export_for_hub
+    folder = export_for_hub(args.model, args.output, args.tokenizer, force=args.force)
+    print(f"exported {args.model} into {folder}; load it with from_pretrained({str(folder)!r}, trust_remote_code=True)")
+
+
+@contextmanager
+def _bert_side() -> Iterator[None]:
+    """Around an import: says what to install."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise ImportError(
             f"no module named {error.name!r}; install what the BERT side needs: pip install 'macaron-net[bert]'"
         ) from error
-    folder = export_for_hub(args.model, args.output, args.tokenizer, force=args.force)
-    print(f"exported {args.model} into {folder}; load it with from_pretrained({str(folder)!r}, trust_remote_code=True)")
 
 
 def _check_json(path: Path) -> None:
@@ -177,9 +228,13 @@ def _check_json(path: Path) -> None:
         )
 
 
-def _check_output(path: Path, force: bool) -> None:
+def _check_name(path: Path) -> None:
     if "\0" in str(path):  # the system would end the name there
         raise ValueError(f"--output {str(path)!r} has a null byte in its name; choose another")
+
+
+def _check_output(path: Path, force: bool) -> None:
+    _check_name(path)
     if path.is_dir():
         raise IsADirectoryError(f"--output {path} is a folder; name a file in it, such as {path / 'model.pt'}")
     if path.exists() and not path.is_file():

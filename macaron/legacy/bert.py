@@ -149,7 +149,7 @@ def _check_kind(tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError("the checkpoint's entry 'model' is no table of tensors; the file is damaged")
     parts = sorted({name.split(".")[0] for name in tensors})
     if any(name.startswith("decoder.") for name in tensors):
-        remedy = "`macaron convert` is for its translation models"
+        remedy = "a translation model becomes a checkpoint for fairseq (`macaron convert`)"
     elif not is_foreign(tensors):
         remedy = "a model of this project or of another one needs no conversion from it"
     elif not {"encoder", "classifier"} <= set(parts):
@@ -340,6 +340,7 @@ def convert_file(
     *,
     codes: str | Path | None = None,
     force: bool = False,
+    state: Mapping[str, Any] | None = None,
 ) -> MacaronBertPreTrainedModel:
     """Convert a checkpoint file and its dictionary into a folder that the Auto classes load.
 
@@ -352,6 +353,7 @@ def convert_file(
         folder: to be made; it is complete or not there.
         codes: subword-nmt's BPE codes, so that the tokenizer splits words itself; without them it takes split text.
         force: write into `folder` though there is something in it.
+        state: what is in the checkpoint, where it has been read already.
 
     Raises:
         FileNotFoundError: no such checkpoint, dictionary or codes.
@@ -367,7 +369,7 @@ def convert_file(
     if codes is not None and not Path(codes).is_file():
         raise FileNotFoundError(f"BPE codes {codes} do not exist; check the path")
     try:
-        model, optimizer = convert(checkpoint.load(path))
+        model, optimizer = convert(checkpoint.load(path) if state is None else state)
     except CheckpointError as error:
         raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
     if len(symbols) != model.config.vocab_size:

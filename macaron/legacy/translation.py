@@ -9,6 +9,7 @@ from torch import Tensor
 
 from macaron.checkpoint import CheckpointError
 from macaron.legacy.adam import read_adam
+from macaron.legacy.kinds import is_translation
 from macaron.names import in_order, is_foreign, to_particle_names
 
 
@@ -25,13 +26,13 @@ def convert(state: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: not a translation model of the original.
     """
     model: Mapping[str, Tensor] = state["model"]
-    if not is_foreign(model) or not any(name.startswith("decoder.layers.") for name in model):
+    if not is_translation(model):
         layers = sorted({name.split(".")[0] for name in model})
         raise CheckpointError(
             f"not a translation checkpoint of the original implementation: its model has the parts "
             f"{', '.join(layers)}, with {'the' if is_foreign(model) else 'no'} layer names of the original; a "
-            f"checkpoint of this project needs no conversion, and a BERT or classifier of the original is converted "
-            f"by `python -m macaron.legacy bert`"
+            f"checkpoint of this project needs no conversion, and a BERT or classifier of the original becomes a "
+            f"folder of Hugging Face (`macaron convert` with --dict)"
         )
     converted = dict(state)
     converted["model"] = to_particle_names(keep_final_norm(model))

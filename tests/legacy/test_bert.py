@@ -30,8 +30,7 @@ from transformers import (
 import macaron.bert  # noqa: F401  registers with the Auto classes, as in a user's script
 from macaron.checkpoint import CheckpointError
 from macaron.checkpoint import load as load_checkpoint
-from macaron.cli import main as macaron_command
-from macaron.legacy.__main__ import main
+from macaron.cli import main
 from macaron.legacy.adam import parameter_names
 from macaron.legacy.bert import convert, convert_file, to_hub_names
 from macaron.legacy.bert_tokenizer import SPECIAL_SYMBOLS, build_tokenizer, read_dictionary
@@ -79,7 +78,9 @@ def folder_of(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
             meta = json.loads((folder / "meta.json").read_text())
             out = tmp_path_factory.mktemp("converted") / name
             dictionary = golden / "data" / meta["args"]["data"][0] / "dict.txt"
-            assert main(["bert", str(folder / "checkpoint.pt"), "--dict", str(dictionary), "--out", str(out)]) == 0
+            assert (
+                main(["convert", str(folder / "checkpoint.pt"), "--dict", str(dictionary), "--output", str(out)]) == 0
+            )
             done[name] = SimpleNamespace(
                 name=name,
                 folder=folder,
@@ -669,17 +670,43 @@ def files(golden: Path, tmp_path: Path) -> SimpleNamespace:
 
 def test_a_translation_checkpoint_is_refused(golden: Path, files: SimpleNamespace) -> None:
     path = golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt"
-    message = r"checkpoint\.pt: not a BERT .* the parts decoder, encoder; `macaron convert` is for its translation"
+    message = r"checkpoint\.pt: not a BERT .* the parts decoder, encoder; a translation model becomes a"
     with pytest.raises(CheckpointError, match=message):
         convert_file(path, files.dictionary, files.out)
     assert not files.out.exists()
 
 
-def test_macaron_convert_refuses_a_bert(files: SimpleNamespace, capsys: Any) -> None:
-    assert macaron_command(["convert", str(files.checkpoint), "--output", str(files.tmp / "x.pt")]) == 1
-    assert "a BERT or classifier of the original is converted by `python -m macaron.legacy bert`" in (
-        capsys.readouterr().err
-    )
+def test_the_command_asks_for_the_dictionary_of_a_bert(files: SimpleNamespace, golden: Path, capsys: Any) -> None:
+    classifier = golden / "bert" / "classifier_macaron_pair_3way" / "checkpoint.pt"
+    for checkpoint in (files.checkpoint, classifier):
+        for codes in ([], ["--bpe-codes", "codes"]):
+            assert main(["convert", str(checkpoint), "--output", str(files.out), *codes]) == 1
+            message = capsys.readouterr().err
+            assert f"macaron convert: {checkpoint} is a BERT or classifier of the original" in message
+            assert "add --dict FILE" in message and message.count("\n") == 1
+    assert not files.out.exists()
+
+
+@pytest.mark.parametrize("option", ["--dict", "--bpe-codes"])
+def test_the_command_refuses_options_of_a_bert_for_a_translation_model(
+    option: str, golden: Path, files: SimpleNamespace, capsys: Any
+) -> None:
+    path = golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt"
+    assert main(["convert", str(path), "--output", str(files.out), option, str(files.dictionary)]) == 1
+    message = capsys.readouterr().err
+    assert f"{path} is a translation model, for which {option} {files.dictionary} would do nothing" in message
+    assert "leave it out" in message and message.count("\n") == 1
+    assert not files.out.exists()
+
+
+@pytest.mark.parametrize("names", [("encoder.layers.0.fc1.weight",), ("encoder.layers.0.flows.0.fc1.weight",), ("w",)])
+def test_the_command_refuses_what_is_of_neither_kind(names: tuple, files: SimpleNamespace, capsys: Any) -> None:
+    torch.save({"model": {name: torch.ones(2, 2) for name in names}}, files.tmp / "other.pt")
+    command = ["convert", str(files.tmp / "other.pt"), "--dict", str(files.dictionary), "--output", str(files.out)]
+    assert main(command) == 1
+    message = capsys.readouterr().err
+    assert "not a translation checkpoint" in message and "a BERT or classifier of the original becomes" in message
+    assert not files.out.exists()
 
 
 def test_another_projects_model_is_refused(files: SimpleNamespace) -> None:
@@ -711,7 +738,7 @@ def test_a_dictionary_must_be_there_and_fit(files: SimpleNamespace) -> None:
 def test_a_folder_with_something_in_it_is_kept(files: SimpleNamespace, capsys: Any) -> None:
     files.out.mkdir()
     (files.out / "precious").write_text("mine")
-    command = ["bert", str(files.checkpoint), "--dict", str(files.dictionary), "--out", str(files.out)]
+    command = ["convert", str(files.checkpoint), "--dict", str(files.dictionary), "--output", str(files.out)]
     assert main(command) == 1
     assert f"folder {files.out} is not empty; name another one, or add --force" in capsys.readouterr().err
     assert [path.name for path in files.out.iterdir()] == ["precious"]
