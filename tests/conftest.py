@@ -81,6 +81,38 @@ def golden(shared: Path) -> Path:
     return folder
 
 
+# Long files first, so that no worker is left with one when the others have finished.
+LONG = ("recipes", "user_dir/test_translation_cli.py", "test_packaging.py", "user_dir", "bert/test_training.py")
+# One worker for the files that share a training.
+TOGETHER = ("recipes/translation/test_pipeline.py", "recipes/translation/test_re")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        return next(
+            (i for i, stem in enumerate((*TOGETHER, *LONG)) if path.startswith(stem)), len(LONG) + len(TOGETHER)
+        )
+
+    items.sort(key=rank)  # stable
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """`--dist loadfile` in the order above."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = super()._split_scope(nodeid)
+            return "together" if path.removeprefix("tests/").startswith(TOGETHER) else path
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
 FairseqCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

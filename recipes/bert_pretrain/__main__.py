@@ -99,6 +99,7 @@ def pretrain(settings: Settings, args: argparse.Namespace) -> int:
     from recipes.bert_pretrain import training
     from recipes.bert_pretrain.pipeline import Preparation, Run, train
 
+    training.model_config(settings)  # what cannot be built is said before anything is prepared
     if "LOCAL_RANK" in os.environ:  # torchrun and accelerate end them only if they are not killed themselves
         end_with_parent()
     out = args.out.resolve()

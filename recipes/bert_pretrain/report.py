@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.common.page import STYLE, png, table
 from recipes.common.provenance import environment
+from recipes.common.schemes import described
 from recipes.common.workspace import read_json, write_json
 
 if TYPE_CHECKING:
@@ -158,11 +159,10 @@ def throughput_figure(metrics: list[dict[str, float]]) -> Figure:
 
 
 def facts(result: dict[str, Any]) -> list[list[str]]:
-    scheme = {"strang": "Macaron (Strang–Marchuk splitting)", "lie": "Transformer (Lie–Trotter splitting)"}
     examples = result["data"]["examples"]["train"]
     rate = result["tokens_per_second"]
     return [
-        ["model", scheme.get(result["splitting"], result["splitting"])],
+        ["model", described(result["splitting"])],
         ["parameters", f"{result['parameters']['all']:,} ({result['parameters']['embeddings']:,} in embeddings)"],
         ["objective", result["settings"]["data"]["objective"]],
         ["updates", f"{result['updates']:,} of {result['settings']['training']['batch_size']} examples"],

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.common.errors import RecipeError
+from recipes.common.schemes import portable
 
 OBJECTIVES = ("mlm", "mlm+nsp")
 MASKINGS = ("dynamic", "static")
@@ -50,7 +51,10 @@ class Data:
 class Model:
     """Fields of MacaronBertConfig under the same names; its own checks apply."""
 
-    splitting: str = option("strang", "strang (Macaron) or lie (the ordinary Transformer of the same size)")
+    splitting: str = option(
+        "strang",
+        "strang (Macaron), lie (the ordinary Transformer of the same size), or such as 'attention/2 ffn attention/2'",
+    )
     hidden_size: int = option(768, "width")
     num_hidden_layers: int = option(12, "layers")
     num_attention_heads: int = option(12, "attention heads")
@@ -168,6 +172,7 @@ def settings_for(preset: str, **overrides: Any) -> Settings:
     }
     if given:
         raise RecipeError(f"{', '.join(sorted(given))}: no such setting; --help lists them")
+    parts["model"] = dataclasses.replace(parts["model"], splitting=portable(parts["model"].splitting))
     return Settings(**parts).check()
 
 

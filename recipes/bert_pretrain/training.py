@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -345,23 +346,36 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return metrics
 
 
-def build_model(settings: Settings, tokenizer: Any) -> Any:
-    """A fresh Macaron BERT, its weights drawn from the seed."""
-    from macaron.bert import MacaronBertConfig, MacaronBertForMaskedLM, MacaronBertForPreTraining
+def model_config(settings: Settings, tokenizer: Any = None) -> Any:
+    """The configuration of the model; without a tokenizer what is known before there is one.
 
-    set_seed(settings.training.seed)
+    Raises:
+        RecipeError: settings of which no model can be built.
+    """
+    from macaron.bert import MacaronBertConfig
+
+    names = ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    ids = {} if tokenizer is None else {name: getattr(tokenizer, name) for name in names}
     try:
-        config = MacaronBertConfig(
-            vocab_size=len(tokenizer),
+        return MacaronBertConfig(
+            vocab_size=settings.data.vocab_size if tokenizer is None else len(tokenizer),
             max_position_embeddings=settings.data.max_length,
-            pad_token_id=tokenizer.pad_token_id,
-            cls_token_id=tokenizer.cls_token_id,
-            sep_token_id=tokenizer.sep_token_id,
-            mask_token_id=tokenizer.mask_token_id,
             sparse_prediction=True,
+            **ids,
             **dataclasses.asdict(settings.model),
         )
-        kind = MacaronBertForPreTraining if settings.data.objective == "mlm+nsp" else MacaronBertForMaskedLM
+    except (ValueError, StrictDataclassError) as error:
+        raise RecipeError(f"the model cannot be built: {error}") from error
+
+
+def build_model(settings: Settings, tokenizer: Any) -> Any:
+    """A fresh Macaron BERT, its weights drawn from the seed."""
+    from macaron.bert import MacaronBertForMaskedLM, MacaronBertForPreTraining
+
+    set_seed(settings.training.seed)
+    kind = MacaronBertForPreTraining if settings.data.objective == "mlm+nsp" else MacaronBertForMaskedLM
+    config = model_config(settings, tokenizer)
+    try:
         return kind(config)
     except ValueError as error:
         raise RecipeError(f"the model cannot be built: {error}") from error

@@ -79,7 +79,7 @@ def test_loads_without_this_package(build, batch, tmp_path):
     assert outputs.pop("tokens") == tokenizer("ab a", "bab")["input_ids"] == [5, 8, 6, 2, 7, 8, 2]
     expected = model(**batch)
     for name, value in outputs.items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)  # the same code in another process
 
 
 def test_the_folder(build, tokenizer, tmp_path):

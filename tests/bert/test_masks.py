@@ -40,7 +40,7 @@ def run(model, ids: Tensor, implementation: str, **inputs) -> Tensor:
 
 
 def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # float32, sums in another order
 
 
 IMPLEMENTATIONS = ["sdpa", "eager", "flex_attention"]

@@ -35,6 +35,7 @@ HEADS = [
 
 
 def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-5) -> None:
+    """Of float32 and numbers of about 1, summed in another order; a sixteenth of this is seen."""
     torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
@@ -367,7 +368,7 @@ def test_half_precision(build, batch):
     full = model(**batch).logits
     half = model.to(torch.bfloat16)(**batch, labels=batch["input_ids"])
     assert half.logits.dtype == torch.bfloat16 and half.loss.dtype == torch.float32
-    close(half.logits.float(), full, atol=0.1)
+    close(half.logits.float(), full, atol=0.1)  # bfloat16 has eight bits
 
 
 # -- heads

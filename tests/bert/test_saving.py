@@ -105,7 +105,9 @@ def test_device_map(device_map, build, batch, tmp_path):
     batch = {name: t.to(loaded.device) for name, t in batch.items()}
     model = model.to(loaded.device)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            loaded(**batch).logits, model(**batch).logits, rtol=0, atol=1e-6
+        )  # the same weights, in another memory layout
 
 
 @pytest.mark.parametrize("auto", AUTO_CLASSES, ids=lambda auto: auto.__name__)

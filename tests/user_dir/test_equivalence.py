@@ -51,7 +51,11 @@ VARIANTS = {
     "adaptive softmax": {**PRE_NORM, "adaptive_softmax_cutoff": "10,20"},
     "input and output of other width": {**PRE_NORM, "decoder_input_dim": 24, "decoder_output_dim": 12},
 }
+# Float32, sums in another order: fairseq has q, k and v in three matrices and its norms apart from the steps. A quarter
+# of this is seen. Gradients sum over all tokens; attention weights are below 1.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+OF_GRADIENTS = {"rtol": 1e-4, "atol": 1e-5}
+OF_WEIGHTS = {"rtol": 0, "atol": 1e-6}
 
 
 def randomize(model: torch.nn.Module) -> None:
@@ -121,7 +125,7 @@ def test_outputs_and_attention(pair):
     if pair[0].cfg.no_cross_attention:
         assert attention_a is None and attention_b is None
     else:
-        torch.testing.assert_close(attention_b[real], attention_a[real], **TOLERANCE)
+        torch.testing.assert_close(attention_b[real], attention_a[real], **OF_WEIGHTS)
 
 
 WITH_MEMORY = [name for name, options in VARIANTS.items() if "no_cross_attention" not in options]
@@ -139,7 +143,7 @@ def test_attention_of_single_heads(pair):
             inputs["prev_output_tokens"], memory, alignment_layer=1, alignment_heads=1
         )
         found.append(extra["attn"][0][real])
-    torch.testing.assert_close(*found, **TOLERANCE)
+    torch.testing.assert_close(*found, **OF_WEIGHTS)
 
 
 @pytest.mark.parametrize("pair", WITH_ONE_PROJECTION, indirect=True)
@@ -161,7 +165,7 @@ def test_guided_alignment(pair, toy_task):
     assert logs[1] == pytest.approx(logs[0], rel=1e-5)
     expected = to_particle_names({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parameter.grad, expected[name], **OF_GRADIENTS)
 
 
 def loss(model, inputs) -> torch.Tensor:
@@ -185,12 +189,12 @@ def test_losses_and_gradients(pair):
         model.train()
         losses.append(loss(model, inputs))
         losses[-1].backward()
-    torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-5)  # one sum over fifteen tokens
     expected = to_particle_names({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
     found = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     assert list(found) and set(found) == set(expected)
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(gradient, expected[name], **OF_GRADIENTS, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])
@@ -219,4 +223,6 @@ def test_language_model(pre_norm, toy_task):
         output.square().sum().backward()
     expected = to_particle_names({name: p.grad for name, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            parameter.grad, expected[name], rtol=1e-4, atol=1e-4
+        )  # of squares of logits, so up to hundreds

@@ -61,7 +61,9 @@ def test_resuming_equals_training_without_a_break(trained, train, tiny_data_bin,
     resumed = train(tiny_data_bin, *batches, "--restore-file", trained.folder / "checkpoint_1_2.pt")
     assert resumed.losses == trained.losses[2:]
     for name, tensor in trained.weights.items():
-        torch.testing.assert_close(resumed.weights[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            resumed.weights[name], tensor, rtol=0, atol=1e-6
+        )  # the logs agree in all their digits
 
 
 def test_checkpoint_activations_changes_no_loss(trained, train, tiny_data_bin, batches):
@@ -92,7 +94,7 @@ def test_generate_divides_scores_by_the_length_penalty(generated):
     for sentence, candidates in hypotheses.items():
         for (score, _), (per_token,) in zip(candidates, positional[sentence], strict=True):
             per_token = [float(value) for value in per_token.split()]
-            assert float(score) == pytest.approx(sum(per_token) / len(per_token) ** 0.6, abs=2e-3)
+            assert float(score) == pytest.approx(sum(per_token) / len(per_token) ** 0.6, abs=2e-3)  # four digits each
 
 
 def test_generate_keeps_the_prefix(generated):

@@ -18,6 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from macaron.dynamics import splitting as registry
+from macaron.dynamics.splitting import Splitting, register_splitting
 from recipes.bert_pretrain.__main__ import main
 from recipes.common.workspace import digest
 
@@ -185,6 +187,54 @@ def test_accumulation_gives_the_same_model(
     moved = largest_difference(tmp_path / "one", tmp_path / "four")
     assert moved < 2e-5
     assert ("nsp_head.weight" in weights(tmp_path / "one")) is (objective == "mlm+nsp")
+
+
+def test_a_splitting_of_ones_own(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name where it is registered; what is written holds the notation, which is read everywhere."""
+    from transformers import AutoModelForPreTraining
+
+    monkeypatch.setattr(registry, "SPLITTINGS", dict(registry.SPLITTINGS))
+    register_splitting(Splitting.parse("attention/2 ffn attention/2", name="turned"))
+    arguments = ["--out", str(tmp_path / "out"), "--data", str(prepared), *SHORT]
+    assert main([*arguments, "--splitting=turned"]) == 0
+    del registry.SPLITTINGS["turned"]
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["model"]["splitting"] == "attention/2 ffn attention/2"
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "out" / "model")
+    assert [flow.kind for flow in model.macaron_bert.layers[0].flows] == ["self_attention", "ffn", "self_attention"]
+    assert "attention/2 ffn attention/2" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "attention/2 ffn attention/2" in (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main([*arguments, "--splitting= attention/2  ffn self_attention/2"]) == 0  # another word for the same
+    assert capsys.readouterr().out.count("done before") == 5
+    assert main([*arguments, "--splitting=turned"]) == 1
+    assert "splitting='turned' is unknown; choose one of strang, lie, or write its flows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--splitting=runge", "splitting='runge' is unknown; choose one of strang, lie, or write its flows in order"),
+        ("--splitting=", "has no substeps"),
+        ("--splitting=ffn/2 attention", "the shares of 'ffn' add up to 0.5"),
+        ("--splitting=ffn/2 attention ffn/0", "'ffn/0' is no substep"),
+        ("--splitting=ffn conv attention", "flow 'conv' is unknown here; choose from ffn, attention"),
+        ("--splitting=ffn attention cross_attention", "flow 'cross_attention' is unknown here"),
+        ("--splitting=attention/2 attention/2", "no substep follows 'ffn', which every layer needs"),
+        ("--hidden-size=15", "hidden_size=15 does not divide into num_attention_heads=2"),
+        ("--hidden-act=softplus", "activation='softplus' is unknown"),
+        ("--position-embedding-type=rotary", "position_embedding_type"),
+        ("--hidden-dropout-prob=1", "hidden_dropout_prob=1.0 is not a probability"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused_before_anything_is_prepared(
+    argument: str, message: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--out", str(tmp_path / "out"), "--text", str(text), *SIZES, argument]) == 1
+    assert re.search(f"the model cannot be built: .*{message}", capsys.readouterr().err, re.DOTALL)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

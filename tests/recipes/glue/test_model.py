@@ -111,6 +111,36 @@ def test_the_head_of_macaron_bert_is_fresh(use_pooler: bool, stock_bert: Path, t
     assert not torch.equal(one.classifier.weight, classifier.classifier.weight)
 
 
+def test_a_splitting_of_ones_own(stock_bert: Path, tmp_path: Path) -> None:
+    """As config.json has it; what does not hold together there is refused with the reason."""
+    from transformers import AutoTokenizer
+
+    from macaron.bert import MacaronBertConfig, MacaronBertForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(stock_bert)
+    config = MacaronBertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, splitting="attention/2 ffn attention/2",
+    )  # fmt: skip
+    model = MacaronBertForMaskedLM(config)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), COLA, 1).model
+    assert loaded.config.splitting == "attention/2 ffn attention/2" and len(loaded.macaron_bert.layers[0].flows) == 3
+    for name, expected in model.macaron_bert.state_dict().items():
+        torch.testing.assert_close(loaded.macaron_bert.state_dict()[name], expected, rtol=0, atol=0)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for change, reason in (
+        ({"splitting": "gone"}, "splitting='gone' is unknown; choose one of strang, lie"),
+        ({"splitting": "attention/2 ffn"}, "add up to 0.5"),
+        ({"splitting": "attention ffn conv"}, "flow 'conv' is unknown here"),
+        ({"depth_rule": "gone"}, "depth_rule='gone' is unknown; choose one of euler"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**stored, **change}))
+        with pytest.raises(RecipeError, match=reason):
+            load_model(str(tmp_path), COLA, 1)
+
+
 def test_a_classifier_goes_on_with_what_pre_training_made_for_it(stock_bert: Path, tmp_path: Path) -> None:
     """ModernBERT's dense layer before the classifier is that of its masked language model."""
     from transformers import AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM

@@ -137,7 +137,9 @@ def test_two_nodes_under_slurm_make_the_same_model(
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            two[name], tensor, rtol=0, atol=1e-5
+        )  # the mean of two gradients is taken in another order
     assert (finished.folder / "data-bin" / "codes").stat().st_nlink == 3, "shared, not copied"
 
 
