@@ -85,7 +85,7 @@ def test_two_processes_and_micro_batches_give_the_same(
     from safetensors.numpy import load_file
 
     def close(out: Path, runs: list[str]) -> None:
-        # Float32 after two epochs of Adam, which carries the rounding of sums in another order on from update to update.
+        # Float32 after two epochs of Adam, which carries on the rounding of sums in another order.
         reference, other = predictions(plain), predictions(out)
         assert sorted(other) == sorted(runs)
         for run in runs:
