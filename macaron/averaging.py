@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from macaron.checkpoint import DICTIONARIES, NO_PARAMETERS, architecture, check_model, load
+from macaron.checkpoint import DICTIONARIES, NO_PARAMETERS, architecture, check_model, load, model_option
 
 # What fairseq names its checkpoints: checkpoint<epoch>.pt and checkpoint_<epoch>_<update>.pt.
 _NAMES = {"epoch": re.compile(r"checkpoint(\d+)\.pt"), "update": re.compile(r"checkpoint_\d+_(\d+)\.pt")}
@@ -107,6 +107,13 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
     return average
 
 
+# Options of which weights of equal names and shapes may differ in what they compute.
+_MEANING = (
+    *("splitting", "depth_rule", "activation_fn"),
+    *(f"{side}_{name}" for side in ("encoder", "decoder") for name in ("attention_heads", "normalize_before")),
+)
+
+
 def _check_same_model(a: dict[str, Any], a_path: Path, b: dict[str, Any], b_path: Path) -> None:
     remedy = "only checkpoints of one model can be averaged, so take them from one training run"
     if architecture(a) != architecture(b):
@@ -115,6 +122,11 @@ def _check_same_model(a: dict[str, Any], a_path: Path, b: dict[str, Any], b_path
         )
     if (x := _dictionaries(a)) and (y := _dictionaries(b)) and x != y:
         raise ValueError(f"{b_path} was trained with other dictionaries than {a_path}; {remedy}")
+    for name in _MEANING:
+        x, y = (model_option(state, name) for state in (a, b))
+        if x is not None and y is not None and str(x) != str(y):
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{b_path} was trained with {option} {y} but {a_path} with {x}; {remedy}")
     ours, theirs = a["model"], b["model"]
     for name in [*ours, *theirs]:
         if name not in theirs or name not in ours:

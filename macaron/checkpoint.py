@@ -161,14 +161,15 @@ def check_model(state: dict[str, Any], path: Path) -> None:
 
 
 def architecture(state: dict[str, Any]) -> str:
-    """The name of the architecture, from either of fairseq's two ways to keep the configuration."""
+    """The name of the architecture."""
+    return str(model_option(state, "_name") or model_option(state, "arch") or "unknown")
+
+
+def model_option(state: dict[str, Any], name: str) -> Any:
+    """An option of the model, from either of fairseq's two ways to keep the configuration; None if it is not there."""
     cfg = state.get("cfg")
     config = (cfg.get("model") if isinstance(cfg, dict) else None) or state.get("args")
-    for name in ("_name", "arch"):
-        value = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
-        if value:
-            return str(value)
-    return "unknown"
+    return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
 
 
 def save(state: dict[str, Any], path: Path) -> None:

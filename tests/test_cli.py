@@ -311,6 +311,23 @@ def test_average_refuses_another_model(other, updates, save):
         average_checkpoints([save("a.pt", state()), save("b.pt", content)])
 
 
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("splitting", ("strang", "ffn/3 attention ffn/1.5")),
+        ("decoder_attention_heads", (2, 4)),
+        ("activation_fn", "ab"),
+    ],
+)
+def test_average_refuses_other_options_that_no_shape_shows(option, values, save):
+    a, b = ({**state(), "cfg": {"model": {"_name": "macaron_tiny", option: value}}} for value in values)
+    with pytest.raises(
+        ValueError, match=rf"b\.pt was trained with --{option.replace('_', '-')} {values[1]} but .*a\.pt"
+    ):
+        average_checkpoints([save("a.pt", a), save("b.pt", b)])
+    assert average_checkpoints([save("a.pt", a), save("old.pt", state())])["model"]["w"].shape == (2, 3)
+
+
 def test_average_refuses_other_dictionaries(save):
     """Equal in names and shapes, the embeddings of other words."""
 

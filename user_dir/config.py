@@ -15,6 +15,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from macaron.dynamics.scheme import Scheme
+from macaron.dynamics.solvers import EULER
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, SPLITTINGS, get_splitting
 from macaron.particles.flows import FLOWS
 
@@ -91,6 +92,9 @@ _LAYERS: Fields = {
         "operator splitting of a layer: strang = FFN half step, attention, FFN half step (Macaron Net); "
         "lie = attention, FFN (the Transformer); or the flows in order, each with its divisor: "
         "'attention/2 ffn attention/2'",
+    ),
+    "depth_rule": _option(
+        str, "euler", "how the next state follows from the last ones along depth: the name of a registered rule"
     ),
     "compile": _option(
         bool,
@@ -191,6 +195,8 @@ def _splitting(given: str) -> str:
 
 def _checked(scheme: Scheme) -> Scheme:
     """Cross-attention need not be named: it follows self-attention where there is a memory."""
+    if scheme.solver != EULER or scheme.dt != 1.0:
+        raise ValueError(f"solver={scheme.solver.name!r}, dt={scheme.dt:g}: these models take 'euler' and 1 only")
     return scheme.check_flows((FFN, SELF_ATTENTION, CROSS_ATTENTION, *FLOWS), needed=(FFN, SELF_ATTENTION))
 
 

@@ -1,12 +1,13 @@
 """Configuration of Macaron BERT: checked once, derived values filled in."""
 
+import contextlib
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from macaron.dynamics.scheme import Scheme
-from macaron.dynamics.splitting import FFN, SELF_ATTENTION, Splitting
+from macaron.dynamics.splitting import FFN, SELF_ATTENTION, Splitting, get_splitting
 from macaron.ops.act_dropout import check_activation
 from macaron.particles.flows import FLOWS
 
@@ -131,6 +132,13 @@ class MacaronBertConfig(PreTrainedConfig):
                 f"transformers' Auto classes, which choose by this type"
             )
         return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; the name of a registered splitting that was given later is written out too."""
+        result = super().to_dict()
+        with contextlib.suppress(ValueError):  # building a model of it says what is wrong
+            result["splitting"] = get_splitting(self.splitting).portable
+        return result
 
     def _check_positive(self, *names):
         for name in names:

@@ -85,10 +85,10 @@ class Splitting:
         for word in notation.split():
             match = _SUBSTEP.fullmatch(word)
             divisor = float(match[2] or 1) if match else 0.0
-            if not match or divisor < 1.0:
+            if not match or not 1.0 <= divisor <= 1e6:
                 raise ValueError(
                     f"splitting={notation!r}: {word!r} is no substep; write a flow, or a flow and its divisor of at "
-                    f"least 1, such as {STRANG.notation!r}"
+                    f"least 1 and at most a million, such as {STRANG.notation!r}"
                 )
             substeps.append(Substep(_SHORT.get(match[1], match[1]), 1.0 / divisor))
         return cls(name or " ".join(notation.split()), tuple(substeps))
@@ -216,9 +216,10 @@ def get_splitting(splitting: str | Splitting) -> Splitting:
         return splitting
     if not isinstance(splitting, str):
         raise ValueError(f"splitting={splitting!r} is neither a name nor a notation, such as {STRANG.notation!r}")
+    splitting = splitting.strip()
     if splitting in SPLITTINGS:
         return SPLITTINGS[splitting]
-    if _NAME.fullmatch(splitting.strip()):
+    if _NAME.fullmatch(splitting):
         raise ValueError(
             f"splitting={splitting!r} is unknown; choose one of {', '.join(SPLITTINGS)}, or write its flows in order, "
             f"such as {STRANG.notation!r}"

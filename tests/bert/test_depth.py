@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from macaron.bert import MacaronBertConfig, MacaronBertForSequenceClassification, MacaronBertModel, export_for_hub
 from macaron.dynamics import depth as registry
+from macaron.dynamics import splitting
 from macaron.dynamics.depth import Depth, Step, register_rule
 from macaron.hf.context import LayerContext
 from macaron.particles import flows
@@ -156,3 +157,13 @@ def test_a_flow_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [flow.kind for flow in model.layers[1].flows] == ["ffn", "self_attention", "drift", "ffn"]
     model(torch.randint(5, 30, (2, 6))).last_hidden_state.square().mean().backward()
     assert model.layers[0].flows[2].weight.grad.abs().sum() > 0
+
+
+def test_a_name_given_later_is_saved_as_its_notation(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(splitting, "SPLITTINGS", dict(splitting.SPLITTINGS))
+    splitting.register_splitting(splitting.Splitting.parse("attention/2 ffn attention/2", name="mine"))
+    MacaronBertConfig().save_pretrained(tmp_path)
+    config = MacaronBertConfig.from_pretrained(tmp_path, splitting="mine")  # transformers sets it afterwards
+    config.save_pretrained(tmp_path)
+    del splitting.SPLITTINGS["mine"]
+    assert MacaronBertConfig.from_pretrained(tmp_path).splitting == "attention/2 ffn attention/2"

@@ -63,7 +63,7 @@ def test_the_notation_of_the_named_ones() -> None:
     assert get_splitting("attention ffn").substeps == LIE.substeps
     assert get_splitting("  self_attention \t ffn ").name == "self_attention ffn"
     assert STRANG.with_cross_attention().notation == "ffn/2 attention cross_attention ffn/2"
-    assert get_splitting(LIE) is LIE
+    assert get_splitting(LIE) is LIE and get_splitting(" strang\n") is STRANG
 
 
 @pytest.mark.parametrize(

@@ -138,3 +138,20 @@ def test_scripts_of_other_rules_are_refused(toy_task) -> None:
 def test_unknown_rules_are_refused(toy_task) -> None:
     with pytest.raises(ValueError, match=r"depth_rule='leapfrog' is unknown; choose one of euler, .*two_steps"):
         build(toy_task(), "leapfrog")
+
+
+def test_a_script_leaves_the_model_as_it_is(toy_task) -> None:
+    model = build(toy_task(), encoder_layerdrop=0.5, compile=True)
+    before = list(model.named_modules())
+    torch.jit.script(model)
+    torch.jit.script(model.encoder)
+    assert list(model.named_modules()) == before
+    assert isinstance(model.encoder.layers, Depth) and model.encoder.layers.layerdrop == 0.5
+    assert all("integrate" in vars(layer) for layer in model.encoder.layers.eval())
+
+
+def test_a_rule_is_an_option_and_what_is_not_yet_one_is_refused(toy_task) -> None:
+    assert MacaronModel.config().depth_rule == "euler"
+    for given in ({"solver": "rk4"}, {"dt": 0.5}):
+        with pytest.raises(ValueError, match="these models take 'euler' and 1 only"):
+            build(toy_task(), **given)

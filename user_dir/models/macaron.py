@@ -26,6 +26,7 @@ from ..architectures import TRANSLATION, Architecture
 from ..config import MacaronConfig, add_args, complete, config_for, record
 from ..criterions import reads_attention
 from ..layers import MacaronDecoderLayer, MacaronEncoderLayer
+from ..scripting import KeptByScripting
 from ..training import check_task_data, prepare_training
 from ..weights import ParticleWeights
 
@@ -47,7 +48,7 @@ def _drop_final_norm(module: nn.Module, state_dict: dict[str, Tensor], name: str
         state_dict[f"{name}.version"] = module.version.clone()
 
 
-class MacaronEncoder(TransformerEncoderBase):
+class MacaronEncoder(KeptByScripting, TransformerEncoderBase):
     """fairseq's Transformer encoder on `MacaronEncoderLayer`s."""
 
     def __init__(self, cfg: TransformerConfig, *args: Any, **kwargs: Any) -> None:
@@ -74,7 +75,7 @@ class DecoderDepth(Depth):
             )
 
 
-class MacaronDecoder(TransformerDecoderBase):
+class MacaronDecoder(KeptByScripting, TransformerDecoderBase):
     """fairseq's Transformer decoder on `MacaronDecoderLayer`s."""
 
     def __init__(self, cfg: TransformerConfig, *args: Any, **kwargs: Any) -> None:
@@ -119,7 +120,7 @@ class MacaronDecoder(TransformerDecoderBase):
         return state_dict
 
 
-class MacaronModel(ParticleWeights, TransformerModelBase):
+class MacaronModel(ParticleWeights, KeptByScripting, TransformerModelBase):
     """Macaron Net (Lu et al. 2019, arXiv:1906.02762) for sequence-to-sequence tasks.
 
     Each layer is one step of an operator splitting (`--splitting`): with `strang` FFN½ – attention – FFN½, with

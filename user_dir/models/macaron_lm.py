@@ -14,6 +14,7 @@ from torch import nn
 from .. import hub
 from ..architectures import LANGUAGE_MODELS, Architecture
 from ..config import MacaronLMConfig, add_args, complete, record
+from ..scripting import KeptByScripting
 from ..training import check_task_data
 from ..weights import ParticleWeights
 from .macaron import MacaronDecoder, register
@@ -59,7 +60,7 @@ def _check_tied(args: Namespace) -> None:
             )
 
 
-class MacaronLanguageModel(ParticleWeights, FairseqLanguageModel):
+class MacaronLanguageModel(ParticleWeights, KeptByScripting, FairseqLanguageModel):
     """A causal language model on particle layers, with the options of fairseq's `transformer_lm`."""
 
     architecture: ClassVar[Architecture] = LANGUAGE_MODELS["macaron_lm"]
