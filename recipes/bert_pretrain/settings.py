@@ -172,7 +172,9 @@ def settings_for(preset: str, **overrides: Any) -> Settings:
     }
     if given:
         raise RecipeError(f"{', '.join(sorted(given))}: no such setting; --help lists them")
-    parts["model"] = dataclasses.replace(parts["model"], splitting=portable(parts["model"].splitting))
+    parts["model"] = dataclasses.replace(
+        parts["model"], splitting=portable(parts["model"].splitting, "the model cannot be built: --splitting")
+    )
     return Settings(**parts).check()
 
 
