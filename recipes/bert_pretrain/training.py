@@ -27,8 +27,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from recipes.bert_pretrain.masking import IGNORED
 from recipes.bert_pretrain.settings import Settings, Training
-from recipes.common.commands import ANEW
-from recipes.common.divergence import check_finite
+from recipes.common.divergence import ANEW, check_finite
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import not_finite, read_json
 

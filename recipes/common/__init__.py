@@ -1,1 +1,1 @@
-"""What recipes share: the folder that remembers, fairseq's commands, provenance, and pieces of a report."""
+"""What recipes share: the folder that remembers, downloads, provenance, and pieces of a report."""

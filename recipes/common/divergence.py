@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from recipes.common.commands import ANEW, events
 from recipes.common.errors import RecipeError
 
-
-def check_losses(log: Path) -> None:
-    """Weights can be numbers that are too large for any loss, which fairseq itself accepts after the last update.
-
-    Args:
-        log: what fairseq-train wrote.
-
-    Raises:
-        RecipeError: the loss that it logged last, in training or in validation, is NaN or infinite.
-    """
-    for kind, stats in dict(events(log)).items():
-        for name, value in stats.items():
-            if name.endswith("loss") and str(value) in ("nan", "inf", "-inf"):
-                raise RecipeError(f"{log}: the training diverged, the last {name} ({kind}) is {value}. {ANEW}")
+ANEW = "Take a smaller --lr, or a longer warm-up, or clip gradients to a smaller norm, and begin anew with --restart"
 
 
 def check_finite(tensors: Mapping[str, Any], where: object) -> None:

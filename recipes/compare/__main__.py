@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common import commands
 from recipes.common.errors import RecipeError
 from recipes.common.main import run_command
 from recipes.common.provenance import environment
 from recipes.common.workspace import Workspace, read_json
 from recipes.compare import matched, schedule
 from recipes.compare.experiment import Experiment, shown
+from recipes.translation import commands
 from recipes.translation.recipe import RECIPES, Recipe
 
 PACKAGES = ("macaron-net", "torch", "fairseq-fixed", "sacrebleu", "sacremoses", "subword-nmt", "numpy", "scipy")

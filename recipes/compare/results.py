@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common import commands
 from recipes.common.errors import RecipeError
 from recipes.common.statistics import paired_t_test, summary
 from recipes.common.workspace import read_json, read_lines
 from recipes.compare import matched
 from recipes.compare.experiment import Experiment, Run
-from recipes.translation import scoring
+from recipes.translation import commands, scoring
 from recipes.translation.recipe import Recipe
 from recipes.translation.scoring import Output
 

@@ -13,9 +13,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from recipes.common import commands
 from recipes.common.errors import RecipeError
 from recipes.common.provenance import PROJECT_ROOT
+from recipes.translation import commands
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30  # for a job to end its own children

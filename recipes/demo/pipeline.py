@@ -9,14 +9,14 @@ from typing import Any
 
 from macaron.dynamics.scheme import Scheme
 from macaron.dynamics.splitting import get_splitting
-from recipes.common import commands
-from recipes.common.checkpoints import average, distinct, load, mend_last
-from recipes.common.commands import KEEP_LAST_BATCH, USER_DIR
-from recipes.common.divergence import check_finite, check_losses
+from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, read_json, read_lines, write_json
 from recipes.demo import corpora
 from recipes.demo.settings import Settings
+from recipes.translation import commands
+from recipes.translation.checkpoints import average, distinct, load, mend_last
+from recipes.translation.commands import KEEP_LAST_BATCH, USER_DIR, check_losses
 from recipes.translation.data import binary
 from recipes.translation.data.files import spaced
 

@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from recipes.common import checkpoints, commands
-from recipes.common.divergence import check_finite, check_losses
+from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, digest, files_of, inside, read_json, read_lines, write_json
-from recipes.translation import train
+from recipes.translation import checkpoints, commands, train
+from recipes.translation.commands import check_losses
 from recipes.translation.data.corpus import Corpus
 from recipes.translation.held_out import check_held_out
 from recipes.translation.recipe import Recipe

@@ -26,12 +26,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common import commands
-from recipes.common.checkpoints import load
 from recipes.common.errors import RecipeError
 from recipes.common.main import run_command
 from recipes.common.schemes import described
 from recipes.common.workspace import read_json, read_lines, write_json
+from recipes.translation import commands
+from recipes.translation.checkpoints import load
 from recipes.translation.recipe import Recipe
 from recipes.translation.text import TextSettings
 

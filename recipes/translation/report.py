@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.common import commands
-from recipes.common.figures import attention_figure, attention_sample, cross_attention, curve_figure
 from recipes.common.page import STYLE, png, table
 from recipes.common.provenance import environment
 from recipes.common.schemes import described
 from recipes.common.workspace import read_json, write_json
+from recipes.translation import commands
+from recipes.translation.figures import attention_figure, attention_sample, cross_attention, curve_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.common import commands
 from recipes.common.errors import RecipeError
+from recipes.translation import commands
 from recipes.translation.recipe import Recipe, divisors
 
 NAME = "train"  # of the configuration in a run's conf/

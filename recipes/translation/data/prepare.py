@@ -17,10 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.common import commands
 from recipes.common.errors import RecipeError
 from recipes.common.textfile import lines, packed
 from recipes.common.workspace import Workspace, digest
+from recipes.translation import commands
 from recipes.translation.data import binary, subword
 from recipes.translation.data.corpus import SPLITS, Corpus, locate
 from recipes.translation.data.files import together, whole

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from recipes.common import commands
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import Workspace, digest, read_lines
 from recipes.iwslt14_de_en.corpus import CORPUS as IWSLT14
+from recipes.translation import commands
 from recipes.translation.data import binary, subword
 from recipes.translation.data.corpus import Corpus, Input, Rules
 from recipes.translation.data.files import lines

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.common.divergence import check_losses
 from recipes.common.errors import RecipeError
+from recipes.translation.commands import check_losses
 
 
 def line(kind: str, **stats: str) -> str:

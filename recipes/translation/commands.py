@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import macaron
 from recipes.common import leash
+from recipes.common.divergence import ANEW
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import read_lines
 
@@ -142,8 +143,6 @@ def check(status: int, what: str, log: Path, since: int = 0) -> None:
     )
 
 
-ANEW = "Take a smaller --lr, or a longer warm-up, or clip gradients to a smaller norm, and begin anew with --restart"
-
 _RAISED = re.compile(r"(?:\[\w+\]:\s?)?(?:(?:\w+\.)*(\w+(?:Error|Exception|Interrupt)(?::.*)?)|(\S+: error: .+))")
 # How one process says that another one failed.
 _ECHO = re.compile(r"ChildFailedError|Process(Raised|Exited)Exception|.*[Cc]onnection (closed|reset)|BrokenPipe")
@@ -186,6 +185,21 @@ def parse(line: str) -> tuple[str, Event] | None:
 def events(log: Path) -> Iterator[tuple[str, Event]]:
     """What `parse` finds in a log, line by line."""
     return filter(None, map(parse, log.read_text(encoding="utf-8", errors="replace").splitlines()))
+
+
+def check_losses(log: Path) -> None:
+    """Weights can be numbers that are too large for any loss, which fairseq itself accepts after the last update.
+
+    Args:
+        log: what fairseq-train wrote.
+
+    Raises:
+        RecipeError: the loss that it logged last, in training or in validation, is NaN or infinite.
+    """
+    for kind, stats in dict(events(log)).items():
+        for name, value in stats.items():
+            if name.endswith("loss") and str(value) in ("nan", "inf", "-inf"):
+                raise RecipeError(f"{log}: the training diverged, the last {name} ({kind}) is {value}. {ANEW}")
 
 
 def learning_curve(log: Path) -> dict[str, list[tuple[int, float]]]:

@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import pytest
 
-from recipes.common import commands, leash
+from recipes.common import leash
 from recipes.common.errors import RecipeError
+from recipes.translation import commands
 
 LOG = """\
 2026-01-01 10:00:00 | INFO | train_inner | {"epoch": 1, "update": 0.5, "loss": "9", "ppl": "300", "num_updates": "5"}
@@ -138,7 +139,7 @@ PARENT = """
 import os, signal, sys; sys.path.insert(0, {root!r})
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 from pathlib import Path
-from recipes.common import commands
+from recipes.translation import commands
 lock = open({lock!r}, "a"); os.set_inheritable(lock.fileno(), True)
 import fcntl; fcntl.flock(lock, fcntl.LOCK_EX)
 try:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.common.checkpoints import average, load, mend_last, newest_first
 from recipes.common.errors import RecipeError
+from recipes.translation.checkpoints import average, load, mend_last, newest_first
 
 
 def save(path: Path, value: float) -> None:
