@@ -14,6 +14,7 @@ from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecB
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from macaron.dynamics.depth import RULES, get_rule
 from macaron.dynamics.scheme import Scheme
 from macaron.dynamics.solvers import EULER
 from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, SPLITTINGS, get_splitting
@@ -183,6 +184,13 @@ def add_args(parser: argparse.ArgumentParser, config: FairseqDataclass) -> None:
         metavar="NAME",
         help=f"{_LAYERS['splitting'][1].metadata['help']} (registered: {', '.join(SPLITTINGS)})",
     )
+    parser.add_argument(
+        "--depth-rule",
+        type=_depth_rule,
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"{_LAYERS['depth_rule'][1].metadata['help']} (registered: {', '.join(RULES)})",
+    )
     gen_parser_from_dataclass(parser, config, delete_default=True)  # leaves those that are there
 
 
@@ -191,6 +199,14 @@ def _splitting(given: str) -> str:
         return _checked(Scheme(get_splitting(given))).splitting.portable
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _depth_rule(given: str) -> str:
+    try:
+        get_rule(given, depth=1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return given
 
 
 def _checked(scheme: Scheme) -> Scheme:

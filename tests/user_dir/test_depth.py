@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 
 import pytest
 import torch
+from fairseq.models import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from macaron import MacaronModel
@@ -148,6 +149,16 @@ def test_a_script_leaves_the_model_as_it_is(toy_task) -> None:
     assert list(model.named_modules()) == before
     assert isinstance(model.encoder.layers, Depth) and model.encoder.layers.layerdrop == 0.5
     assert all("integrate" in vars(layer) for layer in model.encoder.layers.eval())
+
+
+def test_the_command_line_takes_and_lists_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser(prog="fairseq-train")
+    MODEL_REGISTRY["macaron_tiny"].add_args(parser)
+    assert "(registered: euler, two_steps, whole_midpoint)" in " ".join(parser.format_help().split())
+    assert parser.parse_args(["--depth-rule", "two_steps"]).depth_rule == "two_steps"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--depth-rule", "leapfrog"])
+    assert "argument --depth-rule: depth_rule='leapfrog' is unknown; choose one of euler" in capsys.readouterr().err
 
 
 def test_a_rule_is_an_option_and_what_is_not_yet_one_is_refused(toy_task) -> None:
