@@ -109,7 +109,8 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
 
 # Options of which weights of equal names and shapes may differ in what they compute.
 _MEANING = (
-    *("splitting", "depth_rule", "activation_fn"),
+    *("splitting", "solver", "depth_rule", "dt", "activation_fn"),
+    *("stochastic_depth_form", "stochastic_depth_schedule"),
     *(f"{side}_{name}" for side in ("encoder", "decoder") for name in ("attention_heads", "normalize_before")),
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from macaron.dynamics import depth, get_rule, get_solver, get_splitting, solvers, splitting
+from macaron.dynamics import depth, get_rule, get_solver, get_splitting, rules, solvers, splitting
 from macaron.particles import flows
 
 
@@ -20,7 +20,7 @@ def text(project_root: Path) -> str:
 @pytest.fixture
 def added(text: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """The names after all examples but that of a recipe, in registries of their own."""
-    for module, registry in ((splitting, "SPLITTINGS"), (solvers, "SOLVERS"), (depth, "RULES"), (flows, "FLOWS")):
+    for module, registry in ((splitting, "SPLITTINGS"), (solvers, "SOLVERS"), (rules, "RULES"), (flows, "FLOWS")):
         monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
     examples = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "recipes/NAME" not in block]
     assert len(examples) == 4

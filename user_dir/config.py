@@ -14,10 +14,11 @@ from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecB
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from macaron.dynamics.depth import RULES, get_rule
-from macaron.dynamics.scheme import Scheme
-from macaron.dynamics.solvers import EULER
-from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, SPLITTINGS, get_splitting
+from macaron.dynamics.noise import FORMS, SCHEDULES, UNITS
+from macaron.dynamics.rules import RULES
+from macaron.dynamics.scheme import OPTIONS, Scheme
+from macaron.dynamics.solvers import SOLVERS
+from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, SPLITTINGS
 from macaron.particles.flows import FLOWS
 
 from .architectures import Architecture
@@ -94,9 +95,39 @@ _LAYERS: Fields = {
         "lie = attention, FFN (the Transformer); or the flows in order, each with its divisor: "
         "'attention/2 ffn attention/2'",
     ),
-    "depth_rule": _option(
-        str, "euler", "how the next state follows from the last ones along depth: the name of a registered rule"
+    "solver": _option(
+        str,
+        "euler",
+        "how each flow of a layer is followed; of several stages, which share its parameters and its dropout masks, "
+        "all but euler",
     ),
+    "depth_rule": _option(
+        str,
+        "euler",
+        "how the next state follows from the last ones along depth: multistep remembers the one before by weights "
+        "that are learned (LM-ResNet), rk2, rk2_learned and rk4 evaluate each layer several times (ODE Transformer)",
+    ),
+    "dt": _option(float, 1.0, "time step of a layer, which scales all that it adds"),
+    "multistep_init": _option(
+        str, "0", "where the weights k of --depth-rule multistep begin: a number in (-1, 1], or lm_resnet: in (-0.1, 0]"
+    ),
+    "stochastic_depth": _option(
+        float,
+        0.0,
+        "drop rate of the last layer in training, in [0, 1); those of the others: --stochastic-depth-schedule",
+    ),
+    "stochastic_depth_schedule": _option(
+        str,
+        "lm_resnet",
+        "drop rate of layer n = 0 ... L-1, as a part of the last one's: lm_resnet n/(L-1), torch (n+1)/L, constant 1",
+    ),
+    "stochastic_depth_form": _option(
+        str,
+        "scaled",
+        "scaled: survivors are divided by their probability, and evaluation is the plain model; sde: the noise of a "
+        "stochastic differential equation, its mean in evaluation",
+    ),
+    "stochastic_depth_unit": _option(str, "batch", "what a layer is dropped for: the batch, or each sentence"),
     "compile": _option(
         bool,
         False,
@@ -177,42 +208,55 @@ def add_args(parser: argparse.ArgumentParser, config: FairseqDataclass) -> None:
                 default=argparse.SUPPRESS,
                 help=f.metadata.get("help"),
             )
-    parser.add_argument(
-        "--splitting",
-        type=_splitting,
-        default=argparse.SUPPRESS,
-        metavar="NAME",
-        help=f"{_LAYERS['splitting'][1].metadata['help']} (registered: {', '.join(SPLITTINGS)})",
-    )
-    parser.add_argument(
-        "--depth-rule",
-        type=_depth_rule,
-        default=argparse.SUPPRESS,
-        metavar="NAME",
-        help=f"{_LAYERS['depth_rule'][1].metadata['help']} (registered: {', '.join(RULES)})",
-    )
+    for name, known in _KNOWN.items():
+        type_, option = _LAYERS[name]
+        listed = f" (registered: {', '.join(known)})" if known else ""
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            type=_reader(name, type_),
+            default=argparse.SUPPRESS,
+            metavar="NAME" if known else "X",
+            help=f"{option.metadata['help']}{listed}",
+        )
     gen_parser_from_dataclass(parser, config, delete_default=True)  # leaves those that are there
 
 
-def _splitting(given: str) -> str:
-    try:
-        return _checked(Scheme(get_splitting(given))).splitting.portable
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+_KNOWN: dict[str, Iterable[str]] = {
+    "splitting": SPLITTINGS,
+    "solver": SOLVERS,
+    "depth_rule": RULES,
+    "dt": (),
+    "multistep_init": (),
+    "stochastic_depth": (),
+    "stochastic_depth_schedule": SCHEDULES,
+    "stochastic_depth_form": FORMS,
+    "stochastic_depth_unit": UNITS,
+}
+assert tuple(sorted(_KNOWN)) == tuple(sorted(OPTIONS))
+
+# Beside what else a value may stand, so that it can be looked at by itself.
+_COMPANY = {
+    "multistep_init": {"depth_rule": "multistep"},
+    **{f"stochastic_depth_{what}": {"stochastic_depth": 0.5} for what in ("schedule", "form", "unit")},
+}
 
 
-def _depth_rule(given: str) -> str:
-    try:
-        get_rule(given, depth=1)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return given
+def _reader(name: str, type_: type) -> Any:
+    """What argparse makes of the text of an option of the scheme: its value, in the form that checkpoints keep."""
+
+    def read(given: str) -> Any:
+        try:
+            value = type_(given)
+            scheme = _checked(Scheme.of(Namespace(**{**_COMPANY.get(name, {}), name: value})))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return scheme.splitting.portable if name == "splitting" else value
+
+    return read
 
 
 def _checked(scheme: Scheme) -> Scheme:
     """Cross-attention need not be named: it follows self-attention where there is a memory."""
-    if scheme.solver != EULER or scheme.dt != 1.0:
-        raise ValueError(f"solver={scheme.solver.name!r}, dt={scheme.dt:g}: these models take 'euler' and 1 only")
     return scheme.check_flows((FFN, SELF_ATTENTION, CROSS_ATTENTION, *FLOWS), needed=(FFN, SELF_ATTENTION))
 
 
@@ -239,6 +283,9 @@ def complete(args: Any, config: FairseqDataclass, architecture: Architecture) ->
             setattr(ns, name, None)
     scheme = _checked(Scheme.of(ns))
     ns.splitting = scheme.splitting.portable
+    for side in SIDES:
+        if hasattr(ns, f"{side}_normalize_before"):
+            scheme.check_increments(getattr(ns, f"{side}_normalize_before"))
     _fill_widths(ns, scheme.ffn_width(2 * architecture.ffn), architecture.original)
     for side in SIDES:
         if kept := kept_layers(ns, side):

@@ -15,7 +15,7 @@ from macaron.dynamics.splitting import CROSS_ATTENTION, SELF_ATTENTION
 from macaron.particles.dropout import Dropout
 from macaron.particles.flows import FLOWS, CrossAttention, FeedForward, SelfAttention
 from macaron.particles.layer import TextLayer
-from macaron.particles.surroundings import Caches, Mask, Memory, Surroundings
+from macaron.particles.surroundings import Caches, Mask, Memory, StageCache, Surroundings
 
 # Shapes: T target or source positions, S source positions, B sentences, C channels; fairseq's layers are time first.
 
@@ -98,6 +98,22 @@ class _Compiled:
             return TextLayer.integrate(self.layer, x, surroundings)
         # the first layer gets a transposed view from fairseq, and strides are part of a graph
         return _compiled(self.layer, x.contiguous(), surroundings)
+
+
+class LaterState(dict[str, Any]):
+    """fairseq's incremental state for a later evaluation of a layer in one step: its self-attention's keys are others.
+
+    Those of the encoder's output are the same. Everything is written into the caches of the state itself.
+    """
+
+    @classmethod
+    def of(cls, state: dict[str, Any] | None, times: int) -> Any:
+        if state is None:
+            return None
+        later = f"#{times}"
+        return cls(
+            {key: StageCache(cache, later) if key.endswith("self_attn") else cache for key, cache in state.items()}
+        )
 
 
 class _FairseqLayer(TextLayer):

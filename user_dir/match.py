@@ -16,7 +16,10 @@ from macaron.checkpoint import DICTIONARIES
 # of the parameters show them.
 _FREE_ENDINGS = ("dropout", "layerdrop", "_dim", "_layers", "_cutoff", "_to_keep", "_embed_path", "_positions")
 _FREE_BEGINNINGS = ("_", "quant_noise", "base_")
-_FREE = ("checkpoint_activations", "offload_activations", "min_params_to_wrap", "compile", "export", "char_inputs")
+_FREE = (
+    *("checkpoint_activations", "offload_activations", "min_params_to_wrap", "compile", "export", "char_inputs"),
+    *("stochastic_depth", "stochastic_depth_unit", "multistep_init"),
+)
 
 
 def is_ours(model: Any) -> bool:

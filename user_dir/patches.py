@@ -13,11 +13,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fairseq import utils
+from fairseq import optim, utils
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.data.fasta_dataset import FastaDataset
 from fairseq.modules import dynamic_crf_layer
 from fairseq.scoring.chrf import ChrFScorer
+
+from .rules import SPARED
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,24 @@ def quote_fasta() -> None:
     FastaDataset._build_index = _build_index
 
 
+def spare_marked_parameters() -> None:
+    build = inspect.unwrap(optim.build_optimizer)
+
+    def build_optimizer(cfg: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        optimizer = build(cfg, params, *args, **kwargs)
+        groups = optimizer.param_groups
+        marked = [p for p in groups[0]["params"] if getattr(p, "optim_overrides", None) == SPARED]
+        if len(groups) == 1 and marked:
+            chosen = {id(p) for p in marked}
+            groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in chosen]
+            rest = {name: value for name, value in groups[0].items() if name != "params"}
+            optimizer.optimizer.add_param_group({**rest, "params": marked, **SPARED})
+        return optimizer
+
+    build_optimizer.__wrapped__ = build  # type: ignore[attr-defined]
+    optim.build_optimizer = build_optimizer
+
+
 PATCHES = (
     Patch(
         what="--num-batch-buckets, --sample-break-mode eos, --arch nacrf_transformer",
@@ -113,6 +133,12 @@ PATCHES = (
         why="fairseq gives the name to a shell as it is: `a;b` runs b, and a checkpoint's languages are a part of it",
         retired_by="a fairseq that reads the file without a shell",
         make=quote_fasta,
+    ),
+    Patch(
+        what="--depth-rule multistep with --weight-decay: its k are not decayed (with --fp16: --fp16-no-flatten-grads)",
+        why="fairseq has one group of parameters for all optimisers but its composite one",
+        retired_by="a fairseq whose optimisers read a parameter's optim_overrides",
+        make=spare_marked_parameters,
     ),
 )
 

@@ -53,7 +53,12 @@ def prune(state_dict: dict[str, Tensor], args: Any) -> dict[str, Tensor]:
         prefix = f"{side}.layers."
         pruned = {}
         for name, tensor in state_dict.items():
-            if name not in layer_of:
+            if name == f"{prefix}rule.bias" and tensor.shape == (len(numbers) - 1,):  # k, of all layers but the first
+                pruned[name] = tensor[[n - 1 for n in kept[1:]]]
+            elif match := re.match(rf"{prefix}rule\.gates\.(\d+)\.(.*)", name):
+                if int(match[1]) in kept:
+                    pruned[f"{prefix}rule.gates.{kept.index(int(match[1]))}.{match[2]}"] = tensor
+            elif name not in layer_of:
                 pruned[name] = tensor
             elif layer_of[name] in kept:
                 rest = name[len(prefix) + len(str(layer_of[name])) :]

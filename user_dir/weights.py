@@ -1,5 +1,6 @@
 """Loading weights: names of the original and of fairseq, and what is wrong with weights that do not fit."""
 
+import logging
 from argparse import Namespace
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from macaron.names import is_foreign, to_particle_names
 
-from .pruning import prune
+from .pruning import SIDES, prune
 
 
 class ParticleWeights:
@@ -38,7 +39,7 @@ class ParticleWeights:
         Raises:
             ValueError: vocabularies or an architecture that do not match, or layers to keep that are not there.
         """
-        state_dict = prune(state_dict, getattr(self, "args", None))
+        state_dict = with_rules(self, prune(state_dict, getattr(self, "args", None)))
         try:
             return super().load_state_dict(state_dict, strict)
         except RuntimeError as error:
@@ -54,6 +55,26 @@ class ParticleWeights:
         if mode and self._is_generation_fast:
             raise RuntimeError("cannot train after make_generation_fast")
         return super().train(mode)
+
+
+_RULE = ".layers.rule."
+
+
+def with_rules(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model whose rule across depth has no parameters, for one whose rule has: those begin as they are.
+
+    So a trained model goes on with another rule.
+    """
+    added = {}
+    for side in SIDES:
+        own = {name: value for name, value in model.state_dict().items() if name.startswith(side + _RULE)}
+        if own and not any(name.startswith(side + _RULE) for name in state_dict):
+            added.update(own)
+    if added:
+        logging.getLogger(__name__).info(
+            "the checkpoint has no parameters of a rule across depth: %s begin anew", ", ".join(added)
+        )
+    return {**state_dict, **added}
 
 
 def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], error: Exception) -> None:

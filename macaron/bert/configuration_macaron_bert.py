@@ -29,8 +29,14 @@ class MacaronBertConfig(PreTrainedConfig):
     Fields:
         splitting: name of a `macaron.dynamics.splitting.SPLITTINGS`, or its flows in order, each with its divisor, such
             as "attention/2 ffn/2 attention/2 ffn/2".
-        depth_rule: how the next state follows from those before and a layer, see `macaron.dynamics.depth`. Another than
-            "euler" must be registered wherever the model is loaded.
+        solver: how each flow of a layer is followed, one of `macaron.dynamics.solvers.SOLVERS`.
+        depth_rule: how the next state follows from those before and a layer, one of `macaron.dynamics.rules.RULES`. One
+            of your own must be registered wherever the model is loaded.
+        dt: time step of a layer, which scales all that it adds.
+        multistep_init: where the k of depth_rule="multistep" begin, a number or "lm_resnet".
+        stochastic_depth: drop rate of the last layer in training, in [0, 1); stochastic_depth_schedule ("lm_resnet",
+            "torch", "constant"): of the others; stochastic_depth_form ("scaled", "sde") and stochastic_depth_unit
+            ("batch", "sentence"): see `macaron.dynamics.noise`.
         intermediate_size: width of the FFNs after attention; None is 4 · hidden_size / number of FFNs in a layer.
         first_intermediate_size: width of the FFN before attention; None is `intermediate_size`.
         hidden_act: activation of the FFNs after attention and of the masked-language-model head.
@@ -66,7 +72,14 @@ class MacaronBertConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     splitting: str = "strang"
+    solver: str = "euler"
     depth_rule: str = "euler"
+    dt: float | int = 1.0
+    multistep_init: float | int | str = 0.0
+    stochastic_depth: float | int = 0.0
+    stochastic_depth_schedule: str = "lm_resnet"
+    stochastic_depth_form: str = "scaled"
+    stochastic_depth_unit: str = "batch"
     intermediate_size: int | None = None
     first_intermediate_size: int | None = None
     hidden_act: str = "gelu"
@@ -193,7 +206,8 @@ class MacaronBertConfig(PreTrainedConfig):
 
     def scheme(self) -> Scheme:
         """How the layers integrate."""
-        return Scheme.of(self).check_flows((FFN, SELF_ATTENTION, *FLOWS), needed=(FFN, SELF_ATTENTION))
+        scheme = Scheme.of(self).check_increments(self.normalize_before)
+        return scheme.check_flows((FFN, SELF_ATTENTION, *FLOWS), needed=(FFN, SELF_ATTENTION))
 
     def get_splitting(self) -> Splitting:
         return self.scheme().splitting

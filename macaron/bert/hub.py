@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from macaron.bert.auto import AUTO_CLASSES
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
 from macaron.bert.modeling_macaron_bert import MacaronBertModel
+from macaron.dynamics.rules import is_built_in_rule
+from macaron.dynamics.solvers import is_built_in_solver
 from macaron.hf.export import load_whole, reference, write_folder
 
 
@@ -51,11 +53,12 @@ def export_for_hub(
         model = _load(model)
     if not isinstance(model.config, MacaronBertConfig):
         raise ValueError(f"{type(model).__name__} is no Macaron BERT, so its code is not in this package")
-    if model.config.depth_rule != "euler":
-        raise ValueError(
-            f"depth_rule={model.config.depth_rule!r} is of another module than this package's, which an export does "
-            f"not carry; only 'euler' is known where this package is not installed"
-        )
+    for option, known in (("depth_rule", is_built_in_rule), ("solver", is_built_in_solver)):
+        if not known(value := getattr(model.config, option)):
+            raise ValueError(
+                f"{option}={value!r} is of another module than this package's, which an export does not carry; choose "
+                f"one of this package's"
+            )
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
 

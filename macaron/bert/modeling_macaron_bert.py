@@ -31,7 +31,9 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
-from macaron.dynamics.depth import Depth
+from macaron.dynamics.depth import Depth, Systems
+from macaron.dynamics.multistep import LinearMultistep
+from macaron.dynamics.solvers import Gate
 from macaron.dynamics.splitting import SELF_ATTENTION
 from macaron.hf.context import IsRecorded, LayerContext, eager_attention_forward, lookup
 from macaron.hf.loading import check_names, listed
@@ -163,6 +165,18 @@ class MacaronBertLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[Lay
         return self.integrate(hidden_states, context)[0]
 
 
+class BertDepth(Depth):
+    """Layers in a row, whose systems are the sentences, also where these are packed."""
+
+    def systems(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Systems:
+        context: LayerContext = args[0]
+        packed = context.surroundings.packed
+        if packed is None:
+            return super().systems(x, args, kwargs)
+        lengths = packed.offsets.diff()
+        return len(lengths), lambda values: values.repeat_interleave(lengths, output_size=x.size(0)).unsqueeze(-1)
+
+
 class MacaronBertPreTrainedModel(PreTrainedModel):
     config: MacaronBertConfig
     config_class = MacaronBertConfig
@@ -173,6 +187,8 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # a model of another rule or solver goes on with these, see `_init_weights`
+    _keys_to_ignore_on_load_missing = [r"layers\.rule\.(bias$|.*gates\.)", r"\.gates\.\d+\.(weight|bias)$"]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": MacaronBertLayer,
         "attentions": MacaronBertSelfAttention,
@@ -184,6 +200,9 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
         # not in checkpoints, so from_pretrained relies on this
         if isinstance(module, MacaronBertEmbeddings) and module.sinusoids is not None:
             init.copy_(module.sinusoids, module.compute_sinusoids())
+        if isinstance(module, (Gate, LinearMultistep)):
+            with init.guard_torch_init_functions():  # what a checkpoint had stays
+                module.reset_parameters()
 
     def __getstate__(self) -> dict[str, Any]:
         # transformers' hooks, there once hidden states or attentions were asked for, cannot be pickled; they come back
@@ -251,7 +270,9 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         super().__init__(config)
         self.embeddings = MacaronBertEmbeddings(config)
         depth = config.num_hidden_layers
-        self.layers = Depth([MacaronBertLayer(config) for _ in range(depth)], config.scheme().rule(depth))
+        scheme = config.scheme()
+        layers = [MacaronBertLayer(config) for _ in range(depth)]
+        self.layers = BertDepth(layers, scheme.rule(depth, config.hidden_size), noise=scheme.noise(depth))
         dim, eps, affine = config.hidden_size, config.layer_norm_eps, config.norm_affine
         self.final_norm = nn.LayerNorm(dim, eps, elementwise_affine=affine) if config.final_norm else None
         self.pooler = MacaronBertPooler(config) if config.use_pooler and add_pooling_layer else None
@@ -292,12 +313,12 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`; sentences that are too long; a mask of
                 another form, or that the attention implementation cannot follow; hidden states under another
-                `depth_rule` than "euler".
+                `depth_rule` than "euler", or of layers that are dropped.
         """
-        if self.config.depth_rule != "euler" and self._wanted("output_hidden_states", kwargs):
+        if not self.layers.is_plain and self._wanted("output_hidden_states", kwargs):
             raise ValueError(  # what is recorded are results of layers, which are no states then
-                f"hidden states are not recorded under depth_rule={self.config.depth_rule!r}; leave out "
-                f"output_hidden_states"
+                f"hidden states are not recorded under depth_rule={self.config.depth_rule!r} or stochastic depth; "
+                f"leave out output_hidden_states, and take macaron.analysis.record"
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")

@@ -8,11 +8,14 @@ decides what the loop meets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+Systems = tuple[int, Callable[[Tensor], Tensor]]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Step:
         previous: x_{n−1}, the state one step earlier; None at the first step.
         x: x_n.
         layer: x ↦ x + Δ_n(x), with everything else that the host passes bound. It may be called any number of times.
+        systems: () ↦ how many systems of particles there are in x, and what spreads a value of each, (B,), to a tensor
+            that broadcasts with x.
     """
 
     n: int
@@ -32,42 +37,24 @@ class Step:
     previous: Tensor | None
     x: Tensor
     layer: Callable[[Tensor], Tensor]
+    systems: Callable[[], Systems] = field(default=lambda: (1, lambda values: values), repr=False)
 
 
 Rule = Callable[[Step], Tensor]  # x_{n+1}; a module where it has parameters
 
 
+class Noise(Protocol):
+    """From a step to one with a noisy layer, while it is active; a module, for training and evaluation."""
+
+    @property
+    def active(self) -> bool: ...
+
+    def __call__(self, step: Step) -> Step: ...
+
+
 def euler(step: Step) -> Tensor:
     """x_{n+1} = x_n + Δ_n(x_n)."""
     return step.layer(step.x)
-
-
-RULES: dict[str, Callable[[int], Rule]] = {"euler": lambda depth: euler}
-
-
-def register_rule(name: str, make: Callable[[int], Rule]) -> None:
-    """Let both hosts' `depth_rule` take `name`.
-
-    Args:
-        make: from the number of layers to the rule; a `torch.nn.Module` if it has parameters.
-
-    Raises:
-        ValueError: a name that is taken.
-    """
-    if name in RULES:
-        raise ValueError(f"depth_rule={name!r} is registered already; choose another name")
-    RULES[name] = make
-
-
-def get_rule(name: str, depth: int) -> Rule:
-    """The rule of that name, for a stack of `depth` layers.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if not isinstance(name, str) or name not in RULES:
-        raise ValueError(f"depth_rule={name!r} is unknown; choose one of {', '.join(RULES)}")
-    return RULES[name](depth)
 
 
 class Depth(nn.ModuleList):
@@ -81,19 +68,30 @@ class Depth(nn.ModuleList):
         layers: the layers, in order.
         rule: how x_{n+1} follows, see `Step`.
         layerdrop: probability to leave a layer out in training, drawn for each pass, as fairseq's `--*-layerdrop`.
+        noise: makes the layer of each step noisy, see `macaron.dynamics.noise`.
         others: what a layer's result holds beside the particles, where the rule does not call the layer.
+        batch_dim: the dimension of x along which its systems lie.
     """
 
     def __init__(
-        self, layers: Iterable[nn.Module], rule: Rule = euler, *, layerdrop: float = 0.0, others: tuple[Any, ...] = ()
+        self,
+        layers: Iterable[nn.Module],
+        rule: Rule = euler,
+        *,
+        layerdrop: float = 0.0,
+        noise: Noise | None = None,
+        others: tuple[Any, ...] = (),
+        batch_dim: int = 0,
     ) -> None:
         super().__init__(list(nn.ModuleList.__iter__(layers) if isinstance(layers, nn.ModuleList) else layers))
         self.rule = rule  # registered where it is a module
+        self.noise = noise
         self.layerdrop = layerdrop
         self.others = others
+        self.batch_dim = batch_dim
 
     def _own(self) -> list[nn.Module]:
-        return [module for name, module in self._modules.items() if name != "rule" and module is not None]
+        return [module for name, module in self._modules.items() if name.isdecimal() and module is not None]
 
     def __len__(self) -> int:
         return len(self._own())
@@ -103,14 +101,19 @@ class Depth(nn.ModuleList):
         if self.training and self.layerdrop > 0.0:
             kept = torch.empty(len(layers)).uniform_() > self.layerdrop
             layers = [layer for layer, keep in zip(layers, kept.tolist(), strict=True) if keep]
-        if self.rule is euler:
+        if self.is_plain:
             return iter([layer for _, layer in layers])
         return self._ruled(layers)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the layers just follow one another now: by the Euler rule, without noise."""
+        return self.rule is euler and (self.noise is None or not self.noise.active)
 
     def _ruled(self, layers: list[tuple[int, nn.Module]]) -> Iterator[Callable[..., Any]]:
         previous: list[Tensor] = []  # x_{n−1}, once there is one
         for n, layer in layers:
-            yield _RuledLayer(self, n, len(self), layer, previous)
+            yield _RuledLayer(self, n, layer, previous)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -123,20 +126,30 @@ class Depth(nn.ModuleList):
     def insert(self, index: int, module: nn.Module) -> None:
         raise TypeError("Depth: a layer cannot be put between others; build it anew from those to have")
 
-    def evaluated_again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Called before a rule evaluates a layer again in one step; for hosts whose layers remember something.
+    def again(self, times: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """What a layer is called with beside the particles when a rule evaluates it anew in one step.
+
+        For hosts whose layers remember something, and once for each evaluation.
 
         Args:
-            args, kwargs: what the host's loop passes beside the particles.
+            times: how often it was evaluated in this step, at least 1.
+            args, kwargs: what the host's loop passes.
         """
+        return args, kwargs
+
+    def systems(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Systems:
+        """See `Step`; for hosts whose systems do not lie along `batch_dim`."""
+        after = x.dim() - self.batch_dim - 1
+        return x.size(self.batch_dim), lambda values: values.view(-1, *[1] * after)
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)  # a list's would show what iteration yields
 
     def __prepare_scriptable__(self) -> nn.Module:
-        if self.rule is not euler:
+        if not self.is_plain:
             raise ValueError(
-                "TorchScript knows no rule across depth but Euler's; use the model unscripted, or depth_rule='euler'"
+                "TorchScript knows no rule across depth but Euler's, nor noise in training; use the model unscripted, "
+                "in evaluation, or with depth_rule='euler'"
             )
         return nn.ModuleList(self._own())
 
@@ -144,25 +157,28 @@ class Depth(nn.ModuleList):
 class _RuledLayer:
     """One step of a rule, in the place of the layer that it advances by."""
 
-    def __init__(self, stack: Depth, n: int, depth: int, layer: nn.Module, previous: list[Tensor]) -> None:
-        self._stack, self._n, self._depth, self._layer, self._previous = stack, n, depth, layer, previous
+    def __init__(self, stack: Depth, n: int, layer: nn.Module, previous: list[Tensor]) -> None:
+        self._stack, self._n, self._layer, self._previous = stack, n, layer, previous
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        others: tuple[Any, ...] = self._stack.others
-        evaluated = False
+        stack = self._stack
+        others: tuple[Any, ...] = stack.others
+        times = 0
 
         def layer(state: Tensor) -> Tensor:
-            nonlocal others, evaluated
-            if evaluated:
-                self._stack.evaluated_again(args, kwargs)
-            evaluated = True
-            result = self._layer(state, *args, **kwargs)
+            nonlocal others, times
+            bound = stack.again(times, args, kwargs) if times else (args, kwargs)
+            times += 1
+            result = self._layer(state, *bound[0], **bound[1])
             if isinstance(result, tuple):
                 result, *rest = result
-                others = tuple(rest)
+                others = tuple(rest) if times == 1 else others
             return result
 
-        step = Step(self._n, self._depth, self._previous[0] if self._previous else None, x, layer)
-        moved = self._stack.rule(step)
+        previous = self._previous[0] if self._previous else None
+        step = Step(self._n, len(stack), previous, x, layer, lambda: stack.systems(x, args, kwargs))
+        if stack.noise is not None and stack.noise.active:
+            step = stack.noise(step)
+        moved = stack.rule(step)
         self._previous[:] = [x]
         return (moved, *others) if others else moved

@@ -10,17 +10,20 @@ A solver is data, an explicit Runge–Kutta tableau (Butcher 1964). With h the s
     MIDPOINT         F(x + ½h F(x))           order 2
     HEUN             ½ (k₁ + F(x + h k₁))     order 2
     RK4              the classical one        order 4
+    HEUN_LEARNED     Heun's stages, weighed by a gate that is learned (`Gate`), as the ODE Transformer's RK2 is
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 Field = Callable[[Tensor], Tensor]  # x ↦ dx/dt, of one shape
+Weighing = Callable[[list[Tensor]], Sequence[Tensor]]  # velocities of the stages ↦ their weights, summing to 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Tableau:
         a: for each stage the weights of the stages before it: (), (a₂₁,), (a₃₁, a₃₂), …
         b: s weights of the result; they add up to 1.
         order: of convergence.
+        learned: `b` is where the weights of the result begin; a `Gate` learns others.
 
     Raises:
         ValueError: numbers that make no explicit, consistent method.
@@ -41,6 +45,7 @@ class Tableau:
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     order: int
+    learned: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "a", tuple(map(tuple, self.a)))
@@ -58,6 +63,8 @@ class Tableau:
                 f"Tableau {self.name!r}: its weights b add up to {sum(self.b):g}, but must add up to 1, or it follows "
                 f"another equation; rescale them"
             )
+        if self.learned and self.b != (1 / 2, 1 / 2):
+            raise ValueError(f"Tableau {self.name!r}: weights that are learned belong to two stages, from ½ each")
 
     @property
     def stages(self) -> int:
@@ -70,8 +77,39 @@ BACKWARD_EULER = Tableau("backward_euler", ((), (1.0,)), (0.0, 1.0), order=1)
 MIDPOINT = Tableau("midpoint", ((), (1 / 2,)), (0.0, 1.0), order=2)
 HEUN = Tableau("heun", ((), (1.0,)), (1 / 2, 1 / 2), order=2)
 RK4 = Tableau("rk4", ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), order=4)
+HEUN_LEARNED = Tableau("heun_learned", ((), (1.0,)), (1 / 2, 1 / 2), order=1, learned=True)
 
-SOLVERS = {solver.name: solver for solver in (EULER, BACKWARD_EULER, MIDPOINT, HEUN, RK4)}
+_BUILT_IN = (EULER, BACKWARD_EULER, MIDPOINT, HEUN, HEUN_LEARNED, RK4)
+SOLVERS = {solver.name: solver for solver in _BUILT_IN}
+
+
+class Gate(nn.Module):
+    """The learned weights of two stages (Li et al. 2022, ODE Transformer, arXiv:2203.09176), one pair a particle.
+
+        g = σ(w · [k₁; k₂] + b),   y = x + h (g k₁ + (1 − g) k₂)
+
+    w and b begin at 0, so that training begins with Heun's method. A step is of second order where g = ½, else first.
+
+    Args:
+        dim: C, the last dimension of the velocities.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2 * dim))
+        self.bias = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, velocities: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Two of (…, C) → two of (…, 1)."""
+        first, second = velocities
+        a, b = self.weight.chunk(2)
+        g = torch.sigmoid((first * a + second * b).sum(-1, keepdim=True) + self.bias)
+        return g, 1 - g
 
 
 def register_solver(solver: Tableau) -> Tableau:
@@ -88,6 +126,11 @@ def register_solver(solver: Tableau) -> Tableau:
     return solver
 
 
+def is_built_in_solver(name: str) -> bool:
+    """Whether every installation of this package knows the solver."""
+    return name in [solver.name for solver in _BUILT_IN]
+
+
 def get_solver(name: str | Tableau) -> Tableau:
     """The solver of that name; a tableau of one's own is taken as it is.
 
@@ -101,13 +144,15 @@ def get_solver(name: str | Tableau) -> Tableau:
     return SOLVERS[name]
 
 
-def follow(field: Field, x: Tensor, step: float, solver: Tableau = EULER) -> Tensor:
+def follow(field: Field, x: Tensor, step: float, solver: Tableau = EULER, weighing: Weighing | None = None) -> Tensor:
     """One step of `solver` along `field`.
 
     Args:
         field: x ↦ dx/dt. It is evaluated `solver.stages` times, so whatever is random in it must be drawn before.
         x: any shape.
         step: h, in units of time.
+        weighing: from the velocities of all stages to weights in the place of `solver.b`; a solver that is `learned`
+            has its `Gate` here, and without one is that of its `b`.
 
     Returns:
         Where the particles are then, shape and dtype of `x`.
@@ -115,6 +160,9 @@ def follow(field: Field, x: Tensor, step: float, solver: Tableau = EULER) -> Ten
     velocities: list[Tensor] = []
     for row in solver.a:
         velocities.append(field(_moved(x, velocities, row, step)))
+    if weighing is not None:
+        weights = weighing(velocities)
+        return x + step * sum(w * velocity for w, velocity in zip(weights, velocities, strict=True))
     return _moved(x, velocities, solver.b, step)
 
 

@@ -13,13 +13,17 @@ class SameDraws:
 
     Args:
         device: whose generator is meant, beside the CPU's.
+        active: whether anything is drawn at all.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, active: bool = True) -> None:
+        self._active = active
         self._accelerator = device if device.type == "cuda" else None
         self._states: list[torch.Tensor] | None = None
 
     def __enter__(self) -> None:
+        if not self._active:
+            return
         if self._states is None:
             self._states = [torch.get_rng_state()]
             if self._accelerator is not None:

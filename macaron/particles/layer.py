@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from macaron.dynamics.scheme import Scheme
-from macaron.dynamics.solvers import EULER, Field, follow
+from macaron.dynamics.solvers import EULER, Field, Gate, follow
 from macaron.dynamics.splitting import Splitting
 from macaron.ops.step_norm import euler_step
 from macaron.particles.draws import SameDraws
 from macaron.particles.dropout import Dropout
 from macaron.particles.norm import StepNorm
 from macaron.particles.scripting import scriptable
-from macaron.particles.surroundings import Caches, Surroundings
+from macaron.particles.surroundings import Surroundings
 
 Context = TypeVar("Context")  # what the flows see besides the particles: of text, `Surroundings`
 _EMPTY: Any = Surroundings()
@@ -79,6 +79,7 @@ class ParticleLayer(nn.Module, Generic[Context]):
             if (before := given[:i].count(given[i])) and hasattr(flow, "cache_suffix"):
                 flow.cache_suffix = str(before)  # type: ignore[assignment]
         self.norms = nn.ModuleList(StepNorm(dim, eps=eps, elementwise_affine=affine) for _ in flows)
+        self.gates = nn.ModuleList(Gate(dim) for _ in flows) if getattr(chosen.solver, "learned", False) else None
         self.dropout_module = Dropout(dropout)
 
     def forward(self, x: Tensor, context: Context = _EMPTY) -> tuple[Tensor, Tensor | None]:
@@ -90,9 +91,6 @@ class ParticleLayer(nn.Module, Generic[Context]):
 
         Returns:
             The moved particles, shape of `x`, and the attention weights asked for, (B, H, T, S), or None.
-
-        Raises:
-            ValueError: step-wise decoding with a solver of several stages.
         """
         return self.integrate(x, context)
 
@@ -120,43 +118,41 @@ class ParticleLayer(nn.Module, Generic[Context]):
 
     def _by_stages(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """`integrate` with any solver; attention weights are those at the beginning of their sub-step."""
-        caches = getattr(context, "caches", None)
-        if caches is not None and caches != Caches():
-            raise ValueError(
-                f"solver={self.solver.name!r} evaluates a flow {self.solver.stages} times a step, and step-wise "
-                f"decoding keeps keys and values of one evaluation; decode with solver='euler', or without "
-                f"incremental states"
-            )
         weights: Tensor | None = None
-        for flow, norm, step in zip(self.flows, self.norms, self.steps, strict=True):
+        for i, step in enumerate(self.steps):
             attended: list[Tensor | None] = []
-            field = self._field(flow, norm, context, SameDraws(x.device), attended)
-            x = follow(field, x, step, self.solver)
+            field = self._field(i, context, SameDraws(x.device, active=self._is_random()), attended)
+            x = follow(field, x, step, self.solver, None if self.gates is None else self.gates[i])
             if not self.normalize_before:
-                _, x = norm(x)
+                _, x = self.norms[i](x)
             if attended[0] is not None:
                 weights = attended[0]
         return x, weights
 
-    def _field(
-        self,
-        flow: nn.Module,
-        norm: nn.Module,
-        context: Context,
-        draws: SameDraws,
-        attended: list[Tensor | None],
-    ) -> Field:
-        """x ↦ dx/dt of one substep; `attended` collects the attention weights of its evaluations."""
+    def _field(self, i: int, context: Context, draws: SameDraws, attended: list[Tensor | None]) -> Field:
+        """x ↦ dx/dt of one substep; `attended` collects the attention weights of its evaluations.
+
+        A context whose flows remember their evaluations (keys and values, in step-wise decoding) has one for each
+        stage.
+        """
 
         def field(x: Tensor) -> Tensor:
+            stage = len(attended)
+            seen: Any = context.at_stage(stage) if stage and hasattr(context, "at_stage") else context
             with draws:
-                z = norm(x)[1] if self.normalize_before else x
-                velocity, weights = flow(z, context)
-                attended.append(weights)
-                moved: Tensor = self.dropout_module(velocity)
-                return moved
+                velocity, weights = self.velocity(i, x, seen)
+            attended.append(weights)
+            return velocity
 
         return field
+
+    def velocity(self, i: int, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """dx/dt of the i-th substep at x, (…, C) → (…, C), dropout included; and attention weights or None."""
+        velocity, weights = self.flows[i](self.norms[i](x)[1] if self.normalize_before else x, context)
+        return self.dropout_module(velocity), weights
+
+    def _is_random(self) -> bool:
+        return self.training or any(getattr(m, "apply_during_inference", False) for m in self.modules())
 
     def __prepare_scriptable__(self) -> nn.Module:
         if not self.fused:

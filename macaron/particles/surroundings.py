@@ -3,7 +3,8 @@
 Shapes: B sentences, T particles, S particles of the memory, H heads, D channels of a head, C channels.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, MutableMapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -45,6 +46,37 @@ class Caches(NamedTuple):
     memory: dict[str, Tensor | None] | None = None  # of cross-attention
 
 
+class StageCache(MutableMapping[str, Any]):
+    """The part of a cache that belongs to one evaluation of its flow, where a step has several.
+
+    It writes into the cache itself, by names of its own, so that whoever reorders or drops the cache's entries does
+    that to all evaluations.
+
+    Args:
+        cache: of all evaluations.
+        which: its name, that of the first being nothing: "@1" the second stage of a solver, and of a rule across depth
+            "#1"; both may come together.
+    """
+
+    def __init__(self, cache: MutableMapping[str, Any], which: str) -> None:
+        self._cache, self._end = cache, which
+
+    def __getitem__(self, name: str) -> Any:
+        return self._cache[name + self._end]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._cache[name + self._end] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._cache[name + self._end]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removesuffix(self._end) for name in self._cache if name.endswith(self._end))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 class Packed(NamedTuple):
     """That x is (N, C): the particles of all sentences one after another, without padding.
 
@@ -74,3 +106,11 @@ class Surroundings(NamedTuple):
     packed: Packed | None = None
     need_weights: bool = False
     need_memory_weights: bool = False
+
+    def at_stage(self, stage: int) -> "Surroundings":
+        """The same for a later evaluation of the flow, whose keys are others; those of the memory are not."""
+        own = self.caches.own
+        if own is None:
+            return self
+        cache: Any = StageCache(own, f"@{stage}")  # behaves as a dictionary
+        return self._replace(caches=self.caches._replace(own=cache))

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from macaron.dynamics import depth as module
-from macaron.dynamics.depth import Depth, Step, euler, get_rule, register_rule
+from macaron.dynamics import rules as module
+from macaron.dynamics.depth import Depth, Step, euler
+from macaron.dynamics.rules import get_rule, register_rule
 
 C = 4
 
@@ -151,5 +152,5 @@ def test_registry_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(get_rule("mine", 3), Multistep) and get_rule("euler", 3) is euler
     with pytest.raises(ValueError, match="'mine' is registered already"):
         register_rule("mine", Multistep)
-    with pytest.raises(ValueError, match=r"depth_rule='leapfrog' is unknown; choose one of euler, mine"):
+    with pytest.raises(ValueError, match=r"depth_rule='leapfrog' is unknown; choose one of euler, .*mine"):
         get_rule("leapfrog", 3)

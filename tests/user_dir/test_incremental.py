@@ -21,6 +21,7 @@ SIZES = {
     "max_source_positions": 64,
     "max_target_positions": 64,
 }
+PRE = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 VARIANTS = {
     "strang": {"splitting": "strang"},
     "lie": {"splitting": "lie"},
@@ -28,6 +29,21 @@ VARIANTS = {
     "learned positions": {"decoder_learned_pos": True, "share_all_embeddings": True},
     "attention to both at once": {"no_cross_attention": True, "cross_self_attention": True},
     "other width of the decoder": {"decoder_embed_dim": 32},
+    "dt": {"dt": 0.5},
+    "backward_euler": {"solver": "backward_euler"},
+    "midpoint": {"solver": "midpoint"},
+    "heun": {**PRE, "solver": "heun", "splitting": "lie"},
+    "heun_learned": {**PRE, "solver": "heun_learned"},
+    "rk4": {**PRE, "solver": "rk4", "dt": 0.5},
+    "midpoint, post-norm": {"solver": "midpoint", "encoder_normalize_before": False, "decoder_normalize_before": False},
+    "midpoint, attention to both": {"solver": "midpoint", "no_cross_attention": True, "cross_self_attention": True},
+    "heun, attention twice": {"solver": "heun", "splitting": "attention/2 ffn attention/2"},
+    "multistep": {**PRE, "depth_rule": "multistep", "multistep_init": "lm_resnet"},
+    "rk2": {**PRE, "depth_rule": "rk2"},
+    "rk2_learned around midpoint": {**PRE, "depth_rule": "rk2_learned", "solver": "midpoint"},
+    "rk4 across depth": {**PRE, "depth_rule": "rk4"},
+    "stochastic depth": {**PRE, "stochastic_depth": 0.5, "depth_rule": "multistep"},
+    "mean of the stochastic equation": {**PRE, "stochastic_depth": 0.5, "stochastic_depth_form": "sde"},
 }
 STEPS = 7
 # Float32: products of one row and of many round otherwise. A fifth is seen; attention weights are below 1.

@@ -18,14 +18,15 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
-from macaron.dynamics.depth import Depth
+from macaron.dynamics.depth import Arguments, Depth
 from macaron.dynamics.scheme import Scheme
 
 from .. import hub
 from ..architectures import TRANSLATION, Architecture
 from ..config import MacaronConfig, add_args, complete, config_for, record
 from ..criterions import reads_attention
-from ..layers import MacaronDecoderLayer, MacaronEncoderLayer
+from ..layers import LaterState, MacaronDecoderLayer, MacaronEncoderLayer
+from ..rules import log_rule, spared
 from ..scripting import KeptByScripting
 from ..training import check_task_data, prepare_training
 from ..weights import ParticleWeights
@@ -48,12 +49,22 @@ def _drop_final_norm(module: nn.Module, state_dict: dict[str, Tensor], name: str
         state_dict[f"{name}.version"] = module.version.clone()
 
 
+def _depth(cfg: TransformerConfig, side: Any, layers: nn.ModuleList) -> dict[str, Any]:
+    """The arguments of `Depth` for the layers of one side."""
+    scheme, depth = Scheme.of(cfg).check_increments(side.normalize_before), len(layers)
+    rule = spared(scheme.rule(depth, side.embed_dim))
+    return {"layers": layers, "rule": rule, "noise": scheme.noise(depth), "batch_dim": 1}
+
+
 class MacaronEncoder(KeptByScripting, TransformerEncoderBase):
     """fairseq's Transformer encoder on `MacaronEncoderLayer`s."""
 
     def __init__(self, cfg: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(cfg, *args, **kwargs)
-        self.layers = Depth(self.layers, Scheme.of(cfg).rule(self.num_layers), layerdrop=self.encoder_layerdrop)
+        self.layers = Depth(**_depth(cfg, cfg.encoder, self.layers), layerdrop=self.encoder_layerdrop)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        log_rule("enc", self.layers.rule)
 
     def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
         return wrap_layer(MacaronEncoderLayer(cfg), cfg)
@@ -64,15 +75,14 @@ class MacaronEncoder(KeptByScripting, TransformerEncoderBase):
 
 
 class DecoderDepth(Depth):
-    """Layers that keep keys and values of earlier steps."""
+    """Layers that keep keys and values of earlier steps, of each evaluation their own."""
 
-    def evaluated_again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        incremental_state = args[2] if len(args) > 2 else kwargs.get("incremental_state")
-        if incremental_state is not None:
-            raise ValueError(
-                "step-wise decoding keeps keys and values of one evaluation of each layer, and this depth_rule "
-                "evaluates a layer again; decode without incremental states, or with depth_rule='euler'"
-            )
+    def again(self, times: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        if len(args) > 2:
+            return (*args[:2], LaterState.of(args[2], times), *args[3:]), kwargs
+        if "incremental_state" in kwargs:
+            kwargs = {**kwargs, "incremental_state": LaterState.of(kwargs["incremental_state"], times)}
+        return args, kwargs
 
 
 class MacaronDecoder(KeptByScripting, TransformerDecoderBase):
@@ -80,9 +90,12 @@ class MacaronDecoder(KeptByScripting, TransformerDecoderBase):
 
     def __init__(self, cfg: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(cfg, *args, **kwargs)
-        rule = Scheme.of(cfg).rule(self.num_layers)
-        self.layers = DecoderDepth(self.layers, rule, layerdrop=self.decoder_layerdrop, others=(None, None))
+        depth = _depth(cfg, cfg.decoder, self.layers)
+        self.layers = DecoderDepth(**depth, layerdrop=self.decoder_layerdrop, others=(None, None))
         self.weights_in_training = True  # whether anything in training may read the attention weights
+
+    def set_num_updates(self, num_updates: int) -> None:
+        log_rule("dec", self.layers.rule)
 
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> nn.Module:
         return wrap_layer(MacaronDecoderLayer(cfg, no_encoder_attn), cfg)
