@@ -1,7 +1,10 @@
 """Particle layers behind the interface of fairseq's Transformer layers."""
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -81,15 +84,24 @@ class MemorySelfAttention(SelfAttention):
         return velocity[n:], None
 
 
-# One function for all layers, so that equal ones share their graphs; sizes are symbols in them.
-_compiled = torch.compile(TextLayer.integrate, dynamic=True, fullgraph=True)
+@cache
+def _compiled(kind: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """`TextLayer.integrate` for the layers of one kind, which share their graphs; sizes are symbols in them.
+
+    torch keeps graphs by the code of a function, and takes no more than 8 of one: so each kind has a copy of it.
+    """
+    whole = TextLayer.integrate
+    copied = FunctionType(
+        whole.__code__.replace(), whole.__globals__, whole.__name__, whole.__defaults__, whole.__closure__
+    )
+    return torch.compile(copied, dynamic=True, fullgraph=True)
 
 
 class _Compiled:
-    """`TextLayer.integrate` of one layer, compiled in training."""
+    """`TextLayer.integrate` of one layer, compiled in training; layers of equal `kind` are alike but for numbers."""
 
-    def __init__(self, layer: TextLayer) -> None:
-        self.layer = layer
+    def __init__(self, layer: TextLayer, kind: str) -> None:
+        self.layer, self.kind = layer, kind
 
     def __call__(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
         memory = surroundings.memory.particles
@@ -97,7 +109,7 @@ class _Compiled:
         if not self.layer.training or min(sizes) < 2:  # a size of 1 would be a graph of its own
             return TextLayer.integrate(self.layer, x, surroundings)
         # the first layer gets a transposed view from fairseq, and strides are part of a graph
-        return _compiled(self.layer, x.contiguous(), surroundings)
+        return _compiled(self.kind)(self.layer, x.contiguous(), surroundings)
 
 
 class _FairseqLayer(TextLayer):
@@ -116,7 +128,7 @@ class _FairseqLayer(TextLayer):
             normalize_before=side.normalize_before,
         )
         if cfg.compile:
-            self.integrate = _Compiled(self)
+            self.integrate = _Compiled(self, f"{type(self).__name__} {scheme} {cfg}")
 
     def __prepare_scriptable__(self) -> nn.Module:
         layer = copy(super().__prepare_scriptable__())

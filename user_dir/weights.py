@@ -1,6 +1,7 @@
 """Loading weights: names of the original and of fairseq, and what is wrong with weights that do not fit."""
 
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from macaron.names import is_foreign, to_particle_names
 
-from .pruning import prune
+from .pruning import SIDES, kept_layers, prune
 
 
 class ParticleWeights:
@@ -56,11 +57,15 @@ class ParticleWeights:
         return super().train(mode)
 
 
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None
+
+
 def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], error: Exception) -> None:
     """Explain why `state_dict` did not load into `model`.
 
     Raises:
-        ValueError: vocabularies that differ in size, or another architecture.
+        ValueError: vocabularies that differ in size, a rule of another depth, or another architecture.
     """
     own = model.state_dict()
     for side, which in (("encoder", "source"), ("decoder", "target")):
@@ -70,6 +75,16 @@ def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], error: Exc
                 f"the checkpoint was trained with a {which} vocabulary of {state_dict[name].size(0)} symbols, but the "
                 f"dictionary in the data folder has {own[name].size(0)}; use the dict.*.txt files that it was trained "
                 f"with (fairseq-preprocess --srcdict/--tgtdict binarises new text with them)"
+            ) from error
+    for side in SIDES:
+        rule = f"{side}.layers.rule."
+        other = [n for n in {**state_dict, **own} if n.startswith(rule) and _shape(state_dict, n) != _shape(own, n)]
+        if other and (kept := kept_layers(getattr(model, "args", None), side)):
+            raise ValueError(
+                f"--{side}-layers-to-keep {','.join(map(str, kept))}: the rule across depth (--depth-rule "
+                f"{model.args.depth_rule}) has parameters for the number of layers that it was trained with "
+                f"({', '.join(f'{n} {_shape(state_dict, n)} for {_shape(own, n)}' for n in other[:3])}), and none "
+                f"for those that are kept alone; prune a model whose rule has none, or train one of this depth anew"
             ) from error
     missing = [name for name in own if name not in state_dict]
     unexpected = [name for name in state_dict if name not in own]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from macaron.user_dir import layers
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from macaron import MacaronModel
 from macaron.particles.layer import ParticleLayer
@@ -24,7 +27,7 @@ def batch(B: int, S: int, T: int, padded: bool) -> dict[str, torch.Tensor]:
 
 def build(toy_task, **options: Any):
     sizes = {"encoder_embed_dim": 16, "encoder_attention_heads": 2, "encoder_layers": 2, "decoder_layers": 3}
-    args = MacaronModel.config(**sizes, encoder_ffn_embed_dim=16, dropout=0.0, **options)
+    args = MacaronModel.config(**{**sizes, **options}, encoder_ffn_embed_dim=16, dropout=0.0)
     torch.manual_seed(1)
     model = MacaronModel.build_model(args, toy_task()).train()
     model.decoder.weights_in_training = False  # as for a criterion that reads none
@@ -42,7 +45,7 @@ def graphs(monkeypatch) -> list[int]:
         return graph.forward
 
     compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True, backend=backend)
-    monkeypatch.setattr(layers, "_compiled", compiled)
+    monkeypatch.setattr(layers, "_compiled", lambda kind: compiled)
     return made
 
 
@@ -89,3 +92,23 @@ def test_training_with_compiled_layers_has_the_same_losses(trained, train, tiny_
         compiled = train(tiny_data_bin, *batches, "--compile", *more, "--disable-validation")
         for (_, loss, _), (_, expected, _) in zip(compiled.losses, trained.losses, strict=True):
             assert float(loss) == pytest.approx(float(expected), abs=2e-3)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["a function a kind", "one function"])
+def test_any_number_of_splittings_in_one_process(shared, toy_task, monkeypatch):
+    """torch takes some graphs of one function (8; here 1), and then refuses; so kinds of layers have one each."""
+    torch._dynamo.reset()
+    layers._compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    if shared:
+        one = layers._compiled("all")
+        monkeypatch.setattr(layers, "_compiled", lambda kind: one)
+    sample = batch(4, 9, 7, True)
+    with torch._dynamo.config.patch(recompile_limit=1), ExitStack() as refused:
+        if shared:
+            refused.enter_context(pytest.raises(FailOnRecompileLimitHit))
+        for splitting in ("lie", "strang"):
+            options = {"splitting": splitting, "encoder_layers": 1, "decoder_layers": 1}
+            expected = build(toy_task, **options)(**sample)[0]
+            found = build(toy_task, compile=True, **options)(**sample)[0]
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # a graph is traced, and may fuse

@@ -79,7 +79,7 @@ def test_flops_are_not_counted_within_compiled_layers(names, tmp_path, monkeypat
         return lambda *inputs: (ran.append(1), graph.forward(*inputs))[1]
 
     compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True, backend=backend)
-    monkeypatch.setattr(layers, "_compiled", compiled)
+    monkeypatch.setattr(layers, "_compiled", lambda kind: compiled)
     out = tmp_path / "results.csv"
     sizes = ["--size", "tiny", "--vocabulary", "200", "--max-tokens", "300"]
     assert main(["train", *sizes, "--contenders", *names, *QUICK, "--out", str(out)]) == 0
