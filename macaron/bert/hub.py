@@ -12,6 +12,7 @@ from macaron.bert.auto import AUTO_CLASSES
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
 from macaron.bert.modeling_macaron_bert import MacaronBertModel
 from macaron.hf.export import load_whole, reference, write_folder
+from macaron.particles.flows import FLOWS
 
 
 def export_for_hub(
@@ -38,7 +39,7 @@ def export_for_hub(
 
     Raises:
         FileExistsError: `out` exists, and not `force`.
-        ValueError: another kind of model, or one whose `depth_rule` is registered by other code.
+        ValueError: another kind of model, or one with a `depth_rule` or a flow that other code registers.
     """
     out = Path(out)
     if out.exists() and not force:
@@ -55,6 +56,12 @@ def export_for_hub(
         raise ValueError(
             f"depth_rule={model.config.depth_rule!r} is of another module than this package's, which an export does "
             f"not carry; only 'euler' is known where this package is not installed"
+        )
+    if foreign := [flow for flow in model.config.get_splitting().flows if flow in FLOWS]:
+        raise ValueError(
+            f"splitting={model.config.splitting!r}: the flow {', '.join(foreign)} is of another module than this "
+            f"package's, which an export does not carry; only ffn and attention are known where this package is not "
+            f"installed"
         )
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
