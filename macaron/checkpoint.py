@@ -11,6 +11,7 @@ import pickle
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,28 @@ def check_model(state: dict[str, Any], path: Path) -> None:
         )
 
 
-def architecture(state: dict[str, Any]) -> str:
+def check_finite(model: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError if a parameter is no tensor of floating-point numbers, or holds what is no number."""
+    for name, value in model.items():
+        if name.endswith(NO_PARAMETERS):
+            continue
+        if not value.is_floating_point() or value.dim() == 0:
+            raise CheckpointError(
+                f"parameter {name} is a {value.dtype} of shape {tuple(value.shape)}, and should be a vector or matrix "
+                f"of floating-point numbers; the checkpoint is damaged, or of another kind"
+            )
+        if not torch.isfinite(value).all():
+            raise CheckpointError(
+                f"parameter {name} is not finite: the run diverged, or the file is damaged; use another checkpoint"
+            )
+
+
+def architecture(state: Mapping[str, Any]) -> str:
     """The name of the architecture."""
     return str(model_option(state, "_name") or model_option(state, "arch") or "unknown")
 
 
-def model_option(state: dict[str, Any], name: str) -> Any:
+def model_option(state: Mapping[str, Any], name: str) -> Any:
     """An option of the model, from either of fairseq's two ways to keep the configuration; None if it is not there."""
     cfg = state.get("cfg")
     config = (cfg.get("model") if isinstance(cfg, dict) else None) or state.get("args")
@@ -173,7 +190,8 @@ def model_option(state: dict[str, Any], name: str) -> Any:
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write `path` whole or not at all."""
+    """Write `path` whole or not at all; where it is a link, the file that it points to."""
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{os.fsdecode(os.fsencode(path.name)[:200])}."  # a file's name has 255 bytes at most
     _sweep(path.parent, prefix)

@@ -175,7 +175,10 @@ def _convert_translation(args: argparse.Namespace, state: dict[str, Any]) -> Non
     from macaron import checkpoint
     from macaron.legacy import translation
 
-    state = translation.convert(state)
+    try:
+        state = translation.convert(state)
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"{args.input}: {error}") from error
     given = {"--dict": args.dict, "--bpe-codes": args.bpe_codes}
     if idle := [f"{option} {value}" for option, value in given.items() if value is not None]:
         raise ValueError(

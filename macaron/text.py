@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from macaron.moses import Moses
 
-__all__ = ["Pieces", "TextError", "TextSettings", "Words", "is_blank", "read_json"]
+__all__ = [
+    "PART_OF_A_WORD",
+    "Pieces",
+    "TextError",
+    "TextSettings",
+    "Words",
+    "is_blank",
+    "join_bpe",
+    "join_sentencepiece",
+    "read_json",
+]
 
 TOKENIZERS = ("moses", "none")
 SUBWORDS = ("subword_nmt", "sentencepiece")
@@ -133,6 +143,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+PART_OF_A_WORD = "@@ "  # stands in BPE after every piece but the last of a word
+
+
+def join_bpe(pieces: str) -> str:
+    """Pieces of subword-nmt to words: `ab@@ c d` → `abc d`, as fairseq's `--remove-bpe`."""
+    return f"{pieces} ".replace(PART_OF_A_WORD, "").rstrip()
+
+
+def join_sentencepiece(pieces: str) -> str:
+    """Pieces of sentencepiece to words: `▁ab c ▁d` → `abc d`."""
+    return pieces.replace(" ", "").replace("▁", " ").strip()
+
+
 def is_blank(text: str) -> bool:
     """Whether nothing of `text` is to be seen: white space, control characters, what Unicode calls ignorable."""
     import regex  # type: ignore[import-untyped]
@@ -222,5 +245,5 @@ class Pieces:
 
     def decode(self, pieces: str) -> str:
         if self.settings.subword == "sentencepiece":
-            return pieces.replace(" ", "").replace("▁", " ").strip()
-        return (pieces + " ").replace("@@ ", "").rstrip()
+            return join_sentencepiece(pieces)
+        return join_bpe(pieces)

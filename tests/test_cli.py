@@ -479,6 +479,40 @@ def test_convert_takes_the_model_of_a_file_that_is_odd_otherwise(odd, golden, sa
     assert bool(kept) == ("last_optimizer_state" not in odd)
 
 
+def test_the_output_of_a_link_is_where_it_points(golden, tmp_path, capsys):
+    """Also where nothing is there yet; what is there is not overwritten without --force."""
+    source = golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt"
+    link, target = tmp_path / "link.pt", tmp_path / "elsewhere" / "model.pt"
+    link.symlink_to(target)
+    assert main(["convert", str(source), "--output", str(link)]) == 0
+    assert link.is_symlink() and not target.is_symlink() and load(target)["model"]
+    capsys.readouterr()
+    assert "exists; add --force" in fails(["convert", source, "--output", link], capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(2)], "holds a list, but a fairseq checkpoint has an entry 'model'"),
+        ({"state": {}, "param_groups": []}, "holds entries state, param_groups, but a fairseq checkpoint"),
+        ({"model": {"encoder": {"w": torch.ones(2)}}}, "no model in it"),
+        ({"model": {"decoder.sentence_encoder.layers.0.fc1.weight": torch.ones(2, 2)}}, "not a translation checkpoint"),
+        ({"model": {"encoder.sentence_encoder.layers.0.fc1.weight": torch.ones(2, 2)}}, "not a translation checkpoint"),
+        (
+            {"model": {"encoder.layers.0.fc1.weight": torch.ones(2, 2), "embed_out": torch.ones(2, 2)}},
+            "add --dict FILE",
+        ),
+    ],
+    ids=str,
+)
+def test_convert_of_other_kinds(content, message, save, tmp_path, capsys):
+    """A list, an optimiser's state, nested tables, RoBERTa's names of two ages, half a BERT."""
+    path = save("other.pt", content)
+    said = fails(["convert", path, "--output", tmp_path / "o"], capsys)
+    assert message in said and str(path) in said and said.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
 # -- export-hub
 
 

@@ -59,7 +59,11 @@ def _check(path: str) -> None:
 
 def _load_checkpoint_to_cpu(original: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     _check(path)
-    return _read_original(original(path, *args, **kwargs))
+    state = original(path, *args, **kwargs)
+    try:
+        return _read_original(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _load_ema_from_checkpoint(original: Callable[..., Any], fpath: str) -> dict[str, Any]:

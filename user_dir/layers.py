@@ -1,7 +1,10 @@
 """Particle layers behind the interface of fairseq's Transformer layers."""
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -81,23 +84,50 @@ class MemorySelfAttention(SelfAttention):
         return velocity[n:], None
 
 
-# One function for all layers, so that equal ones share their graphs; sizes are symbols in them.
-_compiled = torch.compile(TextLayer.integrate, dynamic=True, fullgraph=True)
+@cache
+def _compiled(kind: str, substep: int | None = None) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """`TextLayer.integrate` for the layers of one kind, or the velocity of a substep of theirs, for solvers of stages.
+
+    Layers of one kind share their graphs, in which sizes are symbols. torch keeps graphs by the code of a function,
+    and takes no more than 8 of one: so each kind has a copy of it.
+    """
+
+    def velocity(layer: TextLayer, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
+        assert substep is not None
+        return TextLayer.velocity(layer, substep, x, surroundings)
+
+    whole: Any = TextLayer.integrate if substep is None else velocity
+    copied = FunctionType(
+        whole.__code__.replace(), whole.__globals__, whole.__name__, whole.__defaults__, whole.__closure__
+    )
+    return torch.compile(copied, dynamic=True, fullgraph=True)
 
 
 class _Compiled:
-    """`TextLayer.integrate` of one layer, compiled in training."""
+    """`TextLayer.integrate` of one layer, compiled in training; layers of equal `kind` are alike but for numbers."""
 
-    def __init__(self, layer: TextLayer) -> None:
-        self.layer = layer
+    def __init__(self, layer: TextLayer, kind: str) -> None:
+        self.layer, self.kind = layer, kind
 
     def __call__(self, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:
-        memory = surroundings.memory.particles
-        sizes = [*x.shape[:2], 2 if memory is None else memory.size(0)]
-        if not self.layer.training or min(sizes) < 2:  # a size of 1 would be a graph of its own
+        if not self._pays(x, surroundings):
             return TextLayer.integrate(self.layer, x, surroundings)
         # the first layer gets a transposed view from fairseq, and strides are part of a graph
-        return _compiled(self.layer, x.contiguous(), surroundings)
+        return _compiled(self.kind)(self.layer, x.contiguous(), surroundings)
+
+    def _pays(self, x: Tensor, surroundings: Surroundings) -> bool:
+        memory = surroundings.memory.particles
+        sizes = [*x.shape[:2], 2 if memory is None else memory.size(0)]
+        return self.layer.training and min(sizes) > 1  # a size of 1 would be a graph of its own
+
+
+class _CompiledStages(_Compiled):
+    """`TextLayer.velocity` likewise. What draws equal dropout masks for all stages stays outside of the graphs."""
+
+    def __call__(self, substep: int, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        if not self._pays(x, surroundings):
+            return TextLayer.velocity(self.layer, substep, x, surroundings)
+        return _compiled(self.kind, substep)(self.layer, x.contiguous(), surroundings)
 
 
 class LaterState(dict[str, Any]):
@@ -132,7 +162,11 @@ class _FairseqLayer(TextLayer):
             normalize_before=side.normalize_before,
         )
         if cfg.compile:
-            self.integrate = _Compiled(self)
+            kind = f"{type(self).__name__} {scheme} {cfg}"
+            if self.fused:
+                self.integrate = _Compiled(self, kind)
+            else:
+                self.velocity = _CompiledStages(self, kind)
 
     def __prepare_scriptable__(self) -> nn.Module:
         layer = copy(super().__prepare_scriptable__())

@@ -1,7 +1,9 @@
 """Loading weights: names of the original and of fairseq, and what is wrong with weights that do not fit."""
 
 import logging
+import re
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from macaron.names import is_foreign, to_particle_names
 
-from .pruning import SIDES, prune
+from .pruning import SIDES, kept_layers, prune
 
 
 class ParticleWeights:
@@ -39,7 +41,7 @@ class ParticleWeights:
         Raises:
             ValueError: vocabularies or an architecture that do not match, or layers to keep that are not there.
         """
-        state_dict = with_rules(self, prune(state_dict, getattr(self, "args", None)))
+        state_dict = with_numerics(self, prune(state_dict, getattr(self, "args", None)))
         try:
             return super().load_state_dict(state_dict, strict)
         except RuntimeError as error:
@@ -57,31 +59,32 @@ class ParticleWeights:
         return super().train(mode)
 
 
-_RULE = ".layers.rule."
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None
 
 
-def with_rules(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a model whose rule across depth has no parameters, for one whose rule has: those begin as they are.
+_LEARNED = re.compile(r"(?:encoder|decoder)\.layers\.(?:rule|\d+\.gates)\.")  # weights of rules and solvers
 
-    So a trained model goes on with another rule.
+
+def with_numerics(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model whose rule and solver have no parameters, for one where they have: those begin as they are.
+
+    So a trained model goes on with another rule or solver.
     """
-    added = {}
-    for side in SIDES:
-        own = {name: value for name, value in model.state_dict().items() if name.startswith(side + _RULE)}
-        if own and not any(name.startswith(side + _RULE) for name in state_dict):
-            added.update(own)
-    if added:
-        logging.getLogger(__name__).info(
-            "the checkpoint has no parameters of a rule across depth: %s begin anew", ", ".join(added)
-        )
-    return {**state_dict, **added}
+    own = {name: value for name, value in model.state_dict().items() if _LEARNED.match(name)}
+    if not own or any(_LEARNED.match(name) for name in state_dict):
+        return state_dict
+    logging.getLogger(__name__).info(
+        "the checkpoint has no parameters of a rule across depth or a solver: %s begin anew", ", ".join(own)
+    )
+    return {**state_dict, **own}
 
 
 def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], error: Exception) -> None:
     """Explain why `state_dict` did not load into `model`.
 
     Raises:
-        ValueError: vocabularies that differ in size, or another architecture.
+        ValueError: vocabularies that differ in size, a rule of another depth, or another architecture.
     """
     own = model.state_dict()
     for side, which in (("encoder", "source"), ("decoder", "target")):
@@ -91,6 +94,16 @@ def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], error: Exc
                 f"the checkpoint was trained with a {which} vocabulary of {state_dict[name].size(0)} symbols, but the "
                 f"dictionary in the data folder has {own[name].size(0)}; use the dict.*.txt files that it was trained "
                 f"with (fairseq-preprocess --srcdict/--tgtdict binarises new text with them)"
+            ) from error
+    for side in SIDES:
+        rule = f"{side}.layers.rule."
+        other = [n for n in {**state_dict, **own} if n.startswith(rule) and _shape(state_dict, n) != _shape(own, n)]
+        if other and (kept := kept_layers(getattr(model, "args", None), side)):
+            raise ValueError(
+                f"--{side}-layers-to-keep {','.join(map(str, kept))}: the rule across depth (--depth-rule "
+                f"{model.args.depth_rule}) has parameters for the number of layers that it was trained with "
+                f"({', '.join(f'{n} {_shape(state_dict, n)} for {_shape(own, n)}' for n in other[:3])}), and none "
+                f"for those that are kept alone; prune a model whose rule has none, or train one of this depth anew"
             ) from error
     missing = [name for name in own if name not in state_dict]
     unexpected = [name for name in state_dict if name not in own]

@@ -14,6 +14,7 @@ from macaron.bert.modeling_macaron_bert import MacaronBertModel
 from macaron.dynamics.rules import is_built_in_rule
 from macaron.dynamics.solvers import is_built_in_solver
 from macaron.hf.export import load_whole, reference, write_folder
+from macaron.particles.flows import FLOWS
 
 
 def export_for_hub(
@@ -40,7 +41,7 @@ def export_for_hub(
 
     Raises:
         FileExistsError: `out` exists, and not `force`.
-        ValueError: another kind of model, or one whose `depth_rule` is registered by other code.
+        ValueError: another kind of model, or one with a `depth_rule` or a flow that other code registers.
     """
     out = Path(out)
     if out.exists() and not force:
@@ -59,6 +60,12 @@ def export_for_hub(
                 f"{option}={value!r} is of another module than this package's, which an export does not carry; choose "
                 f"one of this package's"
             )
+    if foreign := [flow for flow in model.config.get_splitting().flows if flow in FLOWS]:
+        raise ValueError(
+            f"splitting={model.config.splitting!r}: the flow {', '.join(foreign)} is of another module than this "
+            f"package's, which an export does not carry; only ffn and attention are known where this package is not "
+            f"installed"
+        )
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
 

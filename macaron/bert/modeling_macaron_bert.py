@@ -336,12 +336,15 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             if mask.dim() == 2:
                 real, mask = mask, None
         if position_ids is None:
-            if row is None and shape[1] > self.config.max_position_embeddings:
+            position_ids = count_positions(shape[1], real, row, device)
+            longest = shape[1]
+            if row is not None and has_values(row) and row.numel():
+                longest = int(position_ids.max()) + 1
+            if (row is None or has_values(row)) and longest > self.config.max_position_embeddings:
                 raise ValueError(
-                    f"sentences of {shape[1]} tokens are longer than max_position_embeddings="
+                    f"sentences of {longest} tokens are longer than max_position_embeddings="
                     f"{self.config.max_position_embeddings}; truncate them, or train with more positions"
                 )
-            position_ids = count_positions(shape[1], real, row, device)
 
         packing = self._packing(real, row, kwargs)
         if packing is None:

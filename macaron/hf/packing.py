@@ -61,6 +61,13 @@ def sentence_numbers(position_ids: Tensor | None, cu_seq_lens: Tensor | None, sh
                 f"cu_seq_lens_q marks the sentences of a batch of one row, but there are {shape[0]}; put them into one "
                 f"row, or leave it out"
             )
+        if has_values(cu_seq_lens):
+            marks = cu_seq_lens.tolist()
+            if marks[:1] != [0] or marks[-1] != shape[1] or marks != sorted(marks):
+                raise ValueError(
+                    f"cu_seq_lens_q={marks} does not divide a row of {shape[1]} tokens into sentences; give where each "
+                    f"begins, in order from 0, and at last {shape[1]}"
+                )
         places = torch.arange(shape[1], device=cu_seq_lens.device)
         return torch.bucketize(places, cu_seq_lens[1:].long(), right=True).unsqueeze(0)
     if position_ids is None:

@@ -90,6 +90,7 @@ def convert(state: Mapping[str, Any]) -> Converted:
     """
     tensors: Mapping[str, Tensor] = state["model"]
     _check_kind(tensors)
+    checkpoint.check_finite(tensors)
     config = _read_config(state)
     model_class = MacaronBertForPreTraining if _is_pretrained(tensors) else MacaronBertForSequenceClassification
     model = model_class(config)
@@ -310,7 +311,7 @@ def _convert_adam(state: Mapping[str, Any], model: MacaronBertPreTrainedModel) -
     so torch's step t is the original's if its `eps` is set to ε / √(1 − β₂ᵗ) before it, and is so for large t anyway.
     """
     stored = state.get("last_optimizer_state")
-    if not stored or not stored.get("state"):
+    if not isinstance(stored, Mapping) or not stored.get("state"):
         return None
     read = read_adam(stored, state["model"])
     if read is None:
@@ -360,7 +361,7 @@ def convert_file(
         FileExistsError: something is in `folder`.
         CheckpointError: a file that is damaged, of another kind, or does not fit the other.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))  # a link to a folder stays one
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:

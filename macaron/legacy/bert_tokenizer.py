@@ -6,6 +6,7 @@ part but a word's last; with the BPE codes at hand, the tokenizer does the split
     0 <Lua heritage>   1 <pad>   2 </s>   3 <unk>   4 <mask>   5 <cls>   6 … the lines of dict.txt
 """
 
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from macaron.bert import MacaronBertBpeTokenizer
 from macaron.checkpoint import CheckpointError
+from macaron.text import PART_OF_A_WORD
+
+logger = logging.getLogger(__name__)
 
 SPECIAL_SYMBOLS = ("<Lua heritage>", "<pad>", "</s>", "<unk>", "<mask>", "<cls>")
+_DIGITS = 18  # of a count, at most
 _PAD, _EOS, _UNK, _MASK, _CLS = SPECIAL_SYMBOLS[1:]
 
 
@@ -35,11 +40,12 @@ def read_dictionary(path: str | Path) -> list[str]:
             f"dictionary {path} does not exist; give the dict.txt that lies in the data folder of the original's run"
         )
     symbols = dict.fromkeys(SPECIAL_SYMBOLS)
+    counts = []
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as lines:
             for number, line in enumerate(lines, start=1):
                 symbol, space, count = line.rstrip("\r\n").rpartition(" ")
-                if not space or not count.isdecimal():
+                if not space or not count.isdecimal() or len(count) > _DIGITS:
                     raise CheckpointError(
                         f"{path}, line {number}: {line.rstrip()!r} is not `symbol count`; give the dict.txt that the "
                         f"original's preprocessing wrote"
@@ -51,8 +57,16 @@ def read_dictionary(path: str | Path) -> list[str]:
                         f"line if the original's run did not have it"
                     )
                 symbols[symbol] = None
+                counts.append(int(count))
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+    if counts != sorted(counts, reverse=True):
+        logger.warning(
+            "%s: its counts do not fall from line to line, as in every dictionary that the original's preprocessing "
+            "wrote; if it was sorted anew, its symbols have the vectors of others: check that it is the file that the "
+            "model was trained with",
+            path,
+        )
     return list(symbols)
 
 
@@ -82,7 +96,7 @@ def build_tokenizer(
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(Regex(r"\z"), " "),  # a space after every symbol …
-            decoders.Replace("@@ ", ""),  # … but those that go on
+            decoders.Replace(PART_OF_A_WORD, ""),  # … but those that go on
             decoders.Fuse(),
             decoders.Strip(" ", 0, 1),
         ]

@@ -4,6 +4,14 @@ from collections.abc import Mapping
 
 from macaron.names import is_foreign
 
+# The original's own names for translation models; the Transformer under any other name is fairseq's.
+TRANSLATION = frozenset(
+    {
+        *("transformer_iwslt_de_en_macaron", "transformer_iwslt_de_en_macaron_v2", "transformer_iwslt_de_en_v2"),
+        *("transformer_wmt_en_de_macaron", "transformer_wmt_en_de_macaron_v2", "transformer_wmt_en_de_v2"),
+        "transformer_wmt_en_de_big_t2t_macaron",
+    }
+)
 _HEADS = ("classifier.", "mid_layer.", "embed_out")
 
 

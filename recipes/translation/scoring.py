@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from macaron.text import join_bpe, join_sentencepiece
 from recipes.common.errors import RecipeError
 from recipes.common.main import run_command
 from recipes.common.statistics import Difference, paired_bootstrap
@@ -352,8 +353,7 @@ def check_escapes(hypotheses: Sequence[str], references: Sequence[str]) -> None:
 
 def join_pieces(lines: Iterable[str]) -> list[str]:
     """subword-nmt's `@@ ` and sentencepiece's `▁`, as fairseq's --remove-bpe does."""
-    joined = (line.replace(" ", "").replace("▁", " ").strip() if "▁" in line else line for line in lines)
-    return [f"{line} ".replace("@@ ", "").rstrip() for line in joined]
+    return [join_bpe(join_sentencepiece(line) if "▁" in line else line) for line in lines]
 
 
 # --- COMET ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,20 @@ from macaron.bert import (
 )
 from macaron.hf.export import sources
 from macaron.legacy.bert_tokenizer import SPECIAL_SYMBOLS, build_tokenizer
+from macaron.particles.flows import FLOWS, register_flow
+
+
+class Drift(torch.nn.Linear):
+    """dx/dt = W x + b."""
+
+    kind = "drift"
+
+    def __init__(self, dim):
+        super().__init__(dim, dim)
+
+    def forward(self, x, context):
+        return super().forward(x), None
+
 
 # A Python without this package and without what is optional: None in sys.modules marks what must not be found.
 LOAD = """
@@ -157,3 +171,30 @@ def test_code_in_the_folder_is_the_code_of_the_package():
     for text in texts.values():
         assert text.startswith("# Part of macaron-net ")
         assert "from macaron" not in text.partition("\n")[2] and '"macaron::' not in text
+
+
+def test_a_flow_of_ones_own_is_not_exported(build, tmp_path):
+    """Its code is in another module, without which the folder could not be loaded."""
+    register_flow("drift", Drift)
+    try:
+        model = build(splitting="ffn/2 attention drift ffn/2")
+        with pytest.raises(ValueError, match=r"the flow drift is of another module .* an export does not carry"):
+            export_for_hub(model, tmp_path / "out")
+    finally:
+        del FLOWS["drift"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_notation_is_exported(build, tmp_path):
+    model = build(splitting="attention/2 ffn attention/2")
+    export_for_hub(model, tmp_path / "out")
+    text = (
+        "import sys; sys.modules['macaron'] = None; from transformers import AutoModel; "
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True); "
+        "print([flow.kind for flow in model.layers[0].flows], model.config.splitting)"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", text, str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "['self_attention', 'ffn', 'self_attention'] attention/2 ffn attention/2", done.stderr

@@ -216,3 +216,22 @@ def test_marks_that_do_not_fit(build):
         model(ids, **marks)
     with pytest.raises(ValueError, match="leave out either it or attention_mask"):
         model(ids[:1], attention_mask=torch.ones(1, 4), **marks)
+
+
+@pytest.mark.parametrize("places", [[], [0], [0, 2], [0, 2, 5], [1, 4], [0, 3, 2, 4], [2, 4]], ids=str)
+def test_marks_that_divide_no_row(places, build):
+    """They would leave tokens to a sentence that nobody meant."""
+    marks = {"cu_seq_lens_q": torch.tensor(places, dtype=torch.int32), "max_length_q": 2}
+    with pytest.raises(
+        ValueError, match=r"cu_seq_lens_q=\[.*\] does not divide a row of 4 tokens into sentences; give"
+    ):
+        build()(torch.randint(1, 50, (1, 4)), **marks)
+
+
+def test_marked_sentences_that_are_too_long(build):
+    model = build()
+    most = model.config.max_position_embeddings
+    ids = torch.randint(1, 50, (1, 2 * most + 1))
+    with pytest.raises(ValueError, match=f"sentences of {most + 1} tokens are longer than max_position_embeddings"):
+        model(ids, cu_seq_lens_q=torch.tensor([0, most, 2 * most + 1]), max_length_q=most + 1)
+    model(ids[:, 1:], cu_seq_lens_q=torch.tensor([0, most, 2 * most]), max_length_q=most)

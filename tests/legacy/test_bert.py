@@ -878,3 +878,45 @@ def test_codes_and_dictionaries_of_another_encoding_are_refused(tmp_path: Path) 
         build_tokenizer(list(SPECIAL_SYMBOLS), max_length=8, codes=tmp_path / "codes")
     with pytest.raises(CheckpointError, match=r"dict\.txt: not a text file in UTF-8"):
         read_dictionary(tmp_path / "dict.txt")
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.layers.0.fc1.weight", "encoder.layers.0.macaron_fc1.weight", "mid_layer.0.bias"]
+)
+def test_what_is_no_vector_or_matrix_of_numbers_is_refused(name: str) -> None:
+    for value, message in (
+        (torch.tensor(1.0), rf"parameter {name} is a torch\.float32 of shape \(\), and should be a vector or matrix"),
+        (torch.ones(3, dtype=torch.int64), rf"parameter {name} is a torch\.int64 of shape \(3,\)"),
+        (torch.full((3,), torch.inf), rf"parameter {name} is not finite: the run diverged, or the file is damaged"),
+    ):
+        state = random_checkpoint()
+        state["model"][name] = value
+        with pytest.raises(CheckpointError, match=message):
+            convert(state)
+
+
+def test_a_dictionary_that_was_sorted_anew_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "dict.txt"
+    path.write_text("b 7\na 7\nc 2\nmadeupword0000 0\n")
+    read_dictionary(path)
+    assert not caplog.text
+    path.write_text("a 7\nc 2\nb 7\n")
+    assert read_dictionary(path)[6:] == ["a", "c", "b"]
+    assert "dict.txt: its counts do not fall from line to line" in caplog.text
+    path.write_text(f"a {'9' * 5000}\n")
+    with pytest.raises(CheckpointError, match=r"line 1: .* is not `symbol count`"):
+        read_dictionary(path)
+
+
+@pytest.mark.parametrize("odd", [[1], {"state": {0: 1}}, {"state": [1], "param_groups": 3}], ids=str)
+def test_an_odd_optimiser_state_is_left_out(odd: Any) -> None:
+    assert convert({**random_checkpoint(), "last_optimizer_state": odd}).optimizer is None
+
+
+def test_a_link_to_a_folder_stays_one(files: SimpleNamespace) -> None:
+    (files.tmp / "elsewhere").mkdir()
+    files.out.symlink_to("elsewhere")
+    convert_file(files.checkpoint, files.dictionary, files.out)
+    assert files.out.is_symlink() and (files.tmp / "elsewhere" / "model.safetensors").is_file()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        convert_file(files.checkpoint, files.dictionary, files.out)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import macaron
 from macaron.checkpoint import CheckpointError
+from macaron.legacy.kinds import TRANSLATION
 from macaron.legacy.translation import convert
 from macaron.names import in_order, to_particle_names
 
@@ -297,3 +298,82 @@ def test_what_is_no_translation_checkpoint_is_refused(golden: Path) -> None:
     ours = convert(torch.load(golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt", weights_only=True))
     with pytest.raises(CheckpointError, match="no layer names of the original; a checkpoint of this project needs no"):
         convert(ours)
+
+
+def damaged(state: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """With other tensors (None: lost; all whose name has it) or options ("args.…") in it."""
+    model, args = dict(state["model"]), Namespace(**vars(state["args"]))
+    for name, value in change.items():
+        if name.startswith("args."):
+            setattr(args, name.removeprefix("args."), value)
+            continue
+        for key in [key for key in model if name in key]:
+            model[key] = value(model[key]) if value else None
+    return {**state, "args": args, "model": {name: t for name, t in model.items() if t is not None}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder.layers.1.": None}, r"encoder has the layers 0, and should have those from 0 to 1; .* incomplete"),
+        ({"encoder.layers.0.": None, "args.encoder_layers": None}, r"encoder has the layers 1, and should .* 0 to 1"),
+        ({"encoder.layers.": None}, "encoder has the layers none"),
+        (
+            {"decoder.layers.1.fc2.bias": None},
+            r"decoder\.layers\.1 and .* fc2\.bias is missing in the one and \(\d+,\)",
+        ),
+        ({"decoder.layers.1.macaron_": None}, r"decoder\.layers\.1 and decoder\.layers\.0 are not alike: macaron_fc1"),
+        (
+            {"encoder.layers.1.fc1.weight": lambda t: t[:-1]},
+            r"layers\.1 and .* not alike: fc1\.weight is \(\d+, \d+\) in",
+        ),
+        ({"macaron_": None, "layer_norms.2": None}, "parameters macaron_fc1 are missing, though the option macaron is"),
+        ({"encoder.embed_tokens": None}, r"parameter encoder\.embed_tokens\.weight is missing, and should have 24 col"),
+        ({"decoder.embed_tokens": torch.t}, r"decoder\.embed_tokens\.weight is of shape .* should have 24 columns"),
+        (
+            {"encoder.layer_norm.weight": None},
+            r"encoder\.layer_norm\.weight is missing, and a pre-norm encoder of width",
+        ),
+        ({"decoder.layer_norm.bias": lambda t: t[1:]}, r"decoder\.layer_norm\.bias is of 23 numbers, and a pre-norm"),
+        ({"encoder.layers.1.fc1.bias": torch.Tensor.long}, r"encoder\.layers\.1\.fc1\.bias is a torch\.int64 of shape"),
+        (
+            {"encoder.layers.1.fc1.bias": lambda t: t / 0},
+            r"encoder\.layers\.1\.fc1\.bias is not finite: the run diverged",
+        ),
+        ({"args.arch": "transformer_iwslt_de_en"}, r"architecture transformer_iwslt_de_en is fairseq's own .* lie"),
+    ],
+    ids=str,
+)
+def test_a_model_that_is_not_whole_is_refused(change: dict[str, Any], message: str, golden: Path) -> None:
+    """Kinds and sizes are read from the tensors, so a lost one must not make another model."""
+    state = torch.load(golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt", weights_only=True)
+    with pytest.raises(CheckpointError, match=message):
+        convert(damaged(state, change))
+
+
+def test_fairseq_refuses_it_by_the_name_of_its_file(golden: Path, tmp_path: Path) -> None:
+    state = torch.load(golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt", weights_only=True)
+    del state["extra_state"]["train_meters"]
+    torch.save(damaged(state, {"decoder.layers.1.macaron_": None}), tmp_path / "damaged.pt")
+    with pytest.raises(CheckpointError, match=r"damaged\.pt: its decoder\.layers\.1 .* are not alike"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "damaged.pt"))
+
+
+def test_buffers_are_no_parameters(golden: Path) -> None:
+    """Uninitialised memory, and a counter."""
+    state = torch.load(golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt", weights_only=True)
+    convert(damaged(state, {"_float_tensor": lambda t: t / 0, "version": torch.Tensor.long}))
+
+
+def test_a_later_options_name_is_kept(golden: Path) -> None:
+    state = torch.load(golden / "translation" / "iwslt_macaron_v2" / "checkpoint.pt", weights_only=True)
+    assert convert(state)["args"].activation_dropout == state["args"].relu_dropout > 0
+    del state["args"].relu_dropout
+    state["args"].activation_dropout = 0.25
+    assert convert(state)["args"].activation_dropout == 0.25
+
+
+def test_the_originals_architectures_are_those_of_the_plugin() -> None:
+    from macaron.user_dir.architectures import TRANSLATION as OURS
+
+    assert {name for name, architecture in OURS.items() if architecture.original} == TRANSLATION

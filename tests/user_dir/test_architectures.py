@@ -224,6 +224,21 @@ def test_hydra_trains_the_model_of_the_command_line(hydra_train, train, tiny_dat
     by_flags = train(tiny_data_bin, *batches, "--disable-validation", "--splitting", "lie", "--decoder-layers", 1)
     by_hydra = hydra_train("splitting: lie, decoder_layers: 1")
     assert by_hydra.losses == by_flags.losses
+
+
+def test_hydra_takes_a_notation_and_resumes_under_another_spelling(hydra_train, train, tiny_data_bin, batches):
+    """In a file, with activation checkpointing and layerdrop around the layers."""
+    flags = [*batches, "--disable-validation", "--splitting", "attention/2 ffn attention/2"]
+    flags += ["--checkpoint-activations", "--encoder-layerdrop", "0.3"]
+    by_flags = train(tiny_data_bin, *flags)
+    spelt = 'splitting: "self_attention/2.0  ffn attention/2"'
+    by_hydra = hydra_train(f"{spelt}, checkpoint_activations: true, encoder_layerdrop: 0.3")
+    assert by_hydra.losses == by_flags.losses
+    kept = torch.load(by_hydra.checkpoint, weights_only=True)["cfg"]["model"]["splitting"]
+    assert kept == "attention/2 ffn attention/2"
+    flags[flags.index("--splitting") + 1] = "self_attention/2 ffn/1 attention/2"
+    on = train(tiny_data_bin, *flags, "--restore-file", by_hydra.checkpoint, "--max-update", 5)
+    assert [number for number, *_ in on.losses] == ["5"]
     assert {name: tensor.shape for name, tensor in by_hydra.weights.items()} == {
         name: tensor.shape for name, tensor in by_flags.weights.items()
     }

@@ -154,3 +154,37 @@ def test_the_command_line_takes_and_lists_rules(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         parser.parse_args(["--depth-rule", "leapfrog"])
     assert "argument --depth-rule: depth_rule='leapfrog' is unknown; choose one of euler" in capsys.readouterr().err
+
+
+class Damped(nn.Module):
+    """x_{n+1} = x_n + g Δ_n(x_n): one number, whatever the depth."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.tensor(0.9))
+
+    def forward(self, step: Step) -> Tensor:
+        return step.x + self.g * (step.layer(step.x) - step.x)
+
+
+def test_pruning_under_a_rule(toy_task) -> None:
+    """A rule with a parameter for each layer has none for those that are kept; one without is kept whole."""
+    state = build(toy_task(), "two_steps").state_dict()
+    pruned = build(toy_task(), "two_steps", encoder_layers_to_keep="0,2")
+    with pytest.raises(ValueError) as error:
+        pruned.load_state_dict(state)
+    assert "--encoder-layers-to-keep 0,2: the rule across depth (--depth-rule two_steps) has para" in str(error.value)
+    assert "(encoder.layers.rule.k (3,) for (2,))" in str(error.value) and "another architecture" not in str(
+        error.value
+    )
+    register_rule("damped", Damped)
+    try:
+        whole = build(toy_task(), "damped")
+        pruned = build(toy_task(), "damped", encoder_layers_to_keep="0,2")
+        names = pruned.load_state_dict(whole.state_dict())
+    finally:
+        del module.RULES["damped"]
+    assert not names.missing_keys and not names.unexpected_keys
+    for i, n in enumerate((0, 2)):
+        a, b = (side.state_dict() for side in (pruned.encoder.layers[i], whole.encoder.layers[n]))
+        assert all(torch.equal(a[name], b[name]) for name in b)

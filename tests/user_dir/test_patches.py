@@ -85,10 +85,20 @@ def test_blocks_of_one_sentence() -> None:
 
 
 def test_conditional_random_field() -> None:
-    """The loss of --arch nacrf_transformer."""
-    field = DynamicCRF(num_embedding=20, low_rank=4, beam_size=8)
-    loss = field(torch.randn(2, 5, 20), torch.randint(20, (2, 5)), torch.ones(2, 5, dtype=torch.bool))
-    assert loss.isfinite().all()
+    """The loss of --arch nacrf_transformer: with a beam of all words, log p(y | x) among all sequences y."""
+    words, length = 5, 3
+    field = DynamicCRF(num_embedding=words, low_rank=4, beam_size=words).double()
+    emissions, targets = torch.randn(2, length, words).double(), torch.randint(words, (2, length))
+    follows = field.E1.weight @ field.E2.weight.t()
+
+    def score(emission: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
+        said = sum(emission[t, sequences[..., t]] for t in range(length))
+        return said + sum(follows[sequences[..., t - 1], sequences[..., t]] for t in range(1, length))
+
+    every = torch.cartesian_prod(*[torch.arange(words)] * length)  # (125, 3)
+    expected = [score(e, y) - score(e, every).logsumexp(0) for e, y in zip(emissions, targets, strict=True)]
+    found = field(emissions, targets, torch.ones(2, length, dtype=torch.bool))
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)  # its sums are float32
 
 
 def test_chrf_is_a_number() -> None:

@@ -13,6 +13,7 @@ from macaron.user_dir.models.macaron_lm import MacaronLanguageModel
 from torch import nn
 
 from macaron import MacaronModel
+from macaron.cli import main
 from macaron.dynamics import splitting as module
 from macaron.dynamics.splitting import Splitting, register_splitting
 from macaron.particles.flows import FLOWS, register_flow
@@ -136,5 +137,9 @@ def test_trained_and_translated(train, fairseq_cli, plugin, whole, tiny_data_bin
     flags = ["--user-dir", plugin, "--path", done.checkpoint, "--cpu", "--beam", 2, "--max-len-b", 12, *whole]
     said = fairseq_cli("fairseq-generate", tiny_data_bin, *flags, cwd=done.folder).stdout
     assert re.search(r"^H-0\t-", said, re.MULTILINE)
+    mean = done.folder / "mean.pt"
+    assert main(["average", "--inputs", str(done.checkpoint), "--output", str(mean)]) == 0
+    flags[flags.index(done.checkpoint)] = mean
+    assert fairseq_cli("fairseq-generate", tiny_data_bin, *flags, cwd=done.folder).stdout.count("\nH-") == 12
     flags = ["--splitting", "strang", "--encoder-layers", 1, "--decoder-layers", 1, "--restore-file", done.checkpoint]
     assert "holds another architecture than the model" in train(tiny_data_bin, *batches, *flags, expect=1).output

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from macaron.text import PART_OF_A_WORD
 from recipes.common.archive import unpack
 from recipes.common.download import Remote, fetch
 from recipes.common.errors import RecipeError
@@ -171,7 +172,7 @@ def is_tokenised(sample: list[str]) -> bool:
 
 
 def is_in_pieces(sample: list[str]) -> bool:
-    return sum("@@ " in line for line in sample) > 0.1 * len(sample)
+    return sum(PART_OF_A_WORD in line for line in sample) > 0.1 * len(sample)
 
 
 def locate(corpus: Corpus, folder: Path, scratch: Path) -> Input:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from macaron.text import join_bpe
 from recipes.common.errors import RecipeError
 from recipes.common.textfile import lines as lines  # part of what is read here
 from recipes.common.textfile import packed as packed
@@ -67,7 +68,7 @@ def spaced(text: str) -> str:
 def joined(path: Path) -> Iterator[str]:
     """Words of a file in BPE pieces."""
     for line in lines(path):
-        yield (spaced(line) + " ").replace("@@ ", "").rstrip()
+        yield join_bpe(spaced(line))
 
 
 READERS: dict[str, Callable[[Path], Iterator[str]]] = {
