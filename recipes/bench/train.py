@@ -19,6 +19,8 @@ from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 
 import macaron
+from macaron.dynamics.rules import RULES
+from macaron.dynamics.solvers import SOLVERS
 from recipes.bench.lengths import wmt_lengths
 from recipes.bench.measure import (
     Contender,
@@ -55,6 +57,13 @@ CONTENDERS: dict[str, tuple[bool, list[str], str]] = {  # Macaron?, options, MAC
     "macaron-triton": (True, OURS, "triton"),
     "macaron-triton-compile": (True, [*OURS, "--compile"], "triton"),
 }
+NUMERICS = {
+    **{f"solver-{name}": ["--solver", name] for name in SOLVERS if name != "euler"},
+    **{f"rule-{name}": ["--depth-rule", name] for name in RULES if name != "euler"},
+    "stochastic-depth": ["--stochastic-depth", "0.2"],
+}
+PARTICULAR = {f"macaron-{name}": (True, [*OURS, *flags], "auto") for name, flags in NUMERICS.items()}
+CONTENDERS |= PARTICULAR
 COMMON = [
     *["--source-lang", "en", "--target-lang", "de", "--share-all-embeddings", "--dropout", "0.1"],
     *["--label-smoothing", "0.1", "--adam-betas", "(0.9, 0.98)", "--lr", "1e-4", "--lr-scheduler", "fixed"],
@@ -119,10 +128,13 @@ def run(
         for bound, (_, count) in zip(bounds, limits, strict=True)
     }
     sample = next(works)
-    # the same for all; torch cannot count within a compiled layer
-    eager = [it for it, (name, _) in zip(contenders, parsed, strict=True) if "--compile" not in CONTENDERS[name][1]]
-    per_token = flops(lambda: eager[0].step(sample)) / sample["ntokens"] if eager else None
-    for row, contender, (_, chosen) in zip(rows, contenders, parsed, strict=True):
+    counts: dict[str, float] = {}
+    for contender, (name, _) in zip(contenders, parsed, strict=True):
+        kind = name if name in PARTICULAR else "layers"  # the same for all others
+        if kind not in counts and "--compile" not in CONTENDERS[name][1]:  # torch cannot count within a compiled layer
+            counts[kind] = flops(lambda contender=contender: contender.step(sample)) / sample["ntokens"]
+    for row, contender, (name, chosen) in zip(rows, contenders, parsed, strict=True):
+        per_token = counts.get(name if name in PARTICULAR else "layers")
         row["precision"] = chosen
         row["parameters"] = contender.parameters
         row["peak_mib"] = peak_mib(lambda contender=contender: contender.step(sample), plan.device)
