@@ -84,7 +84,7 @@ def open_model(place: Path, data: Path | None, languages: dict[str, str], device
         raise
     except ImportError as error:
         raise RecipeError(f"{place}: needs what is not installed ({error})") from error
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+    except Exception as error:  # fairseq, transformers, tokenizers and safetensors raise kinds of their own
         raise RecipeError(f"{place}: cannot be opened: {first_line(error)}") from error
 
 
@@ -248,10 +248,12 @@ class Bert:
                 f"{folder}: its model_type is {kind!r}, and there are no particle layers in it; give a macaron_bert"
             )
         from transformers import AutoTokenizer
+        from transformers.utils import logging
 
         from macaron.bert import MacaronBertForMaskedLM, MacaronBertForPreTraining, MacaronBertModel
         from recipes.glue.model import check_tokenizer
 
+        logging.disable_progress_bar()
         with_head = {m.__name__: m for m in (MacaronBertForMaskedLM, MacaronBertForPreTraining)}
         family: Any = next((with_head[name] for name in names if name in with_head), MacaronBertModel)
         self.model: Any = family.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
