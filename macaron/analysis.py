@@ -34,6 +34,7 @@ __all__ = [
     "Move",
     "Plane",
     "Recorded",
+    "Trajectories",
     "Trajectory",
     "commutators",
     "cosines",

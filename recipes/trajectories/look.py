@@ -20,7 +20,7 @@ from recipes.common.provenance import environment
 from recipes.common.textfile import lines
 from recipes.trajectories import figure, page, tables
 from recipes.trajectories.measure import Mean, Sighted, means, measure
-from recipes.trajectories.models import Opened, open_model
+from recipes.trajectories.models import LineError, Opened, open_model
 
 PACKAGES = ("macaron-net", "torch", "fairseq-fixed", "transformers", "numpy", "matplotlib")
 
@@ -35,7 +35,7 @@ def look(args: argparse.Namespace, argv: Sequence[str] | None = None) -> None:
     opened = open_model(args.model, args.data, {k: v for k, v in languages.items() if v}, args.device)
     if args.target and not opened.takes_targets:
         raise RecipeError(f"--target {args.target}: {args.model} is a {opened.kind}, which has no target; leave it out")
-    sighted = list(see(opened, texts, args.text))
+    sighted = list(see(opened, args.model, texts, args.text))
     about = facts(args, argv, opened, sighted)
     mean = means(sighted)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,13 +95,15 @@ def chosen_lines(text: Path, target: Path | None, most: int) -> Iterator[tuple[i
         raise RecipeError(f"{text}: no line with anything to be seen; give text, a sentence a line")
 
 
-def see(opened: Opened, texts: list[tuple[int, str, str | None]], place: Path) -> Iterator[Sighted]:
+def see(opened: Opened, model: Path, texts: list[tuple[int, str, str | None]], place: Path) -> Iterator[Sighted]:
     for number, line, translation in texts:
         try:
             for view in opened.views(line, translation):
                 yield measure(view, number, line if view.side == "encoder" or translation is None else translation)
-        except RecipeError as error:
+        except LineError as error:
             raise RecipeError(f"{place}: line {number} {error}") from error
+        except RecipeError as error:
+            raise RecipeError(f"{model}: {error} (seen at line {number} of {place})") from error
 
 
 def title(place: Path, opened: Opened) -> str:

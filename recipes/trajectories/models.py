@@ -10,8 +10,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from macaron.analysis import Trajectory, record
+from macaron.analysis import Trajectories, Trajectory, record
 from recipes.common.errors import RecipeError
+
+
+class LineError(RecipeError):
+    """A line that the model cannot take; the message goes on after its number."""
 
 
 class View(NamedTuple):
@@ -45,7 +49,8 @@ class Opened(Protocol):
         """One sentence, and of a translation model its translation.
 
         Raises:
-            RecipeError: a sentence that is too long for the model, or empty for it.
+            LineError: a sentence that is too long for the model, or empty for it.
+            RecipeError: the model's layers are not simply in a row.
         """
 
 
@@ -86,6 +91,23 @@ def open_model(place: Path, data: Path | None, languages: dict[str, str], device
         raise RecipeError(f"{place}: needs what is not installed ({error})") from error
     except Exception as error:  # fairseq, transformers, tokenizers and safetensors raise kinds of their own
         raise RecipeError(f"{place}: cannot be opened: {first_line(error)}") from error
+
+
+def only(trajectories: Trajectories, name: str) -> Trajectory:
+    """The one pass through the row of layers of that name.
+
+    Raises:
+        RecipeError: under another rule across depth than Euler's, whose states are not those that its layers make.
+    """
+    found = trajectories[name]
+    if len([key for key in trajectories if key.startswith(name)]) > 1 or (
+        not found.is_joined and bool(found.states.isfinite().all())  # what is no number equals nothing
+    ):
+        raise RecipeError(
+            "its depth_rule makes other states than its layers do, or runs a layer several times, and such paths are "
+            "not drawn; give a model with depth_rule='euler', or look at it by macaron.analysis.record"
+        )
+    return found
 
 
 def first_line(error: Exception) -> str:
@@ -153,9 +175,9 @@ class Fairseq:
         text = self.hub.bpe.encode(words) if self.hub.bpe is not None else words
         ids = dictionary.encode_line(text, add_if_not_exist=False, append_eos=False).tolist()
         if not ids:
-            raise RecipeError("has no piece; leave it out")
+            raise LineError("has no piece; leave it out")
         if len(ids) >= limit:
-            raise RecipeError(f"has {len(ids):,} pieces, and the model takes {limit - 1:,}; split or shorten it")
+            raise LineError(f"has {len(ids):,} pieces, and the model takes {limit - 1:,}; split or shorten it")
         return text.split(), ids
 
     def readout(self) -> Callable[[Tensor], Tensor] | None:
@@ -202,9 +224,9 @@ class Translation(Fairseq):
                 there = self.pieces(target, written, tokenizers[1], model.max_positions()[1])
                 read = self.shifted(written, *there)
                 model.decoder(self.batch(read[1]), memory)
-        views = [View("encoder", tokens, ids, trajectories["encoder.layers"], None, source.__getitem__)]
+        views = [View("encoder", tokens, ids, only(trajectories, "encoder.layers"), None, source.__getitem__)]
         if target is not None:
-            decoder = trajectories["decoder.layers"]
+            decoder = only(trajectories, "decoder.layers")
             views.append(View("decoder", *read, decoder, self.readout(), written.__getitem__))
         return views
 
@@ -222,7 +244,7 @@ class LanguageModel(Fairseq):
         with torch.no_grad(), record(self.model) as trajectories:
             self.model(self.batch(read[1]))
         output = self.hub.task.target_dictionary
-        return [View("decoder", *read, trajectories["decoder.layers"], self.readout(), output.__getitem__)]
+        return [View("decoder", *read, only(trajectories, "decoder.layers"), self.readout(), output.__getitem__)]
 
 
 # --- Macaron BERT -------------------------------------------------------------------------------------------------
@@ -267,13 +289,13 @@ class Bert:
         ids = self.tokenizer(line, truncation=False, verbose=False)["input_ids"]
         limit = self.model.config.max_position_embeddings
         if len(ids) > limit:
-            raise RecipeError(f"has {len(ids):,} pieces, and the model takes {limit:,}; split or shorten it")
+            raise LineError(f"has {len(ids):,} pieces, and the model takes {limit:,}; split or shorten it")
         if len(ids) <= self.tokenizer.num_special_tokens_to_add():
-            raise RecipeError("has no piece; leave it out")
+            raise LineError("has no piece; leave it out")
         with torch.no_grad(), record(self.encoder) as trajectories:
             self.encoder(torch.tensor([ids], device=self.device))
         tokens = self.tokenizer.convert_ids_to_tokens(ids)
-        return [View("encoder", tokens, ids, trajectories["layers"], self.readout(), self.word)]
+        return [View("encoder", tokens, ids, only(trajectories, "layers"), self.readout(), self.word)]
 
     def word(self, number: int) -> str:
         return str(self.tokenizer.convert_ids_to_tokens(number) or "")  # a row that no piece uses

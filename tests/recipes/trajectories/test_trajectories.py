@@ -328,6 +328,21 @@ def test_checkpoints_that_are_none(refused, tmp_path: Path, data_folder: Path) -
     assert "makes states that are no finite numbers" in said
 
 
+@pytest.mark.parametrize("evaluations", [1, 2])
+def test_a_rule_across_depth_whose_states_the_layers_do_not_make(refused, evaluations, tmp_path, monkeypatch) -> None:
+    from macaron.dynamics import depth
+
+    def rule(step: depth.Step) -> torch.Tensor:
+        for _ in range(evaluations):
+            moved = step.layer(step.x)
+        return 2 * moved
+
+    monkeypatch.setitem(depth.RULES, "doubled", lambda depth: rule)
+    folder = conftest.save_bert(tmp_path / "ruled", depth_rule="doubled")
+    said = refused(folder, "--text", write(tmp_path / "text", "the dog"))
+    assert "ruled: its depth_rule makes other states than its layers do" in said
+
+
 def test_text_that_is_none(refused, bert_folder: Path, release: Path, tmp_path: Path) -> None:
     text = write(tmp_path / "text", "the dog", "the cat")
     assert "no such file" in refused(bert_folder, "--text", tmp_path / "nowhere")
