@@ -38,7 +38,7 @@ def finish(axis: Any, means: dict[str, Mean], absent: str) -> None:
         axis.set_axis_off()
         axis.text(0.5, 0.5, absent, ha="center", transform=axis.transAxes, color="gray")
         return
-    if axis.get_ylim()[1] > 0:
+    if axis.get_yscale() == "linear" and axis.get_ylim()[1] > 0:
         axis.set_ylim(bottom=0)
     layers = max(m.substeps[-1][0] for m in means.values())
     axis.set_xticks(range(layers + 1))
@@ -112,6 +112,7 @@ def local(axis: Any, mean: Mean, side: str, several: bool) -> None:
     names = {"splitting_error": "two half steps instead", "commutator_relative": "F after G against G after F"}
     for (name, text), color in zip(names.items(), ("#b3261e", OTHER), strict=True):
         line(axis, mean, name, everywhere(mean), side, color, named(side, several, text))
+    axis.set_yscale("log")
 
 
 def lens(axis: Any, mean: Mean, side: str, several: bool) -> None:

@@ -107,7 +107,7 @@ def see(opened: Opened, model: Path, texts: list[tuple[int, str, str | None]], p
 
 
 def title(place: Path, opened: Opened) -> str:
-    return f"{place.resolve().name}, {opened.kind}"
+    return f"{'/'.join(place.resolve().parts[-2:])}, {opened.kind}"
 
 
 def facts(
