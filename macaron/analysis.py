@@ -1,9 +1,11 @@
 """Looking inside: the states and velocities of a pass, and what the ODE view asks of them.
 
-    with macaron.analysis.record(model) as trajectories:
+    from macaron import analysis
+
+    with torch.no_grad(), analysis.record(model) as trajectories:
         model(**batch)
     for name, trajectory in trajectories.items():
-        print(name, lengths(trajectory).mean(-1), splitting_errors(trajectory).mean(-1))
+        print(name, analysis.lengths(trajectory).mean(-1), analysis.splitting_errors(trajectory).mean(-1))
 
 Any model with particle layers will do: both sides of a translation model, a language model, Macaron BERT, layers in a
 row. Nothing in the model changes, neither its outputs nor its parameters' names; padding is left out of what is

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from recipes.common.page import table
 from recipes.trajectories.measure import Array, Sighted
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -28,7 +29,7 @@ def render(shown: list[Sighted], about: list[tuple[str, str]], figure: bytes, ti
     values = {
         "title": html.escape(title),
         "figure": base64.b64encode(figure).decode("ascii"),
-        "facts": "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in about),
+        "facts": table([list(row) for row in about]),
         "data": in_script({"views": [view(s) for s in shown]}),
     }
     # all at once, so that nothing in a value is taken for a place

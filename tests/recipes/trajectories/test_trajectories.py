@@ -22,6 +22,7 @@ import torch
 from macaron import analysis
 from recipes.trajectories import page
 from recipes.trajectories.__main__ import main
+from recipes.trajectories.measure import QUANTITIES
 from recipes.trajectories.models import open_model
 
 _spec = importlib.util.spec_from_file_location("trajectories_conftest", Path(__file__).with_name("conftest.py"))
@@ -251,6 +252,21 @@ def test_pieces_as_one_reads_them(piece: str, shown: str) -> None:
 
 def test_numbers_that_are_none_are_null() -> None:
     assert page.rounded(np.array([[1.23456789, math.nan], [math.inf, 0.0]])) == [[1.2346, None], [None, 0.0]]
+
+
+def test_the_readme_says_what_is_true(project_root: Path, bert_folder: Path, capsys) -> None:
+    text = (project_root / "recipes" / "trajectories" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^(\| `.*?) \|", text, re.MULTILINE))))
+    named |= {"commutator_relative"} if "`_relative`" in text else set()
+    assert {*QUANTITIES, "lens_token"} <= named
+    functions = re.findall(r"\| `(\w+)` \|$", text, re.MULTILINE)
+    assert functions and set(functions) <= set(analysis.__all__)
+
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    opened = open_model(bert_folder, None, {}, "cpu")
+    names = {"given": opened.model, "batch": {"input_ids": torch.tensor([[1, 2, 3]])}}
+    exec(example.replace("model = ...", "model = given"), names)  # our own text
+    assert capsys.readouterr().out.startswith("macaron_bert.layers torch.Size([10, 3, 32]) tensor([")
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
