@@ -245,7 +245,7 @@ class _Watch:
 
     def __init__(self, name: str, layer: Any, real: Tensor | None, trajectories: Trajectories) -> None:
         self.name, self.layer, self.real, self.trajectories = name, layer, real, trajectories
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}  # substep → what its norm returned first
+        self.seen: dict[int, list[Tensor]] = {}  # substep → the state before it; in post-norm Φ(x; h), LN(Φ(x; h))
 
     def __enter__(self) -> None:
         self.hooks = [
@@ -265,7 +265,9 @@ class _Watch:
     def note(self, index: int, output: tuple[Tensor, Tensor]) -> None:
         if index not in self.seen:  # the first of a solver's stages is at the state itself
             y, z = output
-            self.seen[index] = y.detach().clone(), z.detach()
+            self.seen[index] = [y.detach()]
+            if not self.layer.normalize_before:
+                self.seen[index].append(z.detach().clone())  # of the last one it leaves the layer
 
     def __call__(self, x: Tensor, context: Any) -> tuple[Tensor, Tensor | None]:
         self.seen = {}
@@ -281,7 +283,7 @@ class _Watch:
         flows = list(self.layer.flows)
         batch_first = next((bool(flow.batch_first) for flow in flows if hasattr(flow, "batch_first")), True)
         sentences, real = _who_is_real(x, context, batch_first, self.real)
-        particles = [tuple(_particles(t, real, batch_first) for t in self.seen[i]) for i in range(len(flows))]
+        particles = [[_particles(t, real, batch_first) for t in self.seen[i]] for i in range(len(flows))]
         end = _particles(result, real, batch_first)
         moves = []
         state = _particles(x, real, batch_first)

@@ -399,8 +399,9 @@ def test_recordings_inside_of_each_other_see_the_same() -> None:
     assert "integrate" not in vars(layer)
 
 
-def test_states_are_copies() -> None:
-    layer = make_layer().eval()
+@pytest.mark.parametrize("pre", [True, False], ids=["pre-norm", "post-norm"])
+def test_states_are_copies(pre: bool) -> None:
+    layer = make_layer(pre=pre).eval()
     x = torch.randn(B, T, 8)
     with analysis.record(layer) as trajectories:
         end, _ = layer(x)
