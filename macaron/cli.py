@@ -216,7 +216,12 @@ def _convert_published(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"folder {args.input} has no config.json; {_TAKEN}")
     with _bert_side():
         from macaron.bert.published import convert_published
-    model, notes = convert_published(args.input, args.output, revision=args.revision, force=args.force)
+    try:
+        model, notes = convert_published(args.input, args.output, revision=args.revision, force=args.force)
+    except FileNotFoundError as error:
+        if args.input.is_dir():
+            raise
+        raise FileNotFoundError(f"{error}; {_TAKEN}") from error
     kind = type(model).__name__
     print(f"converted {args.input} ({kind}, {model.num_parameters():,} parameters) into folder {args.output}")
     for note in notes:

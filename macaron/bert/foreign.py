@@ -8,10 +8,11 @@ What differs, as it is Macaron BERT's own:
 
 * Positions count real particles. A BERT counts padding too, so of a batch that is padded on the left ours is what the
   same sentences give it without padding. `position_ids`, where they are passed, begin at 0 in every family.
-* What stands for a sentence is its first real particle, and outputs at padding are 0.
+* What stands for a sentence is its first real particle, and outputs of the encoder at padding are 0. So a head's logits
+  there are its bias alone, which enters the loss of questions, a softmax over the whole row.
 * A token is real unless `attention_mask` says that it is not, whatever its id.
 * In training, dropout is where `MacaronBertConfig` has it: on every velocity, and once before a classifier.
-* The loss of questions is a mean over all of them, those with an answer elsewhere included as 0.
+* The loss of questions is a mean over all of them, those with an answer outside the row included as 0.
 """
 
 from __future__ import annotations

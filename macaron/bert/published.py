@@ -63,7 +63,7 @@ def convert_published(
     """
     folder = Path(folder)
     check_free(folder, force)
-    origin: dict[str, Any] = {"name": Path(source).name}
+    origin: dict[str, Any] = {"name": Path(source).resolve().name}
     if Path(source).is_dir():
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for names on the hub, and {source} is a folder; leave it out")
@@ -91,7 +91,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     """The folder of a model of the hub in huggingface_hub's cache, named by its commit."""
     options: dict[str, Any] = {"revision": revision, "ignore_patterns": list(_OTHER_FORMATS)}
     try:
-        here = Path(snapshot_download(name, allow_patterns=[*_TEXT, "*.safetensors"], **options))
+        here = Path(snapshot_download(name, allow_patterns=[*_TEXT, "*.safetensors", "?_*/*.bin"], **options))
         if not any((here / file).is_file() for file in _SAFE):
             here = Path(snapshot_download(name, allow_patterns=[*_TEXT, "*.bin"], **options))
     except (HfHubHTTPError, HFValidationError, OSError) as error:  # OSError: nothing in the cache, no connection

@@ -24,8 +24,11 @@ from macaron.bert.foreign import _ACTIVATIONS, FAMILIES, to_macaron_names
 from macaron.ops.act_dropout import act_dropout
 
 CASES = [(kind, rest) for kind, family in FAMILIES.items() for rest in family.heads]
+# Families that share another's tables are tried with two heads, and with all of them among the slow tests.
+SHARED, FEW = ("xlm-roberta", "camembert", "data2vec-text", "ernie"), ("ForMaskedLM", "ForSequenceClassification")
+MAIN = [(kind, rest) for kind, rest in CASES if kind not in SHARED or rest in FEW]
 IDS = [FAMILIES[kind].stem + rest for kind, rest in CASES]
-# The bound. In float64 the encoders agree to 1e-14; losses and what follows from them are of float32.
+# In float64 the encoders agree to 1e-14; losses and what follows from them are of float32.
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 T = 9
 
@@ -171,13 +174,13 @@ def compare_gradients(kind: str, rest: str, model: PreTrainedModel, made: PreTra
     assert checked >= 16  # a layer has 12, and its surroundings some more
 
 
-@pytest.mark.parametrize(("kind", "rest"), CASES, ids=IDS)
+@pytest.mark.parametrize(("kind", "rest"), MAIN, ids=[FAMILIES[kind].stem + rest for kind, rest in MAIN])
 def test_equal_outputs_hidden_states_losses_and_gradients(kind: str, rest: str) -> None:
     compare(kind, rest, seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("kind", "rest"), CASES, ids=IDS)
 def test_more_configurations(kind: str, rest: str, seed: int) -> None:
     compare(kind, rest, seed)

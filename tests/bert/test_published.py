@@ -122,7 +122,9 @@ def test_forms_of_weights(form, published, ids, tmp_path):
         theirs.save_pretrained(folder, max_shard_size="10KB")
         assert len(list(folder.glob("model-*.safetensors"))) > 2
     else:
-        tensors = dict(theirs.state_dict())
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # as BERT was published
+        tensors = {re.sub(r"LayerNorm\.\w+$", lambda m: old[m[0]], n): t for n, t in theirs.state_dict().items()}
+        assert sum(name.endswith(".gamma") for name in tensors) == 6
         tensors["bert.embeddings.position_ids"] = torch.arange(30).unsqueeze(0)  # a buffer of old versions
         names = sorted(tensors)
         parts = {"pytorch_model.bin": names}
@@ -212,6 +214,7 @@ def test_from_the_hubs_cache_with_its_revision(published, ids, tmp_path, monkeyp
     capsys.readouterr()
     message = fails("someone/other", tmp_path / "none", capsys)
     assert "'someone/other' is no folder here, and there is no model of this name on the hub or in its ca" in message
+    assert "macaron convert takes a checkpoint of the original" in message
     message = fails("someone/tiny-bert", tmp_path / "none", capsys, "--revision", "v2")
     assert "there is no model of this name at revision 'v2' on the hub" in message
 
