@@ -113,6 +113,27 @@ def test_the_command(name, auto, published, ids, tmp_path, capsys):
     assert sorted(path.name for path in out.parent.iterdir()) == ["ours"]
 
 
+LETTERS = {letter: i for i, letter in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"abcdefg", "ab"])}
+PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁ab", -1.0), ("▁", -2.0), ("c", -3.0)]
+TOKENIZERS = {
+    "RobertaModel": lambda: transformers.RobertaTokenizer(vocab=LETTERS, merges=[("a", "b")]),
+    "DistilBertModel": lambda: transformers.DistilBertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}),
+    "XLMRobertaModel": lambda: transformers.XLMRobertaTokenizer(vocab=[*PIECES, ("<mask>", 0.0)]),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokenizers_stay_what_they_are(name, tmp_path):
+    pad = 0 if name == "DistilBertModel" else 1
+    random_model(name, pad_token_id=pad).save_pretrained(tmp_path / "published")
+    TOKENIZERS[name]().save_pretrained(tmp_path / "published")
+    convert_published(tmp_path / "published", tmp_path / "ours")
+    before, after = (AutoTokenizer.from_pretrained(tmp_path / folder) for folder in ("published", "ours"))
+    texts, pairs = ["ab c", "d ab"], ["c", "ab ab"]
+    assert type(after) is type(before) and after(texts, pairs) == before(texts, pairs)
+    assert "token_type_ids" not in after("ab") and len(set(after("ab c").input_ids)) > 3
+
+
 @pytest.mark.parametrize("form", ["shards", "torch", "torch's shards"])
 def test_forms_of_weights(form, published, ids, tmp_path):
     folder = published()
