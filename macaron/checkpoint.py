@@ -87,7 +87,7 @@ def load(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         FileNotFoundError, IsADirectoryError: no such file.
         CheckpointError: truncated, corrupt or refused, or without a `model` entry.
     """
-    _check_records(Path(path))
+    check_records(Path(path))
     return read(path, mmap=mmap)
 
 
@@ -129,8 +129,13 @@ def is_zip(path: str | Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _check_records(path: Path) -> None:
-    """Compare a zip file's records with their checksums, and its end with where it has to be."""
+def check_records(path: Path) -> None:
+    """Compare a zip file's records with their checksums, and its end with where it has to be.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no such file.
+        CheckpointError: they differ.
+    """
     if not is_zip(path):
         return
     try:

@@ -4,6 +4,7 @@
     macaron average --last 10 --dir checkpoints --output checkpoints/average.pt
     macaron convert original.pt --output converted.pt
     macaron convert original-bert.pt --dict dict.txt --output folder
+    macaron convert FacebookAI/roberta-base --output folder
     macaron export-hub model --output for-the-hub
 
 Checkpoints are read by `macaron.checkpoint.load`, that is with torch's safe loader.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,12 @@ from typing import Any
 
 import macaron
 
+# What `convert` can be given.
+_TAKEN = (
+    "macaron convert takes a checkpoint of the original Macaron implementation (a file: a translation model; a BERT or "
+    "a classifier, with --dict), or a BERT, RoBERTa, DistilBERT, ELECTRA or its like of transformers (a folder with "
+    "config.json, or a name on the hub)"
+)
 # The parts of a model's folder that are JSON objects.
 _JSON_PARTS = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "vocab.json")
 
@@ -81,18 +89,27 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser(
         "convert",
-        help="convert a checkpoint of the original implementation",
-        description="Turn a checkpoint of the original Macaron implementation into one of this package, as its kind "
-        "asks for. A translation model: a checkpoint for fairseq. A pre-trained BERT or a classifier: a folder that "
-        "transformers' Auto classes load after `import macaron.bert`, with model, tokenizer and, where the checkpoint "
-        "has the state of Adam, optimizer.pt for torch.optim.AdamW.",
+        help="convert a checkpoint of the original implementation, or a BERT of transformers",
+        description="Turn a checkpoint of the original Macaron implementation, or a published BERT, into a model of "
+        "this package, as its kind asks for. A translation model of the original: a checkpoint for fairseq. A "
+        "pre-trained BERT or a classifier of the original: a folder that transformers' Auto classes load after `import "
+        "macaron.bert`, with model, tokenizer and, where the checkpoint has the state of Adam, optimizer.pt for "
+        "torch.optim.AdamW. A BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA or another post- or pre-norm "
+        "encoder of transformers with learned positions, with its head: such a folder, with equal outputs.",
     )
-    convert.add_argument("input", type=Path, metavar="FILE", help="the original checkpoint")
+    convert.add_argument(
+        "input",
+        type=Path,
+        metavar="INPUT",
+        help="a checkpoint file of the original; or a folder of transformers, from which alone is read, or a name on "
+        "the hub",
+    )
     convert.add_argument("--output", type=Path, required=True, metavar="OUT", help="the checkpoint or folder to write")
     convert.add_argument(
         "--force", action="store_true", help="overwrite --output if it exists; write into a folder with something in it"
     )
-    bert = convert.add_argument_group("for a BERT or a classifier")
+    convert.add_argument("--revision", metavar="REV", help="of a name on the hub: a branch, a tag or a commit")
+    bert = convert.add_argument_group("for a BERT or a classifier of the original")
     bert.add_argument("--dict", type=Path, metavar="FILE", help="needed: dict.txt of the data that it was trained on")
     bert.add_argument(
         "--bpe-codes",
@@ -153,8 +170,23 @@ def _convert(args: argparse.Namespace) -> None:
     from macaron.legacy.kinds import is_bert
 
     _check_name(args.output)
-    state = checkpoint.load(args.input)
-    checkpoint.check_model(state, args.input)
+    if args.input.is_dir() or _is_hub_name(args.input):
+        _convert_published(args)
+        return
+    if args.revision is not None:
+        raise ValueError(
+            f"--revision {args.revision} is for names on the hub, and {args.input} is a file; leave it out"
+        )
+    if (args.input.parent / "config.json").is_file() and args.input.is_file():
+        raise ValueError(
+            f"{args.input} lies in a model's folder of transformers, which is converted as a whole; give the folder "
+            f"{args.input.parent}"
+        )
+    try:
+        state = checkpoint.load(args.input)
+        checkpoint.check_model(state, args.input)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error}; {_TAKEN}") from error
     (_convert_bert if is_bert(state["model"]) else _convert_translation)(args, state)
 
 
@@ -171,6 +203,39 @@ def _convert_bert(args: argparse.Namespace, state: dict[str, Any]) -> None:
     print(f"converted {args.input} ({kind}, {model.num_parameters():,} parameters) into folder {args.output}")
 
 
+def _is_hub_name(path: Path) -> bool:
+    """Whether it names no file here, and has the form of a name on the hub."""
+    name = str(path)
+    is_file = path.exists() or path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+    return not is_file and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
+
+
+def _convert_published(args: argparse.Namespace) -> None:
+    _refuse_idle(args, "a model of transformers", "its tokenizer lies beside it")
+    if args.input.is_dir() and not (args.input / "config.json").is_file():
+        raise FileNotFoundError(f"folder {args.input} has no config.json; {_TAKEN}")
+    with _bert_side():
+        from macaron.bert.published import convert_published
+    try:
+        model, notes = convert_published(args.input, args.output, revision=args.revision, force=args.force)
+    except FileNotFoundError as error:
+        if args.input.is_dir():
+            raise
+        raise FileNotFoundError(f"{error}; {_TAKEN}") from error
+    kind = type(model).__name__
+    print(f"converted {args.input} ({kind}, {model.num_parameters():,} parameters) into folder {args.output}")
+    for note in notes:
+        print(f"note: {note}")
+
+
+def _refuse_idle(args: argparse.Namespace, what: str, why: str) -> None:
+    given = {"--dict": args.dict, "--bpe-codes": args.bpe_codes}
+    if idle := [f"{option} {value}" for option, value in given.items() if value is not None]:
+        raise ValueError(
+            f"{args.input} is {what}, for which {' and '.join(idle)} would do nothing: {why}; leave it out"
+        )
+
+
 def _convert_translation(args: argparse.Namespace, state: dict[str, Any]) -> None:
     from macaron import checkpoint
     from macaron.legacy import translation
@@ -178,13 +243,8 @@ def _convert_translation(args: argparse.Namespace, state: dict[str, Any]) -> Non
     try:
         state = translation.convert(state)
     except checkpoint.CheckpointError as error:
-        raise checkpoint.CheckpointError(f"{args.input}: {error}") from error
-    given = {"--dict": args.dict, "--bpe-codes": args.bpe_codes}
-    if idle := [f"{option} {value}" for option, value in given.items() if value is not None]:
-        raise ValueError(
-            f"{args.input} is a translation model, for which {' and '.join(idle)} would do nothing: its dictionaries "
-            f"stay in fairseq's data folder; leave it out"
-        )
+        raise checkpoint.CheckpointError(f"{args.input}: {error}; {_TAKEN}") from error
+    _refuse_idle(args, "a translation model", "its dictionaries stay in fairseq's data folder")
     _check_output(args.output, args.force)
     checkpoint.save(state, args.output)
     # Tied parameters count once, and what fairseq keeps beside the parameters does not count.

@@ -2,10 +2,12 @@
 
 from macaron.bert.auto import AUTO_CLASSES, register
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
+from macaron.bert.foreign import from_transformers
 from macaron.bert.hub import export_for_hub
 from macaron.bert.modeling_macaron_bert import (
     MacaronBertForMaskedLM,
     MacaronBertForMultipleChoice,
+    MacaronBertForNextSentencePrediction,
     MacaronBertForPreTraining,
     MacaronBertForQuestionAnswering,
     MacaronBertForSequenceClassification,
@@ -23,6 +25,7 @@ __all__ = [
     "MacaronBertConfig",
     "MacaronBertForMaskedLM",
     "MacaronBertForMultipleChoice",
+    "MacaronBertForNextSentencePrediction",
     "MacaronBertForPreTraining",
     "MacaronBertForQuestionAnswering",
     "MacaronBertForSequenceClassification",
@@ -30,5 +33,6 @@ __all__ = [
     "MacaronBertModel",
     "MacaronBertPreTrainedModel",
     "export_for_hub",
+    "from_transformers",
     "register",
 ]

@@ -5,6 +5,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -17,6 +18,7 @@ from macaron.bert.configuration_macaron_bert import MacaronBertConfig
 from macaron.bert.modeling_macaron_bert import (
     MacaronBertForMaskedLM,
     MacaronBertForMultipleChoice,
+    MacaronBertForNextSentencePrediction,
     MacaronBertForPreTraining,
     MacaronBertForQuestionAnswering,
     MacaronBertForSequenceClassification,
@@ -29,6 +31,7 @@ AUTO_CLASSES = {
     AutoModel: MacaronBertModel,
     AutoModelForPreTraining: MacaronBertForPreTraining,
     AutoModelForMaskedLM: MacaronBertForMaskedLM,
+    AutoModelForNextSentencePrediction: MacaronBertForNextSentencePrediction,
     AutoModelForSequenceClassification: MacaronBertForSequenceClassification,
     AutoModelForTokenClassification: MacaronBertForTokenClassification,
     AutoModelForQuestionAnswering: MacaronBertForQuestionAnswering,

@@ -39,7 +39,7 @@ class MacaronBertConfig(PreTrainedConfig):
             ("batch", "sentence"): see `macaron.dynamics.noise`.
         intermediate_size: width of the FFNs after attention; None is 4 · hidden_size / number of FFNs in a layer.
         first_intermediate_size: width of the FFN before attention; None is `intermediate_size`.
-        hidden_act: activation of the FFNs after attention and of the masked-language-model head.
+        hidden_act: activation of the FFNs after attention.
         first_hidden_act: activation of the FFN before attention; None is `hidden_act`.
         normalize_before: pre-norm (True) or post-norm.
         final_norm: normalise after the last layer; None is True for pre-norm only.
@@ -48,17 +48,22 @@ class MacaronBertConfig(PreTrainedConfig):
         position_embedding_type: "learned", "sinusoidal" as in fairseq (halves, not interleaved), or "none".
         position_offset: number of the first position in the sinusoidal table.
         max_position_embeddings: the longest sentence.
-        scale_embeddings: multiply word embeddings (and `inputs_embeds`) by √hidden_size.
+        scale_embeddings: multiply word embeddings (and `inputs_embeds`) by the root of their width.
         embedding_norm: normalise the sum of embeddings; None is True for post-norm only.
         type_vocab_size: number of segments; 0 takes no segment table, and `token_type_ids` are ignored.
+        embedding_size: width of the tables of embeddings and of their norm, behind which a linear layer leads to
+            hidden_size, as in ELECTRA; the masked-language-model head goes back to it. None is hidden_size, without
+            that layer.
         segment_padding_idx: the segment whose vector is always zero, if there is one.
         hidden_dropout_prob: on embeddings and on every velocity; attention_probs_dropout_prob: on attention weights;
             activation_dropout: after the activation; classifier_dropout: before a classifier, None is
             `hidden_dropout_prob`.
         mlm_bias: whether the output projection over the vocabulary has a bias.
+        mlm_act: activation of the masked-language-model head; None is `hidden_act`.
         sparse_prediction: the masked-language-model heads, when given labels, compute logits at labelled positions
             only: (labels, V) in evaluation, none at all in training, where the loss is fused with the projection.
-        use_pooler: a linear layer and tanh on the first particle, before sentence-level heads, as in BERT.
+        use_pooler: a linear layer and `pooler_act` on the first particle, before sentence-level heads, as in BERT.
+        pooler_act: activation of the pooler.
         padding_free: run padded batches without their padding where nothing prevents it.
 
     Raises:
@@ -94,14 +99,17 @@ class MacaronBertConfig(PreTrainedConfig):
     scale_embeddings: bool = False
     embedding_norm: bool | None = None
     type_vocab_size: int = 2
+    embedding_size: int | None = None
     segment_padding_idx: int | None = None
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     activation_dropout: float | int = 0.0
     classifier_dropout: float | int | None = None
     mlm_bias: bool = True
+    mlm_act: str | None = None
     sparse_prediction: bool = False
     use_pooler: bool = False
+    pooler_act: str = "tanh"
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     padding_free: bool = True
@@ -124,10 +132,14 @@ class MacaronBertConfig(PreTrainedConfig):
             self.first_intermediate_size = self.intermediate_size
         self.hidden_act = _activation(self.hidden_act)
         self.first_hidden_act = _activation(self.first_hidden_act or self.hidden_act)
+        self.mlm_act = None if self.mlm_act is None else _activation(self.mlm_act)
+        self.pooler_act = _activation(self.pooler_act)
         if self.final_norm is None:
             self.final_norm = self.normalize_before
         if self.embedding_norm is None:
             self.embedding_norm = not self.normalize_before
+        if self.embedding_size == self.hidden_size:
+            self.embedding_size = None
         self._check_positive("intermediate_size", "first_intermediate_size")
         super().__post_init__(**kwargs)
 
@@ -142,7 +154,8 @@ class MacaronBertConfig(PreTrainedConfig):
         if kind != cls.model_type:
             raise ValueError(
                 f"this is the configuration of a model of type {kind!r}, not {cls.model_type!r}; load it with "
-                f"transformers' Auto classes, which choose by this type"
+                f"transformers' Auto classes, which choose by this type, or make a Macaron BERT of a BERT or its like: "
+                f"macaron convert NAME_OR_FOLDER --output DIR"
             )
         return super().from_dict(config_dict, **kwargs)
 
@@ -184,8 +197,11 @@ class MacaronBertConfig(PreTrainedConfig):
                 f"position_offset={self.position_offset} goes with position_embedding_type='sinusoidal' and is not "
                 f"negative; a learned table starts at 0"
             )
-        if self.position_embedding_type == "sinusoidal" and self.hidden_size < 4:
-            raise ValueError(f"hidden_size={self.hidden_size} is too small for sinusoidal positions; take at least 4")
+        if self.embedding_size is not None:
+            self._check_positive("embedding_size")
+        if self.position_embedding_type == "sinusoidal" and self.embedding_width < 4:
+            name = "hidden_size" if self.embedding_size is None else "embedding_size"
+            raise ValueError(f"{name}={self.embedding_width} is too small for sinusoidal positions; take at least 4")
         if self.type_vocab_size < 0:
             raise ValueError(f"type_vocab_size={self.type_vocab_size} is negative; 0 takes no segment table")
         if self.segment_padding_idx is not None and not 0 <= self.segment_padding_idx < self.type_vocab_size:
@@ -198,6 +214,11 @@ class MacaronBertConfig(PreTrainedConfig):
                 f"pad_token_id={self.pad_token_id} is not in the vocabulary of vocab_size={self.vocab_size}; "
                 f"None has no padding token"
             )
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the tables of embeddings."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
 
     def layer_ffns(self) -> list[Any]:
         """For each substep of a layer, (width, activation) of its FFN, or None where it is another flow."""

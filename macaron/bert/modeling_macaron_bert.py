@@ -19,6 +19,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
@@ -51,13 +52,13 @@ _POOLER = [r"^(macaron_bert\.)?pooler\."]  # in checkpoints; heads without one l
 
 
 class MacaronBertEmbeddings(nn.Module):
-    """dropout([LN](s · E[word] + P[position] + S[segment])),  s = √C or 1."""
+    """[W] dropout([LN](s · E[word] + P[position] + S[segment])),  s = √(width of the tables) or 1."""
 
     sinusoids: Tensor
 
     def __init__(self, config: MacaronBertConfig) -> None:
         super().__init__()
-        dim = config.hidden_size
+        dim = config.embedding_width
         self.position_offset = config.position_offset
         self.scale = math.sqrt(dim) if config.scale_embeddings else 1.0
         self.word_embeddings = nn.Embedding(config.vocab_size, dim, padding_idx=config.pad_token_id)
@@ -73,6 +74,7 @@ class MacaronBertEmbeddings(nn.Module):
         if config.embedding_norm:
             self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps, elementwise_affine=config.norm_affine)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.projection = None if config.embedding_size is None else nn.Linear(dim, config.hidden_size)
 
     def compute_sinusoids(self) -> Tensor:
         return sinusoids(self.position_offset, self.max_positions, self.word_embeddings.embedding_dim)
@@ -84,7 +86,7 @@ class MacaronBertEmbeddings(nn.Module):
         token_type_ids: Tensor | None,
         position_ids: Tensor,
     ) -> Tensor:
-        """(…) ids or (…, C) embeds, with segments and positions that broadcast to (…), → (…, C)."""
+        """(…) ids or (…, width of the tables) embeds, with segments and positions that broadcast to (…), → (…, C)."""
         x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.scale != 1.0:
             x = x * self.scale
@@ -98,7 +100,8 @@ class MacaronBertEmbeddings(nn.Module):
             x = x + self.token_type_embeddings(token_type_ids)
         if self.norm is not None:
             x = self.norm(x)
-        return self.dropout(x)
+        x = self.dropout(x)
+        return x if self.projection is None else self.projection(x)
 
 
 class MacaronBertSelfAttention(IsRecorded, SelfAttention):
@@ -223,7 +226,10 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
         where = "the state_dict" if source is None else source
         kind = getattr(config, "model_type", cls.config_class.model_type)
         if kind != cls.config_class.model_type:
-            raise ValueError(f"{cls.__name__} takes a {cls.config_class.__name__}, not one of model_type={kind!r}")
+            raise ValueError(
+                f"{cls.__name__} takes a {cls.config_class.__name__}, not one of model_type={kind!r}; to make a "
+                f"Macaron BERT of a BERT or its like: macaron convert NAME_OR_FOLDER --output DIR"
+            )
         told = kwargs.pop("output_loading_info", False)
         ignore = kwargs.pop("ignore_mismatched_sizes", False)
         fresh = kwargs.get("state_dict") == {}  # asks for a new model
@@ -243,15 +249,17 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
 
 
 class MacaronBertPooler(nn.Module):
-    """tanh(W x + b) of what stands for a sentence, as in BERT."""
+    """act(W x + b) of what stands for a sentence; with tanh as in BERT."""
 
     def __init__(self, config: MacaronBertConfig) -> None:
         super().__init__()
+        self.activation = config.pooler_act
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C) → (B, C)."""
-        return torch.tanh(self.dense(x))
+        u = self.dense(x)
+        return torch.tanh(u) if self.activation == "tanh" else act_dropout(u, activation=self.activation)
 
 
 class MacaronBertModel(MacaronBertPreTrainedModel):
@@ -421,13 +429,14 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: MacaronBertConfig) -> None:
         super().__init__()
-        self.activation = config.hidden_act
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.mlm_bias)
+        self.activation = config.mlm_act or config.hidden_act
+        dim = config.embedding_width
+        self.dense = nn.Linear(config.hidden_size, dim)
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(dim, config.vocab_size, bias=config.mlm_bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """(…, C) → (…, C)."""
+        """(…, C) → (…, C), or the width of the embeddings' tables."""
         return self.norm(act_dropout(self.dense(x), activation=self.activation))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -568,6 +577,43 @@ class MacaronBertForPreTraining(_HasMaskedLMHead):
                 pair_loss = mean_loss((weights * pairs).sum(), 1, num_items_in_batch)
             loss = pair_loss if loss is None else loss + pair_loss
         return MacaronBertForPreTrainingOutput(loss, logits, pair_logits, outputs.hidden_states, outputs.attentions)
+
+
+class MacaronBertForNextSentencePrediction(_HasEncoder):
+    """The pairs' head of `MacaronBertForPreTraining`, with transformers' two logits and its label order."""
+
+    def __init__(self, config: MacaronBertConfig) -> None:
+        super().__init__(config)
+        self.macaron_bert = MacaronBertModel(config)
+        self.nsp_head = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> NextSentencePredictorOutput:
+        """Logits (B, 2): of 0, the second sentence follows the first, and of 1, it does not, which is always 0.
+
+        Only their difference means anything: it is the one logit of `MacaronBertForPreTraining`.
+
+        Args:
+            labels: (B,), 0 where the second sentence really follows the first, 1 where not, −100 where nobody knows.
+                That is the order of transformers' BERT; `next_sentence_label` of `MacaronBertForPreTraining` has the
+                other one, as the original.
+        """
+        outputs = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        follows = self.nsp_head(self.sentences(outputs, attention_mask))  # (B, 1)
+        logits = torch.cat([follows, torch.zeros_like(follows)], dim=-1)  # (B, 2)
+        loss = None if labels is None else mean_cross_entropy(logits, labels, num_items_in_batch)
+        return NextSentencePredictorOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class _Classifies(_HasEncoder):
@@ -720,6 +766,7 @@ class MacaronBertForMultipleChoice(_Classifies):
 __all__ = [
     "MacaronBertForMaskedLM",
     "MacaronBertForMultipleChoice",
+    "MacaronBertForNextSentencePrediction",
     "MacaronBertForPreTraining",
     "MacaronBertForQuestionAnswering",
     "MacaronBertForSequenceClassification",

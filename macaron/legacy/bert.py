@@ -21,7 +21,6 @@ in classifiers); the heads here return means. So
     regression       trains on (score − 3) / 2, so the score is 2 · logit + 3
 """
 
-import os
 import re
 import tempfile
 from argparse import Namespace
@@ -36,8 +35,8 @@ from torch import Tensor
 from macaron import checkpoint
 from macaron.bert import MacaronBertConfig, MacaronBertForPreTraining, MacaronBertForSequenceClassification
 from macaron.bert.modeling_macaron_bert import MacaronBertPreTrainedModel
-from macaron.bert.tokenization_bpe import CODES_FILE
 from macaron.checkpoint import CheckpointError
+from macaron.hf.folders import check_free, put
 from macaron.legacy.adam import BUFFERS, read_adam
 from macaron.legacy.bert_tokenizer import SPECIAL_SYMBOLS, build_tokenizer, read_dictionary
 from macaron.names import is_foreign, to_particle_names
@@ -362,10 +361,7 @@ def convert_file(
         CheckpointError: a file that is damaged, of another kind, or does not fit the other.
     """
     folder = Path(os.path.realpath(folder))  # a link to a folder stays one
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise FileExistsError(f"folder {folder} is not empty; name another one, or add --force to write into it")
+    check_free(folder, force)
     symbols = read_dictionary(dictionary)
     if codes is not None and not Path(codes).is_file():
         raise FileNotFoundError(f"BPE codes {codes} do not exist; check the path")
@@ -389,17 +385,5 @@ def convert_file(
         )
         if optimizer is not None:
             torch.save(optimizer, complete / _OPTIMIZER)
-        _put(complete, folder)
+        put(complete, folder)
     return model
-
-
-def _put(complete: Path, folder: Path) -> None:
-    """Move what is in `complete` to `folder`, in one go unless there is something in it already."""
-    if not folder.exists() or not any(folder.iterdir()):
-        os.replace(complete, folder)
-        return
-    names = {file.name for file in complete.iterdir()}
-    for optional in {_OPTIMIZER, CODES_FILE} - names:  # of an earlier conversion; it does not go with this one
-        (folder / optional).unlink(missing_ok=True)
-    for name in names:
-        os.replace(complete / name, folder / name)
