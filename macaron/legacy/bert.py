@@ -21,6 +21,7 @@ in classifiers); the heads here return means. So
     regression       trains on (score − 3) / 2, so the score is 2 · logit + 3
 """
 
+import os
 import re
 import tempfile
 from argparse import Namespace
