@@ -821,7 +821,6 @@ def test_options_that_cannot_be_read_are_named() -> None:
         ({}, "encoder.layers.1.self_attn.out_proj.bias", r"finds nothing for .*layers\.1\..*out_proj\.bias"),
         ({}, "encoder.embed_tokens", r"encoder\.embed_tokens\.weight is missing"),
     ],
-    ids=str,
 )
 def test_what_is_missing_is_named(options: dict[str, Any], lost: str, message: str) -> None:
     """Sizes and kinds are read from the tensors, so a lost one must not make another model."""

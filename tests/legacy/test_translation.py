@@ -342,7 +342,6 @@ def damaged(state: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         ),
         ({"args.arch": "transformer_iwslt_de_en"}, r"architecture transformer_iwslt_de_en is fairseq's own .* lie"),
     ],
-    ids=str,
 )
 def test_a_model_that_is_not_whole_is_refused(change: dict[str, Any], message: str, golden: Path) -> None:
     """Kinds and sizes are read from the tensors, so a lost one must not make another model."""
