@@ -464,6 +464,7 @@ class _Fields:
         self.dt = sum(step for kind, step in zip(self.kinds, steps, strict=True) if kind == self.kinds[0])
         self.substeps = [Substep(kind, step / self.dt) for kind, step in zip(self.kinds, steps, strict=True)]
         self.solver = layer.solver
+        self.gates = list(getattr(layer, "gates", None) or ())  # of a solver with learned weights
         pairs = zip(layer.flows, layer.norms, strict=True)
         self.fields = [_field(flow, norm, recorded.context) for flow, norm in pairs]
 
@@ -478,7 +479,9 @@ class _Fields:
     def _walk(self, chosen: list[bool], x: Tensor, dt: float) -> Tensor:
         kept = [i for i, keep in enumerate(chosen) if keep]
         splitting = Splitting("recorded", tuple(self.substeps[i] for i in kept))
-        for _, moved in walk(splitting, [self.fields[i] for i in kept], x, dt=dt, solver=self.solver):
+        gates = [self.gates[i] for i in kept] if self.gates else None
+        fields = [self.fields[i] for i in kept]
+        for _, moved in walk(splitting, fields, x, dt=dt, solver=self.solver, weighings=gates):
             x = moved
         return x
 

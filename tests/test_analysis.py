@@ -17,6 +17,7 @@ from macaron.dynamics import (
     BACKWARD_EULER,
     EULER,
     HEUN,
+    HEUN_LEARNED,
     LIE,
     MIDPOINT,
     RK4,
@@ -371,6 +372,19 @@ def traces(model: nn.Module) -> list[Any]:
     return [(name, len(m._forward_hooks), "integrate" in vars(m), m.training) for name, m in model.named_modules()]
 
 
+def test_learned_weights_of_a_solver_are_those_of_the_layer() -> None:
+    """The one step of the local error is the layer's own, with its gates."""
+    layer = make_layer(HEUN_LEARNED).double().eval()
+    x = torch.randn(B, T, 8, dtype=torch.float64)
+    with torch.no_grad(), analysis.record(layer) as trajectories:
+        after, _ = layer(x)
+    (trajectory,) = trajectories.values()
+    fields = analysis._Fields(trajectory.layers[0])
+    torch.testing.assert_close(fields.step(x, 1.0), after, rtol=1e-12, atol=1e-12)  # float64
+    layer.gates = None
+    assert not torch.allclose(layer(x)[0], after, atol=1e-3)  # the gates are not ½
+
+
 def test_nothing_is_left_also_after_an_error() -> None:
     layer = make_layer().eval()
     before, parameters = traces(layer), list(layer.state_dict())
@@ -616,8 +630,9 @@ def sentences(words: Any, lengths: list[int], left: bool) -> Tensor:
 
 @pytest.mark.parametrize("pre", [True, False], ids=["pre-norm", "post-norm"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_both_sides_of_a_translation_model(translation, pre: bool, training: bool) -> None:
-    model, words = translation(encoder_normalize_before=pre, decoder_normalize_before=pre)
+@pytest.mark.parametrize("solver", ["euler", "heun_learned"])
+def test_both_sides_of_a_translation_model(translation, solver: str, pre: bool, training: bool) -> None:
+    model, words = translation(encoder_normalize_before=pre, decoder_normalize_before=pre, solver=solver)
     model.train(training)
     source, target = sentences(words, [7, 3, 5], left=True), sentences(words, [4, 6, 2], left=False)
     batch = {"src_tokens": source, "src_lengths": torch.tensor([7, 3, 5]), "prev_output_tokens": target}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from macaron.dynamics.solvers import EULER, Field, Tableau, follow
+from macaron.dynamics.solvers import EULER, Field, Tableau, Weighing, follow
 from macaron.dynamics.splitting import Splitting, Substep
 
 
@@ -17,6 +17,7 @@ def walk(
     *,
     dt: float = 1.0,
     solver: Tableau = EULER,
+    weighings: Sequence[Weighing] | None = None,
 ) -> Iterator[tuple[Substep, Tensor]]:
     """Take one step Δt of a splitting, substep by substep.
 
@@ -28,6 +29,7 @@ def walk(
         x: any shape that the fields take.
         dt: Δt.
         solver: of every substep.
+        weighings: for each substep the learned weights of its stages, see `follow`.
 
     Yields:
         Each substep with the state after it. The last state is the result.
@@ -35,8 +37,9 @@ def walk(
     Raises:
         ValueError: fields that do not match the splitting.
     """
-    for substep, field in zip(splitting.substeps, _one_each(splitting, fields), strict=True):
-        x = follow(field, x, substep.share * dt, solver)
+    learned: Sequence[Weighing | None] = weighings or [None] * len(splitting.substeps)
+    for substep, field, weighing in zip(splitting.substeps, _one_each(splitting, fields), learned, strict=True):
+        x = follow(field, x, substep.share * dt, solver, weighing)
         yield substep, x
 
 
