@@ -273,9 +273,10 @@ def test_options_that_cannot_be(failing, tmp_path) -> None:
     ):
         out, err = failing(*options, tmp_path / "text")
         assert out == [] and message in err
-    with pytest.raises(SystemExit) as ended:
-        main(["translate", "model", "--beam=0"])
-    assert ended.value.code == 2
+    for arguments in (["model", "--beam=0"], ["model", "text", "--bem=3"], ["model", "--beam", "3", "text", "-x"], []):
+        with pytest.raises(SystemExit) as ended:
+            main(["translate", *arguments])
+        assert ended.value.code == 2
 
 
 # --- input without end --------------------------------------------------------------------------------------------
