@@ -7,7 +7,7 @@ SIZES = {
     "tiny": Recipe(
         name="demo",
         config="tiny",
-        text=TextSettings(source="de", target="en", aggressive_hyphens=True, units=300),
+        text=TextSettings(source="de", target="en", aggressive_hyphens=True, units=400),
         metrics="multi30k",
         average=3,
     )

@@ -28,8 +28,8 @@ SENTENCES = (
      "{name} believes that {other} {did} {many} {thing} in {year}."),
 )  # fmt: skip
 WORDS = {
-    "name": "Anna Paul Maria Emil Lena Jonas",
-    "other": "Clara Felix Nina Oskar Sofia Moritz",
+    "name": "Anna Paul Maria Emil Lena Jonas Clara Felix",
+    "other": "Anna Paul Maria Emil Lena Jonas Clara Felix",
     "city": "Köln/Cologne Wien/Vienna Genf/Geneva München/Munich Prag/Prague",
     "thing": "Äpfel/apples Bücher/books Stühle/chairs Eier/eggs Uhren/clocks",
     "did": "gekauft/bought verkauft/sold bestellt/ordered gefunden/found",
