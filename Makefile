@@ -1,6 +1,6 @@
 # Everything a fresh machine needs, given Python >= 3.10 with venv, gcc and make:
 #
-#   make demo     install into .venv, then learn to translate and write a report
+#   make demo     install into .venv, then learn to translate, write a report and release the model
 #   make test     install into .venv, then run the tests
 #
 # The first run installs (5-10 minutes on two cores, most of it fairseq's C++); later runs start at once.
@@ -9,8 +9,8 @@ PYTHON  ?= python3
 # Where fairseq's wheel is not built for a GPU, the torch release this project is tested with.
 TORCH   ?= torch==2.13.0
 FAIRSEQ := fairseq-fixed==0.12.3.1
-CORPUS  ?= grammar
-# More arguments for pytest: make test ARGS="-k splitting -x"
+CORPUS  ?= numbers
+# More arguments: make test ARGS="-k splitting -x", make demo CORPUS=multi30k ARGS="--data-dir FOLDER"
 ARGS    ?=
 WORKERS ?= 2
 
@@ -30,8 +30,8 @@ help:  ## print this list
 
 install: $(STAMP)/installed  ## make .venv with everything
 
-demo: $(STAMP)/installed  ## learn to translate, write a report (CORPUS=grammar or multi30k)
-	@$(PY) -m recipes.demo --corpus $(CORPUS)
+demo: $(STAMP)/installed  ## learn to translate, write a report, release the model (CORPUS=numbers or multi30k)
+	@$(PY) -m recipes.demo --corpus $(CORPUS) $(ARGS)
 
 # One thread per worker: the models are tiny, and two workers with two threads each are slower than one.
 test: $(STAMP)/installed  ## run the default tests (ARGS="-m slow" for the long ones)

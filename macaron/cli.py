@@ -1,6 +1,7 @@
-"""The `macaron` command: `user-dir`, `average`, `convert` and `export-hub`.
+"""The `macaron` command: `user-dir`, `translate`, `average`, `convert` and `export-hub`.
 
     fairseq-train data-bin --user-dir "$(macaron user-dir)" --arch macaron_base …
+    macaron translate release text.de > text.en
     macaron average --last 10 --dir checkpoints --output checkpoints/average.pt
     macaron convert original.pt --output converted.pt
     macaron convert original-bert.pt --dict dict.txt --output folder
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -43,19 +45,33 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 
     130 after an interruption.
     """
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    if more and (not hasattr(args, "files") or any(word.startswith("-") and word != "-" for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        args.files += more  # argparse takes no files after options that stand between them
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
     status = 1
     try:
         args.run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
-    except KeyboardInterrupt:
-        message, status = "interrupted; run the same command again", 130
+    except KeyboardInterrupt as interrupt:
+        message, status = str(interrupt) or "interrupted; run the same command again", 130
+    except BrokenPipeError:  # `| head` has seen enough
+        message = ""
     except Exception as error:  # what a damaged file leads to can be of any kind
         known = isinstance(error, (ValueError, OSError, ImportError)) and str(error)
         message = str(error) if known else f"unexpected {type(error).__name__}: {error}"
-    print(f"{parser.prog.removeprefix('python -m ')} {args.command}: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # what cannot be written is not tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if message:
+        print(f"{parser.prog.removeprefix('python -m ')} {args.command}: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
@@ -66,6 +82,46 @@ def _parser() -> argparse.ArgumentParser:
 
     user_dir = commands.add_parser("user-dir", help="print the path for fairseq's --user-dir")
     user_dir.set_defaults(run=_user_dir)
+
+    translate = commands.add_parser(
+        "translate",
+        help="translate raw text with a released model",
+        description="Translate raw text (UTF-8) line by line: one line of output for each line of input, in its order; "
+        "an empty line stays empty. Lines are read in blocks and translated in batches of similar lengths, so that "
+        "input of any length takes the same memory. At a terminal, standard error shows the progress.",
+        epilog="To score translations: sacrebleu REFERENCE --input OUTPUT.",
+    )
+    translate.add_argument("release", type=Path, metavar="RELEASE", help="the folder of a released model")
+    translate.add_argument("files", nargs="*", metavar="FILE", help="text; - or none: standard input")
+    translate.add_argument("--beam", type=_positive, metavar="N", help="beam size (default: that of the release)")
+    translate.add_argument(
+        "--nbest", type=_positive, default=1, metavar="N", help="lines for each line, the best first (default: 1)"
+    )
+    translate.add_argument(
+        "--print-scores",
+        dest="scores",
+        action="store_true",
+        help="before each translation its score and a tab: log2 of the probability over the length to the power of "
+        "the length penalty, as fairseq-generate has it; 0 for an empty line",
+    )
+    translate.add_argument(
+        "--max-tokens", type=_positive, metavar="N", help="tokens of a batch, padding counts (default: 4096)"
+    )
+    translate.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
+    translate.add_argument(
+        "--too-long",
+        choices=("refuse", "split"),
+        default="refuse",
+        help="a line longer than the model takes: end there with its number, or translate it sentence by sentence, "
+        "into one line (default: %(default)s)",
+    )
+    translate.add_argument(
+        "--buffer-size",
+        type=_positive,
+        metavar="N",
+        help="lines read ahead; 1 answers each line at once (default: 4096, 1 where somebody types)",
+    )
+    translate.set_defaults(run=_translate)
 
     average = commands.add_parser(
         "average",
@@ -148,6 +204,16 @@ def _positive(text: str) -> int:
 
 def _user_dir(args: argparse.Namespace) -> None:
     print(Path(macaron.__file__).parent)
+
+
+def _translate(args: argparse.Namespace) -> None:
+    macaron.register_fairseq()  # torch and fairseq take seconds
+    from macaron.user_dir import translate
+
+    translate.run(
+        args.release, args.files, device=args.device, window=args.buffer_size, max_tokens=args.max_tokens,
+        beam=args.beam, nbest=args.nbest, scores=args.scores, split=args.too_long == "split",
+    )  # fmt: skip
 
 
 def _average(args: argparse.Namespace) -> None:

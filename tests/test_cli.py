@@ -60,6 +60,21 @@ def test_user_dir_prints_the_folder_of_the_package(command, tmp_path):
     assert done.stdout == f"{Path(macaron.__file__).parent}\n"
 
 
+def test_what_cannot_be_written_is_one_line_and_not_tried_again(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "macaron", "user-dir"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == b"macaron user-dir: [Errno 28] No space left on device\n"
+
+
+def test_a_reader_that_has_gone_is_told_nothing():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "macaron", "user-dir"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_the_command_is_installed(tmp_path):
     script = Path(sys.executable).parent / "macaron"
     done = subprocess.run([script, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from recipes.translation.recipe import PRECISIONS, Recipe, load
 from recipes.translation.text import SUBWORDS
 from recipes.translation.train import Machine
 
+SAMPLES = 10  # translations of the test set that are shown at the end
+
 ABOUT = {
     "iwslt14_de_en": "IWSLT14 German to English",
     "wmt14_en_de": "WMT14 English to German",
     "multi30k_de_en": "Multi30k German to English, at a size for one CPU core",
+    "demo": "Numbers, dates and prices, German to English, in minutes",
 }
 
 # Options of the same name as the setting, with their types and help texts.
@@ -47,10 +51,11 @@ HYPER_PARAMETERS: tuple[tuple[str, type, str], ...] = (
 )
 
 
-def parser(name: str) -> argparse.ArgumentParser:
+def parser(name: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
     sizes = list(sizes_of(name))
     p = argparse.ArgumentParser(
         prog=f"python -m recipes.{name}",
+        parents=parents,
         description=f"{ABOUT[name]}: prepare the corpus, train, average checkpoints, translate the test set, score, "
         "write a report, and release a model that takes raw text. A STAGE first does what it needs and is not done "
         "yet; without one, everything is done. Interrupted? Run the same command again: finished stages are kept, "
@@ -186,8 +191,9 @@ def data_of(args: argparse.Namespace) -> Data:
     )
 
 
-def main(name: str, argv: Sequence[str] | None = None) -> int:
-    return run_command(name, lambda: translate(name, parser(name).parse_args(argv)))
+def main(name: str, argv: Sequence[str] | None = None, parents: Sequence[argparse.ArgumentParser] = ()) -> int:
+    """Run the recipe `name`; `parents` have options that its --help shows, too."""
+    return run_command(name, lambda: translate(name, parser(name, parents).parse_args(argv)))
 
 
 def translate(name: str, args: argparse.Namespace) -> None:
@@ -204,6 +210,11 @@ def translate(name: str, args: argparse.Namespace) -> None:
 
 def show(pipeline: Pipeline, stage: int) -> None:
     """What the stages up to this one have to say."""
+    if stage >= STAGES.index("translate"):
+        names = (pipeline.source, "reference", "translation")
+        texts = (pipeline.lines("raw", language=pipeline.source), pipeline.lines("raw"), pipeline.lines("hyp"))
+        for row in list(zip(*texts, strict=True))[:SAMPLES]:
+            print(*(f"\n  {name:<11} {text}" for name, text in zip(names, row, strict=True)), sep="")
     if stage >= STAGES.index("score"):
         print("", *(pipeline.space.stamp("score") or {})["shown"], sep="\n  ")
     if notice := (pipeline.space.stamp("prepare") or {}).get("notice"):
@@ -212,3 +223,6 @@ def show(pipeline: Pipeline, stage: int) -> None:
     for name, path in made.items():
         if stage >= STAGES.index(name):
             print(f"  {name + ':':<9} {pipeline.folder / path}")
+    if stage >= STAGES.index("release"):
+        command = ["macaron", "translate", str(pipeline.folder / "release")]
+        print(f"  use it:   {shlex.join(command)} text.{pipeline.source} > text.{pipeline.target}")

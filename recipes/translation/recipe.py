@@ -18,7 +18,7 @@ from recipes.common.schemes import portable
 if TYPE_CHECKING:
     from recipes.translation.text import TextSettings
 
-RECIPES = ("iwslt14_de_en", "wmt14_en_de", "multi30k_de_en")
+RECIPES = ("iwslt14_de_en", "wmt14_en_de", "multi30k_de_en", "demo")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 # Names of the main hyper-parameters, and where fairseq has them.

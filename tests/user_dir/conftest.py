@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 import torch
 from fairseq.data import Dictionary
+from macaron.user_dir import released
+from subword_nmt.learn_bpe import learn_bpe
 
 import macaron
 from macaron.checkpoint import SAFE_GLOBALS
+from macaron.text import TextSettings
+from recipes.translation.release import model_only
 
 macaron.register_fairseq()
 
@@ -133,6 +137,23 @@ def dictionary_folder(tiny_data_bin: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("dictionaries")
     for language in ("de", "en"):
         shutil.copy(tiny_data_bin / f"dict.{language}.txt", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def release(
+    train: Train, tiny_corpus: Path, tiny_data_bin: Path, dictionary_folder: Path, tmp_path_factory: Any
+) -> Path:
+    """A released model, trained so long that its translations differ from each other. It takes raw text."""
+    done = train(tiny_data_bin, *BATCHES, "--max-update", 80, "--disable-validation")
+    folder = Path(shutil.copytree(dictionary_folder, tmp_path_factory.mktemp("released") / "release"))
+    torch.save(model_only(torch.load(done.checkpoint, weights_only=True)), folder / released.MODEL)
+    text = TextSettings(source="de", target="en", units=500)
+    words = [line for side in text.languages for line in (tiny_corpus / f"train.{side}").read_text().splitlines()]
+    with (folder / text.released_name).open("w") as codes:
+        learn_bpe(words, codes, text.units, min_frequency=1)  # words of the corpus stay whole
+    released.write(folder, released.Description(text, {"beam": 2, "lenpen": 1.0, "max_len_a": 0, "max_len_b": 12}))
+    released.seal(folder)
     return folder
 
 

@@ -155,15 +155,13 @@ def test_wrong_usage_has_status_2(name: str, capsys: pytest.CaptureFixture[str])
     "stamp", [{"files": {}}, {"seconds": 1}, {"files": [], "seconds": 1}, {"files": {"/etc/hosts": ""}}]
 )
 def test_stamps_of_another_shape(stamp: Any, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import dataclasses
+    from recipes.translation.pipeline import STAGES
+    from recipes.translation.recipe import load
 
-    from recipes.demo.settings import PRESETS
-
-    space = Workspace(place / "out", dataclasses.asdict(PRESETS["grammar"]))
-    for stage in ("prepare", "train", "translate", "score", "report"):
+    space = Workspace(place / "out", load("demo").settings())
+    for stage in STAGES:
         write_json(space.folder / "stamps" / f"{stage}.json", stamp)
     space.lock.close()
-    (place / "out" / "result.json").write_text('{"samples": 3, "scores": []}')
     assert command("demo")(["--out", str(place / "out")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("recipes.demo: ") and said.count("\n") == 1

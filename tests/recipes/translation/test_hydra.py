@@ -18,7 +18,13 @@ SMALL = [
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("iwslt14_de_en", "small"), ("wmt14_en_de", "base"), ("wmt14_en_de", "big"), ("multi30k_de_en", "tiny")],
+    [
+        ("iwslt14_de_en", "small"),
+        ("wmt14_en_de", "base"),
+        ("wmt14_en_de", "big"),
+        ("multi30k_de_en", "tiny"),
+        ("demo", "tiny"),
+    ],
 )
 def test_it_trains(name: str, size: str, tiny_data_bin: Path, fairseq_cli, tmp_path: Path) -> None:
     overrides = [f"++{option}" if option.startswith("model") else option for option in SMALL]

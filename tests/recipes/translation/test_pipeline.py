@@ -48,6 +48,17 @@ def test_what_it_leaves_behind(finished) -> None:
     assert {path.stem for path in (folder / "stamps").glob("*.json")} >= set(STAGES)
 
 
+def test_what_it_shows_at_its_end(finished) -> None:
+    texts = (read_lines(finished.folder / name) for name in ("raw/test.de", "raw/test.en", "hyp/test.en"))
+    shown = "".join(
+        f"\n  de          {source}\n  reference   {reference}\n  translation {translation}\n"
+        for source, reference, translation in list(zip(*texts, strict=True))[:10]
+    )
+    assert shown in finished.output
+    assert f"  report:   {finished.folder / 'report/index.html'}\n" in finished.output
+    assert f"  use it:   macaron translate {finished.folder / 'release'} text.de > text.en\n" in finished.output
+
+
 def test_finished_work_is_left_alone(finished, recipe_command) -> None:
     def state() -> dict[str, int]:
         names = ("train.log", "average.pt", "hyp/test.en", "report/index.html", "release/model.pt", "data-bin/codes")

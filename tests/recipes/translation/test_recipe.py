@@ -10,7 +10,13 @@ from recipes.translation import train
 from recipes.translation.recipe import RECIPES, load
 from recipes.translation.train import Machine
 
-ALL = [("iwslt14_de_en", "small"), ("wmt14_en_de", "base"), ("wmt14_en_de", "big"), ("multi30k_de_en", "tiny")]
+ALL = [
+    ("iwslt14_de_en", "small"),
+    ("wmt14_en_de", "base"),
+    ("wmt14_en_de", "big"),
+    ("multi30k_de_en", "tiny"),
+    ("demo", "tiny"),
+]
 
 # What the scripts of the authors say (zhuohan123/macaron-net, translation/macaron-scripts).
 PAPER = {

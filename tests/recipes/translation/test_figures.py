@@ -1,14 +1,9 @@
-"""The report is safe to open, whatever the sentences are."""
+"""Figures of any run: one without a curve yet, and one without a sentence that fits."""
 
 from __future__ import annotations
 
-from recipes.common.page import png, table
-from recipes.demo.report import attention_sample, curve_figure
-
-
-def test_sentences_cannot_become_markup() -> None:
-    page = table([["<script>alert(1)</script>", "a & b"]], ["<b>"], [True])
-    assert "<script>" not in page and "<th>&lt;b&gt;</th>" in page and "a &amp; b" in page
+from recipes.common.page import png
+from recipes.translation.figures import attention_sample, curve_figure
 
 
 def test_attention_is_shown_for_the_longest_correct_sentence_that_fits() -> None:

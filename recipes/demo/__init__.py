@@ -1,0 +1,14 @@
+"""Translation learned in minutes from sentences about numbers, dates and prices, which are made on the spot."""
+
+from recipes.translation.recipe import Recipe
+from recipes.translation.text import TextSettings
+
+SIZES = {
+    "tiny": Recipe(
+        name="demo",
+        config="tiny",
+        text=TextSettings(source="de", target="en", aggressive_hyphens=True, units=400),
+        metrics="multi30k",
+        average=3,
+    )
+}
