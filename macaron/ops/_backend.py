@@ -1,21 +1,18 @@
 """Which implementation of an operation runs: the one place that decides.
 
-`auto` follows the tensor: fused Triton kernels for a CUDA or ROCm tensor where they exist (once `AUTO_TAKES_TRITON`
-says so), the plain PyTorch reference otherwise. An explicit request, by argument or by the environment variable
-`MACARON_BACKEND`, is met or raises; it is never replaced in silence. The variable speaks of the operations that have
-a kernel of ours; `attention`, which is in front of torch's own, has none.
+`auto` follows the tensor: fused Triton kernels for a CUDA or ROCm tensor where they exist and have passed their check
+on this device (`_selfcheck.py`), the plain PyTorch reference otherwise. An explicit request, by argument or by the
+environment variable `MACARON_BACKEND`, is met or raises; it is never replaced in silence. The variable speaks of the
+operations that have a kernel of ours; `attention`, which is in front of torch's own, has none.
 """
 
 import importlib.util
 import os
 
+import torch
 from torch import Tensor
 
 from macaron.ops._triton import DTYPES
-
-# The kernels are tested in Triton's interpreter and compiled for real targets, but have not run on a GPU yet: until
-# `pytest -m gpu tests/ops` has passed on one, `auto` leaves them to those who ask for `triton`.
-AUTO_TAKES_TRITON = False
 
 BACKENDS = ("auto", "reference", "triton")
 ENVIRONMENT_VARIABLE = "MACARON_BACKEND"
@@ -48,6 +45,23 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def on_accelerator(x: Tensor) -> bool:
+    """Whether kernels are compiled for where `x` is."""
+    return x.is_cuda
+
+
+def passes(op: str, kind: str, index: int | None, dtype: torch.dtype) -> bool:
+    """Whether the kernels of `op` have passed their check on this device."""
+    from macaron.ops import _selfcheck  # which a CPU does not need
+
+    return _selfcheck.passes(op, kind, index, dtype)
+
+
+# torch.compile takes the verdict as a constant; it comes from another process, so that nothing of it is traced. This is
+# what torch.compiler.assume_constant_result does, which imports torch's compiler and with it Triton.
+passes._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def use_triton(op: str, x: Tensor, backend: str | None = None, max_width: int | None = None) -> bool:
     """Whether operation `op` runs its Triton kernel on `x`, or the reference.
 
@@ -66,7 +80,7 @@ def use_triton(op: str, x: Tensor, backend: str | None = None, max_width: int | 
         return False
     fits = x.dtype in DTYPES and (max_width is None or x.size(-1) <= max_width)
     if name == "auto":
-        return AUTO_TAKES_TRITON and fits and x.is_cuda and triton_installed()
+        return fits and on_accelerator(x) and triton_installed() and passes(op, x.device.type, x.device.index, x.dtype)
     if not triton_installed():
         reason, remedy = "triton is not installed", "pip install 'macaron-net[kernels]', or use 'auto'"
     elif not (x.is_cuda or triton_interpreted()):
