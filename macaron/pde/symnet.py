@@ -41,11 +41,20 @@ class SymNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, channels) → (…)."""
-        o = x * self.nw
-        for layer in self.products():
-            p, q = layer(o).unbind(-1)
-            o = torch.cat([o, (p * q)[..., None]], -1)
-        return self.layer_final(o)[..., 0]
+        n = len(self.channels)
+        points = x.movedim(-1, 0).reshape(n, -1) * self.nw[:, None]
+        layers = [*self.products(), self.layer_final]
+        # What the inputs add to all layers is one product; the rows of a channel lie together.
+        weight = torch.cat([layer.weight[:, :n] for layer in layers])
+        linear = torch.addmm(torch.cat([layer.bias for layer in layers])[:, None], weight, points)
+        *pairs, result = linear.split([*[2] * self.layers, 1])
+        made: list[Tensor] = []
+        for layer, pair in zip(layers, pairs, strict=False):
+            p, q = torch.addmm(pair, layer.weight[:, n:], torch.stack(made)) if made else pair
+            made.append(p * q)
+        if made:
+            result = torch.addmm(result, self.layer_final.weight[:, n:], torch.stack(made))
+        return result.reshape(x.shape[:-1])
 
     @torch.no_grad()
     def renormalize(self, nw: Tensor | Sequence[float]) -> None:
