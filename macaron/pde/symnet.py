@@ -99,7 +99,7 @@ class SymNet(nn.Module):
         for monomial, c in self.coefficients(precision, degree).items():
             if round(abs(c), digits) == 0:
                 continue
-            factors = "" if monomial == "1" else " " + " ".join(map(_readable, re.split(r"(?<!\*)\*(?!\*)", monomial)))
+            factors = "" if monomial == "1" else " " + " ".join(map(readable, re.split(r"(?<!\*)\*(?!\*)", monomial)))
             text += f" {'-' if c < 0 else '+'} {abs(c):.{digits}f}{factors}"
         text = "-" + text[3:] if text.startswith(" - ") else text[3:]
         return (f"{left} = " if left else "") + (text or "0")
@@ -137,7 +137,7 @@ def _product(p: Polynomial, q: Polynomial, degree: int | None) -> Polynomial:
     return total
 
 
-def _readable(factor: str) -> str:
+def readable(factor: str) -> str:
     """u12**2 → u_xxy^2, u00 → u."""
     name, _, power = factor.partition("**")
     if match := re.fullmatch(r"([A-Za-z]+)(\d)(\d)", name):

@@ -1,9 +1,9 @@
 """Fields of one's own: an npz file with time, components, grid and fields, checked before anything is learned.
 
-    fields      (T, C, H, W) or (samples, T, C, H, W), numbers; axis H is y, axis W is x, both periodic
-    time        (T,) uniform
-    components  (C,) names of letters, such as u and v
-    x, y        (W,) and (H,) uniform, of one and the same distance; the period's end is not repeated
+fields      (T, C, H, W) or (samples, T, C, H, W), numbers; axis H is y, axis W is x, both periodic
+time        (T,) uniform
+components  (C,) names of letters, such as u and v
+x, y        (W,) and (H,) uniform, of one and the same distance; the period's end is not repeated
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def split(fields: Fields, settings: Settings) -> Split:
     windows = len(parts.training) * (left - needed + 1)
     if windows < settings.samples:
         raise RecipeError(
-            f"{fields.path}: holds {windows} stretches of {needed - 1} steps to learn from ({parts.rule} are held out), "
+            f"{fields.path}: holds {windows} stretches of {needed - 1} steps to learn from ({parts.rule} held out), "
             f"but --samples is {settings.samples}; give more samples or times, or --samples {windows} or fewer"
         )
     return parts

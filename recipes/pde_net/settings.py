@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -149,7 +150,7 @@ def settings_for(system: str, **overrides: Any) -> Settings:
 
 
 def blocks(text: str) -> tuple[int, ...]:
-    """"0-6,9,12" → (0, 1, 2, 3, 4, 5, 6, 9, 12).
+    """ "0-6,9,12" → (0, 1, 2, 3, 4, 5, 6, 9, 12).
 
     Raises:
         RecipeError: another notation, or numbers that do not rise.
@@ -161,7 +162,7 @@ def blocks(text: str) -> tuple[int, ...]:
             raise RecipeError(f"--blocks {text}: {part!r} is no number of steps and no range; write such as 0-6,9,12")
         first, last = int(match[1]), int(match[2] or match[1])
         found += range(first, last + 1) if last >= first else [first, last]
-    if any(later <= earlier for earlier, later in zip(found, found[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(found)):
         raise RecipeError(f"--blocks {text}: the numbers of steps must rise; write such as 0-6,9,12")
     return tuple(found)
 
