@@ -15,7 +15,7 @@ from recipes.common.errors import RecipeError
 from recipes.common.main import run_command
 from recipes.common.provenance import environment
 from recipes.common.workspace import Workspace
-from recipes.pde_net.settings import PRESETS, Settings, blocks, flag, settings_for, variants
+from recipes.pde_net.settings import PRESETS, Settings, blocks, constraints_for, flag, settings_for, variants
 
 PACKAGES = ("macaron-net", "torch", "numpy", "scipy", "matplotlib")
 SETTINGS: tuple[tuple[str, type, str], ...] = (
@@ -55,9 +55,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--components", nargs="+", metavar="NAME", help="with --data: those to use (default: all)")
     p.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: pde_net_output/SYSTEM)")
     p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default: 1 2 3")
-    p.add_argument("--constraint", nargs="+", default=["frozen", "2"], metavar="C",
+    p.add_argument("--constraint", nargs="+", metavar="C",
                    help="of the filters: frozen, moment, free, or the order of accuracy that is held (default: "
-                   "frozen 2)")  # fmt: skip
+                   "frozen 2; with other systems than burgers frozen and --max-order + 1)")  # fmt: skip
     p.add_argument("--solver", nargs="+", default=["euler"], metavar="NAME",
                    help="of the time steps, such as euler heun, which are then compared on equal data (default: "
                    "euler)")  # fmt: skip
@@ -100,7 +100,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def command(args: argparse.Namespace) -> int:
-    settings, found = settings_of(args), variants(args.constraint, args.solver)
+    settings = settings_of(args)
+    found = variants(args.constraint or constraints_for(settings), args.solver)
     seeds = tuple(dict.fromkeys(args.seeds))
     jobs = args.jobs or len(os.sched_getaffinity(0))
     from macaron.files import digest
@@ -116,12 +117,13 @@ def command(args: argparse.Namespace) -> int:
     space = Workspace(experiment.folder, dataclasses.asdict(settings), restart=args.restart)
     with space.lock:
         print(f"pde_net   {data or settings.system} in {out}: {len(found)} variants, {len(seeds)} seeds", flush=True)
-        started = time.time()
+        started, spent = time.time(), cpu_seconds()
         facts = environment(shlex.join(["python", "-m", "recipes.pde_net", *sys.argv[1:]]), PACKAGES)
         facts |= {"threads": 1, "seeds at a time": min(jobs, len(seeds))}
         pipeline.make_test(experiment, space)
         failed = pipeline.run_all(experiment, jobs)
         facts["load average at the end"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
+        facts["processor time of this call"] = f"{(cpu_seconds() - spent) / 60:.1f} min"
         facts["wall time of this call"] = f"{(time.time() - started) / 60:.1f} min"
         paths = report.write(experiment, failed, facts)
     print((experiment.folder / "table.md").read_text(encoding="utf-8"))
@@ -129,6 +131,11 @@ def command(args: argparse.Namespace) -> int:
     for run, message in failed.items():
         print(f"recipes.pde_net: {run} failed: {message}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def cpu_seconds() -> float:
+    """Of this process and those it has waited for."""
+    return sum(os.times()[:4])
 
 
 if __name__ == "__main__":

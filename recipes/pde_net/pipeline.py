@@ -2,7 +2,7 @@
 
     test.npz                        true trajectories for the roll-outs
     seed-1/data-2.npz               what block 2 is trained on, the same for all variants
-    seed-1/2-euler/block-2.pt       the network after block 2: constraint 2, Euler's steps; .json beside it: its equations
+    seed-1/2-euler/block-2.pt       the network of constraint 2 and Euler's steps after block 2; .json: its equations
     seed-1/2-euler/rollout.json     error and blow-ups of its last network
 
 The npz files have the format that `--data` reads.

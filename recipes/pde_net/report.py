@@ -221,8 +221,8 @@ def sentences(experiment: Experiment, found: Found) -> list[str]:
         ]
         if short:
             said.append(
-                f"{variant.title}: BFGS used all its iterations in {len(short)} blocks (seed, block: "
-                f"{', '.join(f'{seed}, {block}' for seed, block, _ in short)})."
+                f"{variant.title}: BFGS used all its iterations in {len(short)} blocks (seed/block: "
+                f"{', '.join(f'{seed}/{block}' for seed, block, _ in short)})."
             )
     return said
 
