@@ -95,19 +95,28 @@ class SymNet(nn.Module):
 
     def formula(self, left: str = "", digits: int = 3, precision: int = 6, degree: int | None = None) -> str:
         """The polynomial as one line, `left` = …, with u_xy for u11; terms that round to 0 are left out."""
-        text = ""
-        for monomial, c in self.coefficients(precision, degree).items():
-            if round(abs(c), digits) == 0:
-                continue
-            factors = "" if monomial == "1" else " " + " ".join(map(readable, re.split(r"(?<!\*)\*(?!\*)", monomial)))
-            text += f" {'-' if c < 0 else '+'} {abs(c):.{digits}f}{factors}"
-        text = "-" + text[3:] if text.startswith(" - ") else text[3:]
-        return (f"{left} = " if left else "") + (text or "0")
+        kept = {m: c for m, c in self.coefficients(precision, degree).items() if round(abs(c), digits) != 0}
+        return formula(kept, left, f".{digits}f")
 
     def _name(self, term: tuple[int, ...]) -> str:
         names = sorted(self.channels[i] for i in term)
         powers = [(name, names.count(name)) for name in dict.fromkeys(names)]
         return "*".join(name if n == 1 else f"{name}**{n}" for name, n in powers) or "1"
+
+
+def formula(coefficients: dict[str, float], left: str = "", form: str = ".3f") -> str:
+    """Monomials with their coefficients as one line, `left` = …, in their order."""
+    text = ""
+    for monomial, c in coefficients.items():
+        words = [f"{abs(c):{form}}", *map(readable, factors_of(monomial))]
+        text += f" {'-' if c < 0 else '+'} {' '.join(words)}"
+    text = "-" + text[3:] if text.startswith(" - ") else text[3:]
+    return (f"{left} = " if left else "") + (text or "0")
+
+
+def factors_of(monomial: str) -> list[str]:
+    """u00**2*v01 → [u00**2, v01]; none of 1."""
+    return [] if monomial == "1" else re.split(r"(?<!\*)\*(?!\*)", monomial)
 
 
 def _affine(o: Sequence[Polynomial], weights: Sequence[float], bias: float) -> Polynomial:

@@ -170,6 +170,16 @@ class Seed:
             experiment, experiment.settings, seed, space, tell,
         )  # fmt: skip
         self.dx, self.dt = experiment.grid()
+        self.units: evaluation.Units | None = None
+        self.scale = torch.ones(len(self.settings.components), 1, 1, dtype=torch.float64)
+        if experiment.data is not None:
+            self.units = evaluation.units_of(fields.split(experiment.own(), self.settings).training, self.dt)
+            self.scale = torch.tensor(self.units.fields, dtype=torch.float64)[:, None, None]
+
+    @property
+    def step(self) -> float:
+        """Δt in the network's time."""
+        return self.dt / (self.units.time if self.units else 1.0)
 
     def chain(self, stages: Mapping[str, Callable[[str, float], None]]) -> None:
         """As `Workspace.run`: what follows a stage that had to be done is done again."""
@@ -192,7 +202,8 @@ class Seed:
         return lambda stage, started: self.train(variant, block, before, stage, started)
 
     def data(self, block: int) -> Tensor:
-        return load_fields(self.space.folder / f"data-{block}.npz")
+        """In the network's units."""
+        return load_fields(self.space.folder / f"data-{block}.npz") / self.scale
 
     def make_data(self, block: int, stage: str, started: float) -> None:
         own = self.experiment.data is not None
@@ -228,9 +239,9 @@ class Seed:
                 self.tell("", now - told)
                 told = now
 
-        result = training.train_block(net, u, block, self.dt, variant.solver, self.settings, progress)
+        result = training.train_block(net, u, block, self.step, variant.solver, self.settings, progress)
         result |= {"block": block, "seconds": round(time.time() - started, 1)}
-        result["equations"] = evaluation.equations(net, u[0], self.settings.degree)
+        result["equations"] = evaluation.equations(net, u[0], self.settings.degree, self.units)
         folder = self.space.folder / variant.name
         folder.mkdir(exist_ok=True)
         weights, record = folder / f"block-{block}.pt", folder / f"block-{block}.json"
@@ -246,12 +257,12 @@ class Seed:
 
     def roll_out(self, variant: Variant, stage: str, started: float) -> None:
         net = self.network(variant, self.settings.blocks[-1])
-        truth = load_fields(self.experiment.folder / "test.npz")
-        found = evaluation.roll_out(net, truth, self.dt, self.experiment.every(), variant.solver)
+        truth = load_fields(self.experiment.folder / "test.npz") / self.scale
+        found = evaluation.roll_out(net, truth, self.step, self.experiment.every(), variant.solver, self.dt)
         folder = self.space.folder / variant.name
         record, middle = folder / "rollout.json", folder / "middle.pt"
         write_json(record, found.record())
-        checkpoint.save({"model": {"middle": found.last}}, middle)
+        checkpoint.save({"model": {"middle": found.last * self.scale}}, middle)
         self.space.finish(stage, [record, middle], started)
         gone = [t for t in found.blown_up if t is not None]
         text = f"BLOWS UP in {len(gone)} of {len(found.blown_up)} roll-outs, first at t = {min(gone):g}" if gone else (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from macaron import checkpoint
-from macaron.pde.symnet import readable
+from macaron.pde.symnet import factors_of, readable
 from recipes.common.page import STYLE, png, table
 from recipes.common.workspace import read_json, write_json
 from recipes.pde_net.pipeline import Experiment, collect, load_fields
@@ -95,35 +95,33 @@ def largest_spurious(run: Mapping[str, Any], component: int, true: Mapping[str, 
 
 
 def monomials(experiment: Experiment, found: Found, component: int) -> list[str]:
-    """Those of the table: the true ones, or the largest in the median over the seeds of the last variant."""
+    """Those of the table: the true ones, or the largest in the median over the seeds of the last block's shares."""
     known = truth(experiment.settings)
     if known is not None:
         if experiment.settings.system == "burgers":
             return TALK_MONOMIALS[component]
         return list(known[component])
     runs = [run for runs in found.values() for run in runs.values()]
-    names = {name for run in runs for name in run["blocks"][-1]["equations"][component]["coefficients"]}
-    size = {name: statistics.median(abs(coefficient(run, component, name)) for run in runs) for name in names}
+    last = [run["blocks"][-1]["equations"][component]["shares"] for run in runs]
+    names = {name for shares in last for name in shares}
+    size = {name: statistics.median(shares.get(name, 0.0) for shares in last) for name in names}
     return sorted(names, key=lambda name: (-size[name], name))[:SHOWN]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], form: str = "+.3f") -> str:
     """Median and, of several, the range."""
-    middle = f"{statistics.median(values):+.3f}"
-    return middle if len(values) == 1 else f"{middle} [{min(values):+.3f}, {max(values):+.3f}]"
+    middle = f"{statistics.median(values):{form}}"
+    return middle if len(values) == 1 else f"{middle} [{min(values):{form}}, {max(values):{form}}]"
 
 
 def title_of(monomial: str) -> str:
-    return "1" if monomial == "1" else " ".join(map(readable, factors(monomial)))
-
-
-def factors(monomial: str) -> list[str]:
-    return monomial.replace("**", "^").replace("*", " ").replace("^", "**").split(" ")
+    return " ".join(map(readable, factors_of(monomial))) or "1"
 
 
 def rows_of(experiment: Experiment, found: Found, component: int) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a component's table."""
     settings, known = experiment.settings, truth(experiment.settings)
+    form = "+.3f" if known else "+.3g"
     names = monomials(experiment, found, component)
     head = ["", *map(title_of, names), "largest other" if known else "", "beyond the degree"]
     rows = []
@@ -135,7 +133,7 @@ def rows_of(experiment: Experiment, found: Found, component: int) -> tuple[list[
         runs = list(found[variant.name].values())
         if not runs:
             continue
-        row = [variant.title, *(spread([coefficient(run, component, name) for run in runs]) for name in names)]
+        row = [variant.title, *(spread([coefficient(run, component, name) for run in runs], form) for name in names)]
         if known:
             others = [largest_spurious(run, component, known[component]) for run in runs]
             name, _ = max(others, key=lambda other: abs(other[1]))
@@ -198,7 +196,7 @@ def sentences(experiment: Experiment, found: Found) -> list[str]:
             for component, equation in enumerate(known):
                 for name, c in equation.items():
                     middle = statistics.median(coefficient(run, component, name) for run in runs)
-                    degree = len(factors(name))
+                    degree = sum(int(factor.partition("**")[2] or 1) for factor in factors_of(name))
                     off[degree] = max(off[degree], abs(middle - c))
             said.append(
                 f"{variant.title}: the medians of the convection coefficients are within {off[2]:.3f} of −1 (goal: "

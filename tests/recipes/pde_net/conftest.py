@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-POINTS, TIMES, SAMPLES, DT = 12, 8, 4, 0.02
+POINTS, TIMES, SAMPLES, DT = 16, 8, 4, 0.02
 ADVECTION, DIFFUSION, DECAY = 0.5, 0.1, 0.2
 
 
@@ -19,7 +19,7 @@ def linear_fields() -> dict[str, Any]:
     k = np.fft.fftfreq(POINTS, 1 / POINTS)
     ky, kx = np.meshgrid(k, k, indexing="ij")
     rate = -DIFFUSION * (kx**2 + ky**2) - 1j * ADVECTION * kx - DECAY
-    waves = np.fft.fft2(random.standard_normal((SAMPLES, 1, 1, POINTS, POINTS))) * ((abs(kx) <= 3) & (abs(ky) <= 3))
+    waves = np.fft.fft2(random.standard_normal((SAMPLES, 1, 1, POINTS, POINTS))) * ((abs(kx) <= 2) & (abs(ky) <= 2))
     time = np.arange(TIMES) * DT
     x = np.arange(POINTS) * 2 * np.pi / POINTS
     return {

@@ -18,15 +18,15 @@ def test_what_is_read(content, written):
     path = written(content)
     found = fields.read(path)
     assert found.components == ("c",)
-    assert found.dx == pytest.approx(2 * np.pi / 12) and found.dt == pytest.approx(0.02)
-    assert found.values.dtype == torch.float64 and found.values.shape == (4, 8, 1, 12, 12)
+    assert found.dx == pytest.approx(2 * np.pi / 16) and found.dt == pytest.approx(0.02)
+    assert found.values.dtype == torch.float64 and found.values.shape == (4, 8, 1, 16, 16)
     assert np.array_equal(found.values.numpy(), content["fields"])
 
 
 def test_single_sample_and_single_precision(content, written):
     content |= {"fields": content["fields"][0].astype(np.float32), "time": content["time"].astype(np.float32) + 100}
     found = fields.read(written(content))
-    assert found.values.shape == (1, 8, 1, 12, 12) and found.dt == pytest.approx(0.02, rel=1e-3)
+    assert found.values.shape == (1, 8, 1, 16, 16) and found.dt == pytest.approx(0.02, rel=1e-3)
 
 
 def test_components_in_the_order_asked_for(content, written):
@@ -73,7 +73,7 @@ def spoiled(content, name):
         del arrays["x"]
     elif name == "closed period":
         arrays["fields"] = np.concatenate([arrays["fields"], arrays["fields"][..., :1]], -1)
-        arrays["x"] = np.arange(13) * arrays["x"][1]
+        arrays["x"] = np.arange(17) * arrays["x"][1]
     elif name == "constant":
         arrays["fields"] = np.ones_like(arrays["fields"])
     elif name == "one time":
@@ -90,7 +90,7 @@ def spoiled(content, name):
         ("falling y", "'y' does not rise"),
         ("dx and dy", "one and the same"),
         ("time with nan", "'time' holds NaN"),
-        ("order of axes", "has the shape (8, 4, 1, 12, 12)"),
+        ("order of axes", "has the shape (8, 4, 1, 16, 16)"),
         ("complex", "complex128"),
         ("object", "not objects"),
         ("name with digit", "'c1'"),
@@ -165,10 +165,10 @@ def test_windows_are_stretches_of_the_data_new_for_each_block(content, written):
     training = fields.split(fields.read(written(content)), settings).training
     first, again, other, longer = (fields.windows(training, settings, 1, block) for block in (1, 1, 0, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert first.shape == (2, 5, 1, 12, 12) and longer.shape == (3, 5, 1, 12, 12)
+    assert first.shape == (2, 5, 1, 16, 16) and longer.shape == (3, 5, 1, 16, 16)
     for stretch in longer.unbind(1):
         places = [(s, t) for s in range(3) for t in range(6) if torch.equal(training[s, t : t + 3], stretch)]
         assert len(places) == 1
     noisy = fields.windows(training, settings_for("data", samples=5, noise=0.1), 1, 1)
     ratio = (noisy - first).std() / first[0].std((-2, -1)).square().mean().sqrt()
-    assert ratio.item() == pytest.approx(0.1, rel=0.1)  # 720 numbers: 3 % of sampling error
+    assert ratio.item() == pytest.approx(0.1, rel=0.1)  # 1,280 numbers: 3 % of sampling error

@@ -50,19 +50,16 @@ def result(out: Path) -> dict[str, Any]:
 
 
 def test_an_equation_comes_out_of_a_file(content, written, tmp_path: Path, capsys):
-    """Frozen central filters see k − k³dx²/6 for k: up to 40 % less at the highest wave, 3; trained ones are better."""
     out = tmp_path / "out"
     assert main(["--data", str(written(content)), "--out", str(out), *OWN, "--constraint", "3"]) == 0
     said = capsys.readouterr().out
     assert "none of 1 roll-outs" in said
-    print(
-        result(out)["runs"]["2-euler"]["1"]["blocks"][-1]["equations"], result(out)["runs"]["2-euler"]["1"]["rollout"]
-    )
     (run,) = result(out)["runs"]["3-euler"].values()
     found = run["blocks"][-1]["equations"][0]["coefficients"]
-    known = {"c01": -0.5, "c02": 0.1, "c20": 0.1, "c00": -0.2}
-    assert found["c01"] == pytest.approx(-0.5, abs=0.1)
-    assert max(abs(c) for name, c in found.items() if name not in known) < 0.1
+    known = {"c01": (-0.5, 0.02), "c02": (0.1, 0.04), "c20": (0.1, 0.04), "c00": (-0.2, 0.04)}
+    for name, (c, off) in known.items():  # what the sparsity and Euler's step take away
+        assert found[name] == pytest.approx(c, abs=off)
+    assert max(abs(c) for name, c in found.items() if name not in known) < 0.01
     assert run["rollout"]["error"][-1][0] < 1e-3
     assert result(out)["truth"] is None and "c_t = " in (out / "report.html").read_text(encoding="utf-8")
     for name in ("coefficients.png", "rollouts.png", "fields.png", "table.md"):

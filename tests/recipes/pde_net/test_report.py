@@ -19,6 +19,7 @@ def run(convection: float, diffusion: float, other: float, blown_up: list[float 
         return {
             "coefficients": dict(zip(names, values, strict=True)) | {"u01*v00": other},
             "formula": "u_t = …",
+            "shares": {},
             "beyond": 0.02,
         }
 
