@@ -18,7 +18,7 @@ from macaron import checkpoint
 from macaron.pde.symnet import factors_of, readable
 from recipes.common.page import STYLE, png, table
 from recipes.common.workspace import read_json, write_json
-from recipes.pde_net.pipeline import Experiment, collect, load_fields
+from recipes.pde_net.pipeline import Experiment, collect, load_fields, shortened
 from recipes.pde_net.settings import Settings
 from recipes.pde_net.systems import system_of
 
@@ -29,7 +29,9 @@ Found = dict[str, dict[int, dict[str, Any]]]  # variant ↦ seed ↦ what it gav
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 SHOWN = 6  # monomials of a component where the truth is not known
 
-# Of the slides, in their order; both print v v_y in the equation of u, which must read v u_y.
+SLIP = "The slide prints v v_y in the equation of u, twice; it must read v u_y."
+
+# Of the slides, in their order.
 TALK = {
     "the talk, frozen": [[-0.906, -0.901, 0.033, 0.037], [-0.907, -0.902, 0.039, 0.032]],
     "the talk, PDE-Net 2.0": [[-0.986, -0.972, 0.054, 0.052], [-0.984, -0.982, 0.055, 0.050]],
@@ -230,6 +232,10 @@ def markdown(experiment: Experiment, found: Found) -> str:
     for component, name in enumerate(experiment.settings.components):
         parts += [f"Equation of {name}: {name}_t =\n", lines_of(*rows_of(experiment, found, component))]
     parts += [lines_of(*rollout_rows(experiment, found)), "\n".join(sentences(experiment, found)) + "\n"]
+    for variant in experiment.variants:
+        for seed, run in found[variant.name].items():
+            formulas = [shortened(equation["formula"], 300) for equation in run["blocks"][-1]["equations"]]
+            parts.append("\n".join([f"{variant.title}, seed {seed}:\n", *(f"    {text}" for text in formulas), ""]))
     return "\n".join(parts)
 
 
@@ -370,6 +376,8 @@ def page(
         parts += [f"<h2>{html.escape(symbol)}_t</h2>", table(rows, head)]
     parts.append("<p>Median [range] over seeds. Largest other: of what the truth does not have, median over seeds. "
                  "Beyond the degree: share of du/dt that higher monomials make.</p>")  # fmt: skip
+    if settings.system == "burgers":
+        parts.append(f"<p>{html.escape(SLIP)}</p>")
     head, rows = rollout_rows(experiment, found)
     parts += ["<h2>Long roll-outs</h2>", table(rows, head), "<p>Relative squared error Σ (û − u)² / Σ u² of a frame, "
               "median [quartiles] over seeds and the trajectories that are left. Blown up: NaN, or ten times the "
