@@ -11,6 +11,7 @@ The npz files have the format that `--data` reads.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import multiprocessing
 import os
@@ -31,7 +32,9 @@ from tqdm import tqdm
 
 from macaron import checkpoint
 from macaron.dynamics import get_solver
+from macaron.files import digest
 from macaron.pde import PDENet
+from macaron.pde.symnet import MOST_TERMS
 from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
 from recipes.common.leash import end_with_parent
@@ -70,8 +73,8 @@ class Experiment:
         return systems.LENGTH / self.settings.grid, self.settings.dt
 
     def own(self) -> fields.Fields:
-        assert self.data is not None
-        return fields.read(self.data, self.settings.components)
+        assert self.data is not None and self.settings.data is not None
+        return own_fields(self.data, self.settings.components, self.settings.data)
 
     def every(self) -> int:
         """Steps between the frames of a roll-out."""
@@ -80,9 +83,23 @@ class Experiment:
         return max(1, round(self.settings.horizon / self.settings.dt / FRAMES))
 
 
+@functools.lru_cache(maxsize=1)
+def own_fields(path: Path, components: tuple[str, ...], expected: str) -> fields.Fields:
+    if digest(path) != expected:
+        raise RecipeError(f"--data {path}: has changed since the run began; put it back, or begin anew with --restart")
+    return fields.read(path, components)
+
+
 def check(experiment: Experiment) -> None:
     """What cannot be built or learned from is said before anything is made."""
     dx, _ = experiment.grid()
+    settings = experiment.settings
+    channels = len(settings.components) * math.comb(settings.max_order + 2, 2)
+    if (count := math.comb(channels + settings.degree, settings.degree)) > MOST_TERMS:
+        raise RecipeError(
+            f"--degree {settings.degree}: makes {count:,} monomials of {channels} derivatives, more than "
+            f"{MOST_TERMS:,}; take a lower degree, or a lower --max-order"
+        )
     for variant in experiment.variants:
         try:
             get_solver(variant.solver)
@@ -320,7 +337,7 @@ def run_all(experiment: Experiment, jobs: int) -> dict[str, str]:
         if jobs == 1 or len(experiment.seeds) == 1:
             failed: dict[str, str] = {}
             for seed in experiment.seeds:
-                failed |= run_seed(experiment, seed, tell)
+                failed |= attempt(experiment, seed, tell)
             return failed
         return in_processes(experiment, min(jobs, len(experiment.seeds)), tell)
 
@@ -337,8 +354,13 @@ def begin(news: Any) -> None:
 
 
 def run_in_worker(experiment: Experiment, seed: int) -> dict[str, str]:
+    return attempt(experiment, seed, lambda line, units: _news.put((line, units)))
+
+
+def attempt(experiment: Experiment, seed: int, tell: Tell) -> dict[str, str]:
+    """`run_seed`; a seed that cannot begin leaves the others alone."""
     try:
-        return run_seed(experiment, seed, lambda line, units: _news.put((line, units)))
+        return run_seed(experiment, seed, tell)
     except RecipeError as error:
         return {f"seed {seed}": str(error)}
 

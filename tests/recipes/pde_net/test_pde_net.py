@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from macaron import checkpoint
-from recipes.pde_net import report, training
+from macaron.files import digest
+from recipes.common.errors import RecipeError
+from recipes.pde_net import pipeline, report, training
 from recipes.pde_net.__main__ import main
 
 OWN = ["--scheme=central", "--layers=1", "--blocks=0-1", "--iterations=40", "--samples=6", "--seeds", "1"]
@@ -116,8 +118,6 @@ def test_interrupted_and_resumed_gives_the_same_bits(tmp_path: Path, monkeypatch
 
 
 def test_a_variant_that_fails_leaves_the_others(tmp_path: Path, monkeypatch, capsys, no_figures):
-    from recipes.common.errors import RecipeError
-
     real = training.train_block
 
     def failing(net, u, block, *rest):
@@ -142,6 +142,16 @@ def test_a_changed_file_of_data_is_another_run(content, written, tmp_path: Path,
     written(content | {"fields": content["fields"] + 1})
     assert main(arguments) == 1
     assert "data = " in capsys.readouterr().err
+
+
+def test_a_file_that_changes_under_a_run_is_noticed(content, written):
+    path = written(content)
+    known = digest(path)
+    assert pipeline.own_fields(path, ("c",), known).components == ("c",)
+    written(content | {"fields": content["fields"] + 1})
+    pipeline.own_fields.cache_clear()
+    with pytest.raises(RecipeError, match="has changed since the run began"):
+        pipeline.own_fields(path, ("c",), known)
 
 
 @pytest.mark.slow

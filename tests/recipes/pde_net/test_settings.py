@@ -72,6 +72,7 @@ def test_options_that_no_run_can_have(words, message):
         (["--size=4"], "size=4"),
         (["--constraint=9"], "enlarge size"),
         (["--solver=leapfrog"], "leapfrog"),
+        (["--degree=7"], "50,388 monomials of 12 derivatives"),
         (["--grid=5", "--size=7", "--scheme=central"], "5 x 5 points"),
     ],
 )
