@@ -87,8 +87,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise RecipeError("--data and --system: give one of them; the fields are yours or made here")
     if args.components and not args.data:
         raise RecipeError("--components: goes with --data; the fields that are made here have u and v")
-    if wrong := [seed for seed in args.seeds if not 0 <= seed < 2**32]:
-        raise RecipeError(f"--seeds {wrong[0]}: must lie between 0 and {2**32 - 1}")
+    if wrong := [seed for seed in args.seeds if not 1 <= seed < 2**32]:
+        raise RecipeError(f"--seeds {wrong[0]}: must lie between 1 and {2**32 - 1}")
     if args.jobs is not None and args.jobs < 1:
         raise RecipeError(f"--jobs {args.jobs}: must be at least 1")
     given = {name: getattr(args, name) for name, _, _ in SETTINGS} | {"scheme": args.scheme}

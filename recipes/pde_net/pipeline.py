@@ -43,7 +43,7 @@ from recipes.pde_net import evaluation, fields, systems, training
 from recipes.pde_net.settings import Settings, Variant
 
 FRAMES = 40  # of a roll-out, for systems whose data are made here
-TEST = 2**32  # the key of the test trajectories, which no seed has
+TEST = 2**32  # the key of the test trajectories; no seed from 1 to 2³² − 1 has it
 LONG_BLOCK = 400  # iterations; only the progress bar asks
 Tell = Callable[[str, float], None]  # a line or "", and how many units of work are done
 

@@ -7,6 +7,7 @@ import torch
 
 from macaron.pde import burgers
 from recipes.pde_net import systems
+from recipes.pde_net.pipeline import TEST
 from recipes.pde_net.settings import settings_for
 
 SMALL = {"samples": 4, "grid": 8, "max_dt": 0.01}
@@ -19,6 +20,12 @@ def test_data_of_a_block_are_fresh_and_repeatable():
     assert torch.equal(u, systems.observed(settings, 1, 2))
     for other in (systems.observed(settings, 2, 2), systems.observed(settings, 1, 3)):
         assert not torch.isclose(u[0], other[0]).any()
+
+
+def test_no_block_has_a_test_trajectory():
+    first = {systems.generator(TEST, i).initial_seed() for i in range(8)}
+    assert len(first) == 8
+    assert not first & {systems.generator(seed, block).initial_seed() for seed in range(1, 50) for block in range(20)}
 
 
 def test_half_of_the_samples_have_run_up():
