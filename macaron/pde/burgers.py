@@ -21,14 +21,13 @@ def velocity(u: Tensor, dx: float, viscosity: float, order: int = 2) -> Tensor:
         raise ValueError(f"order={order} of the upwind differences must be 1 or 2")
     total = torch.zeros_like(u)
     for speed, axis in ((u[:, :1], -1), (u[:, 1:], -2)):
-        ahead, behind = torch.roll(u, -1, axis), torch.roll(u, 1, axis)
-        if order == 1:
-            forward, backward = ahead - u, u - behind
-        else:
-            forward = (-3 * u + 4 * ahead - torch.roll(u, -2, axis)) / 2
-            backward = (3 * u - 4 * behind + torch.roll(u, 2, axis)) / 2
-        total = total - speed * torch.where(speed > 0, backward, forward) / dx
-        total = total + viscosity * (ahead - 2 * u + behind) / dx**2
+        forward = torch.roll(u, -1, axis) - u
+        backward = torch.roll(forward, 1, axis)
+        total = torch.add(total, forward - backward, alpha=viscosity / dx**2)
+        if order == 2:
+            forward = torch.sub(1.5 * forward, torch.roll(forward, -1, axis), alpha=0.5)
+            backward = torch.sub(1.5 * backward, torch.roll(backward, 1, axis), alpha=0.5)
+        total = torch.addcmul(total, speed, torch.where(speed > 0, backward, forward), value=-1 / dx)
     return total
 
 

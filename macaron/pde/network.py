@@ -68,30 +68,47 @@ class PDENet(nn.Module):
 
     def features(self, u: Tensor) -> Tensor:
         """(B, components, H, W) → (B, H, W, channels), with the filters as they are."""
-        if u.dim() != 4 or u.shape[1] != len(self.components):
-            raise ValueError(f"fields of shape {tuple(u.shape)}, but (B, {len(self.components)}, H, W) are needed")
-        derivatives = torch.stack([self.filter(f"fd{a}{b}")(u) for a, b in self.orders], 2)
-        return derivatives.flatten(1, 2).movedim(1, -1)
+        return self._derivatives(u, {})[0]
 
     def forward(self, u: Tensor) -> Tensor:
         """du/dt, shape of `u`: a field for `follow`."""
-        features = self.features(u)
+        features, mirrored = self._derivatives(u, {"fd01": -1, "fd10": -2} if self.scheme == "upwind" else {})
         if self.scheme == "upwind":
-            features = self._against_the_wind(u, features)
+            features = self._against_the_wind(features, mirrored)
         return torch.stack([symnet(features) for symnet in self.symnets], 1)
 
-    def _against_the_wind(self, u: Tensor, features: Tensor) -> Tensor:
+    def _derivatives(self, u: Tensor, mirrors: dict[str, int]) -> tuple[Tensor, Tensor]:
+        """(B, H, W, channels), and (B, components, mirrors, H, W) of negative mirror images along an axis each.
+
+        All filters are taken in one pass over the fields; in memory the points of a channel lie together.
+        """
+        if u.dim() != 4 or u.shape[1] != len(self.components):
+            raise ValueError(f"fields of shape {tuple(u.shape)}, but (B, {len(self.components)}, H, W) are needed")
+        names = [f"fd{a}{b}" for a, b in self.orders]
+        kernels = {name: self.filter(name).kernel() * self.filter(name).scale for name in names}
+        stacked = [*kernels.values(), *(-kernels[name].flip(axis) for name, axis in mirrors.items())]
+        batch, count, height, width = u.shape
+        size = stacked[0].shape[-1]
+        if min(height, width) < size:
+            raise ValueError(f"fields of {height} x {width} points are smaller than the filters, {size} x {size}")
+        below = (size - 1) // 2
+        padded = F.pad(u.flatten(0, 1)[:, None], (below, size - 1 - below) * 2, mode="circular")
+        found = F.conv2d(padded, torch.stack(stacked)[:, None]).view(batch, count, len(stacked), height, width)
+        plain, mirrored = found.split([len(names), len(mirrors)], 2)
+        channels = plain.permute(1, 2, 0, 3, 4).reshape(count * len(names), batch, height, width)
+        return channels.movedim(0, -1), mirrored
+
+    def _against_the_wind(self, features: Tensor, mirrored: Tensor) -> Tensor:
         """Each component's own first derivatives, mirrored where the SymNet falls with them; not differentiated."""
         columns = list(features.unbind(-1))
         for c, symnet in enumerate(self.symnets):
             with torch.enable_grad():
                 fixed = features.detach().requires_grad_()
                 (slope,) = torch.autograd.grad(symnet(fixed).sum(), fixed)
-            for order, axis in (((0, 1), -1), ((1, 0), -2)):
+            for i, order in enumerate(((0, 1), (1, 0))):
                 column = c * len(self.orders) + self.orders.index(order)
-                other = self.filter(f"fd{order[0]}{order[1]}")(u[:, c], mirror=axis)
-                columns[column] = torch.where(slope[..., column] > 0, columns[column], other)
-        return torch.stack(columns, -1)
+                columns[column] = torch.where(slope[..., column] > 0, columns[column], mirrored[:, c, i])
+        return torch.stack(columns).movedim(0, -1)
 
     def advance(self, u: Tensor, dt: float, solver: Tableau = EULER) -> Tensor:
         """One δt-block."""

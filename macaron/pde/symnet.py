@@ -41,11 +41,20 @@ class SymNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, channels) → (…)."""
-        o = x * self.nw
-        for layer in self.products():
-            p, q = layer(o).unbind(-1)
-            o = torch.cat([o, (p * q)[..., None]], -1)
-        return self.layer_final(o)[..., 0]
+        n = len(self.channels)
+        points = x.movedim(-1, 0).reshape(n, -1) * self.nw[:, None]
+        layers = [*self.products(), self.layer_final]
+        # What the inputs add to all layers is one product; the rows of a channel lie together.
+        weight = torch.cat([layer.weight[:, :n] for layer in layers])
+        linear = torch.addmm(torch.cat([layer.bias for layer in layers])[:, None], weight, points)
+        *pairs, result = linear.split([*[2] * self.layers, 1])
+        made: list[Tensor] = []
+        for layer, pair in zip(layers, pairs, strict=False):
+            p, q = torch.addmm(pair, layer.weight[:, n:], torch.stack(made)) if made else pair
+            made.append(p * q)
+        if made:
+            result = torch.addmm(result, self.layer_final.weight[:, n:], torch.stack(made))
+        return result.reshape(x.shape[:-1])
 
     @torch.no_grad()
     def renormalize(self, nw: Tensor | Sequence[float]) -> None:
@@ -86,19 +95,28 @@ class SymNet(nn.Module):
 
     def formula(self, left: str = "", digits: int = 3, precision: int = 6, degree: int | None = None) -> str:
         """The polynomial as one line, `left` = …, with u_xy for u11; terms that round to 0 are left out."""
-        text = ""
-        for monomial, c in self.coefficients(precision, degree).items():
-            if round(abs(c), digits) == 0:
-                continue
-            factors = "" if monomial == "1" else " " + " ".join(map(_readable, re.split(r"(?<!\*)\*(?!\*)", monomial)))
-            text += f" {'-' if c < 0 else '+'} {abs(c):.{digits}f}{factors}"
-        text = "-" + text[3:] if text.startswith(" - ") else text[3:]
-        return (f"{left} = " if left else "") + (text or "0")
+        kept = {m: c for m, c in self.coefficients(precision, degree).items() if round(abs(c), digits) != 0}
+        return formula(kept, left, f".{digits}f")
 
     def _name(self, term: tuple[int, ...]) -> str:
         names = sorted(self.channels[i] for i in term)
         powers = [(name, names.count(name)) for name in dict.fromkeys(names)]
         return "*".join(name if n == 1 else f"{name}**{n}" for name, n in powers) or "1"
+
+
+def formula(coefficients: dict[str, float], left: str = "", form: str = ".3f") -> str:
+    """Monomials with their coefficients as one line, `left` = …, in their order."""
+    text = ""
+    for monomial, c in coefficients.items():
+        words = [f"{abs(c):{form}}", *map(readable, factors_of(monomial))]
+        text += f" {'-' if c < 0 else '+'} {' '.join(words)}"
+    text = "-" + text[3:] if text.startswith(" - ") else text[3:]
+    return (f"{left} = " if left else "") + (text or "0")
+
+
+def factors_of(monomial: str) -> list[str]:
+    """u00**2*v01 → [u00**2, v01]; none of 1."""
+    return [] if monomial == "1" else re.split(r"(?<!\*)\*(?!\*)", monomial)
 
 
 def _affine(o: Sequence[Polynomial], weights: Sequence[float], bias: float) -> Polynomial:
@@ -128,7 +146,7 @@ def _product(p: Polynomial, q: Polynomial, degree: int | None) -> Polynomial:
     return total
 
 
-def _readable(factor: str) -> str:
+def readable(factor: str) -> str:
     """u12**2 → u_xxy^2, u00 → u."""
     name, _, power = factor.partition("**")
     if match := re.fullmatch(r"([A-Za-z]+)(\d)(\d)", name):

@@ -1,0 +1,421 @@
+"""All runs of a folder: test trajectories once, then seed by seed the data of each block and every variant on them.
+
+    test.npz                        true trajectories for the roll-outs
+    seed-1/data-2.npz               what block 2 is trained on, the same for all variants
+    seed-1/2-euler/block-2.pt       the network of constraint 2 and Euler's steps after block 2; .json: its equations
+    seed-1/2-euler/rollout.json     error and blow-ups of its last network
+
+The npz files have the format that `--data` reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import multiprocessing
+import os
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from macaron import checkpoint
+from macaron.dynamics import get_solver
+from macaron.files import digest
+from macaron.pde import PDENet
+from macaron.pde.symnet import MOST_TERMS
+from recipes.common.divergence import check_finite
+from recipes.common.errors import RecipeError
+from recipes.common.leash import end_with_parent
+from recipes.common.workspace import Workspace, read_json, write_json
+from recipes.pde_net import evaluation, fields, systems, training
+from recipes.pde_net.settings import Settings, Variant
+
+FRAMES = 40  # of a roll-out, for systems whose data are made here
+TEST = 2**32  # the key of the test trajectories; no seed from 1 to 2³² − 1 has it
+LONG_BLOCK = 400  # iterations; only the progress bar asks
+Tell = Callable[[str, float], None]  # a line or "", and how many units of work are done
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """
+    Args:
+        data: the user's own fields, None where the recipe makes them.
+    """
+
+    settings: Settings
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    folder: Path
+    data: Path | None
+
+    def seed_folder(self, seed: int) -> Path:
+        return self.folder / f"seed-{seed}"
+
+    def grid(self) -> tuple[float, float]:
+        """(dx, dt) of the coarse data."""
+        if self.data is not None:
+            found = self.own()
+            return found.dx, found.dt
+        assert self.settings.grid is not None and self.settings.dt is not None
+        return systems.LENGTH / self.settings.grid, self.settings.dt
+
+    def own(self) -> fields.Fields:
+        assert self.data is not None and self.settings.data is not None
+        return own_fields(self.data, self.settings.components, self.settings.data)
+
+    def every(self) -> int:
+        """Steps between the frames of a roll-out."""
+        if self.settings.horizon is None or self.settings.dt is None:
+            return 1
+        return max(1, round(self.settings.horizon / self.settings.dt / FRAMES))
+
+
+@functools.lru_cache(maxsize=1)
+def own_fields(path: Path, components: tuple[str, ...], expected: str) -> fields.Fields:
+    if digest(path) != expected:
+        raise RecipeError(f"--data {path}: has changed since the run began; put it back, or begin anew with --restart")
+    return fields.read(path, components)
+
+
+def check(experiment: Experiment) -> None:
+    """What cannot be built or learned from is said before anything is made."""
+    dx, _ = experiment.grid()
+    settings = experiment.settings
+    channels = len(settings.components) * math.comb(settings.max_order + 2, 2)
+    if (count := math.comb(channels + settings.degree, settings.degree)) > MOST_TERMS:
+        raise RecipeError(
+            f"--degree {settings.degree}: makes {count:,} monomials of {channels} derivatives, more than "
+            f"{MOST_TERMS:,}; take a lower degree, or a lower --max-order"
+        )
+    for variant in experiment.variants:
+        try:
+            get_solver(variant.solver)
+        except ValueError as error:
+            raise RecipeError(f"--solver {variant.solver}: {error}") from error
+        net = training.network(experiment.settings, variant, dx, experiment.seeds[0])
+        shape = experiment.own().values.shape[-2:] if experiment.data else [experiment.settings.grid] * 2
+        if min(shape) < experiment.settings.size:  # type: ignore[type-var]
+            raise RecipeError(
+                f"the grid has {shape[0]} x {shape[1]} points, fewer than the filters, which have "
+                f"--size {experiment.settings.size}"
+            )
+        del net
+    if experiment.data:
+        fields.split(experiment.own(), experiment.settings)
+
+
+def make_test(experiment: Experiment, space: Workspace) -> None:
+    """The true trajectories, without noise, from random initial fields or what was held out."""
+    if space.stamp("test") is not None:
+        return
+    started, settings = time.time(), experiment.settings
+    dx, dt = experiment.grid()
+    if experiment.data:
+        truth = fields.split(experiment.own(), settings).test.movedim(0, 1)
+    else:
+        assert settings.horizon is not None and settings.test is not None
+        every = experiment.every()
+        frames = max(1, round(settings.horizon / dt / every))
+        dt *= every
+        rows = [
+            torch.stack(list(systems.trajectory(settings, systems.generator(TEST, i), False, frames, dt)))
+            for i in tqdm(range(settings.test), desc="test trajectories", unit="run", mininterval=patience())
+        ]
+        truth = torch.stack(rows, 1)
+    path = save_fields(experiment.folder / "test.npz", truth, settings.components, dx, dt)
+    space.finish("test", [path], started)
+
+
+def save_fields(path: Path, u: Tensor, components: Sequence[str], dx: float, dt: float) -> Path:
+    """(T, samples, C, H, W) in the format that `fields.read` takes."""
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
+        np.savez(
+            file, fields=u.movedim(1, 0).numpy(), time=np.arange(len(u)) * dt, components=np.array(list(components)),
+            x=np.arange(u.shape[-1]) * dx, y=np.arange(u.shape[-2]) * dx,
+        )  # fmt: skip
+    os.replace(partial, path)
+    return path
+
+
+def load_fields(path: Path) -> Tensor:
+    return fields.read(path).values.movedim(1, 0)
+
+
+# --- one seed -------------------------------------------------------------------------------------------------
+
+
+def run_seed(experiment: Experiment, seed: int, tell: Tell) -> dict[str, str]:
+    """Everything of a seed that is not done yet; {variant: message} of those that failed."""
+    record = dataclasses.asdict(experiment.settings) | {"seed": seed}
+    space = Workspace(experiment.seed_folder(seed), record)
+    with space.lock:
+        one = Seed(experiment, seed, space, tell)
+        one.chain({f"data-{block}": partial_block(one.make_data, block) for block in experiment.settings.blocks})
+        failed = {}
+        for variant in experiment.variants:
+            try:
+                one.chain(one.stages(variant))
+            except RecipeError as error:
+                failed[f"seed {seed}, {variant.name}"] = str(error)
+                tell(f"seed {seed}  {variant.name}: {error}", 0.0)
+        return failed
+
+
+def partial_block(work: Callable[[int, str, float], None], block: int) -> Callable[[str, float], None]:
+    return lambda stage, started: work(block, stage, started)
+
+
+class Seed:
+    """The stages of one seed, each done once."""
+
+    def __init__(self, experiment: Experiment, seed: int, space: Workspace, tell: Tell) -> None:
+        self.experiment, self.settings, self.seed, self.space, self.tell = (
+            experiment, experiment.settings, seed, space, tell,
+        )  # fmt: skip
+        self.dx, self.dt = experiment.grid()
+        self.units: evaluation.Units | None = None
+        self.scale = torch.ones(len(self.settings.components), 1, 1, dtype=torch.float64)
+        if experiment.data is not None:
+            self.units = evaluation.units_of(fields.split(experiment.own(), self.settings).training, self.dt)
+            self.scale = torch.tensor(self.units.fields, dtype=torch.float64)[:, None, None]
+
+    @property
+    def step(self) -> float:
+        """Δt in the network's time."""
+        return self.dt / (self.units.time if self.units else 1.0)
+
+    def chain(self, stages: Mapping[str, Callable[[str, float], None]]) -> None:
+        """As `Workspace.run`: what follows a stage that had to be done is done again."""
+        names = list(stages)
+        for number, (stage, work) in enumerate(stages.items()):
+            if self.space.stamp(stage) is None:
+                for later in names[number:]:
+                    (self.space.folder / "stamps" / f"{later}.json").unlink(missing_ok=True)
+                work(stage, time.time())
+
+    def stages(self, variant: Variant) -> dict[str, Callable[[str, float], None]]:
+        blocks = self.settings.blocks
+        made: dict[str, Callable[[str, float], None]] = {}
+        for before, block in zip((None, *blocks), blocks, strict=False):
+            made[stage_of(variant, block)] = self.block_of(variant, block, before)
+        made[f"{variant.name}-rollout"] = lambda stage, started: self.roll_out(variant, stage, started)
+        return made
+
+    def block_of(self, variant: Variant, block: int, before: int | None) -> Callable[[str, float], None]:
+        return lambda stage, started: self.train(variant, block, before, stage, started)
+
+    def data(self, block: int) -> Tensor:
+        """In the network's units."""
+        return load_fields(self.space.folder / f"data-{block}.npz") / self.scale
+
+    def make_data(self, block: int, stage: str, started: float) -> None:
+        own = self.experiment.data is not None
+        if own:
+            training_part = fields.split(self.experiment.own(), self.settings).training
+            u = fields.windows(training_part, self.settings, self.seed, block)
+        else:
+            u = systems.observed(self.settings, self.seed, block)
+        path = save_fields(self.space.folder / f"data-{block}.npz", u, self.settings.components, self.dx, self.dt)
+        self.space.finish(stage, [path], started)
+        self.tell("", 1.0)
+
+    def network(self, variant: Variant, block: int | None) -> PDENet:
+        """As a block left it, or as it starts."""
+        net = training.network(self.settings, variant, self.dx, self.seed)
+        if block is not None:
+            path = self.space.folder / variant.name / f"block-{block}.pt"
+            state = checkpoint.load(path)["model"]
+            check_finite(state, path)
+            net.load_state_dict(state)
+        elif self.experiment.data is not None:
+            training.normalize(net, self.data(self.settings.blocks[0])[0])
+        return net
+
+    def train(self, variant: Variant, block: int, before: int | None, stage: str, started: float) -> None:
+        net, u = self.network(variant, before), self.data(block)
+        units, told = cost(variant, block), 0.0
+
+        def progress(iterations: int) -> None:
+            nonlocal told
+            now = units * min(0.95, iterations / LONG_BLOCK)
+            if now - told > units / 50:
+                self.tell("", now - told)
+                told = now
+
+        result = training.train_block(net, u, block, self.step, variant.solver, self.settings, progress)
+        result |= {"block": block, "seconds": round(time.time() - started, 1)}
+        result["equations"] = evaluation.equations(net, u[0], self.settings.degree, self.units)
+        folder = self.space.folder / variant.name
+        folder.mkdir(exist_ok=True)
+        weights, record = folder / f"block-{block}.pt", folder / f"block-{block}.json"
+        checkpoint.save({"model": net.state_dict()}, weights)
+        write_json(record, result)
+        self.space.finish(stage, [weights, record], started)
+        line = (
+            f"seed {self.seed}  {variant.name}  block {block}: {result['iterations']} iterations, loss "
+            f"{result['loss']:.3g}, {result['seconds']:.0f} s"
+        )
+        shown = [equation["formula"] for equation in result["equations"]] if block else []
+        self.tell("\n".join([line, *(f"    {shortened(formula)}" for formula in shown)]), units - told)
+
+    def roll_out(self, variant: Variant, stage: str, started: float) -> None:
+        net = self.network(variant, self.settings.blocks[-1])
+        truth = load_fields(self.experiment.folder / "test.npz") / self.scale
+        found = evaluation.roll_out(net, truth, self.step, self.experiment.every(), variant.solver, self.dt)
+        folder = self.space.folder / variant.name
+        record, middle = folder / "rollout.json", folder / "middle.pt"
+        write_json(record, found.record())
+        checkpoint.save({"model": {"middle": found.last * self.scale}}, middle)
+        self.space.finish(stage, [record, middle], started)
+        gone = [t for t in found.blown_up if t is not None]
+        text = f"BLOWS UP in {len(gone)} of {len(found.blown_up)} roll-outs, first at t = {min(gone):g}" if gone else (
+            f"none of {len(found.blown_up)} roll-outs to t = {found.times[-1]:g} blows up"
+        )  # fmt: skip
+        self.tell(f"seed {self.seed}  {variant.name}  {text}", 1.0)
+
+
+def stage_of(variant: Variant, block: int) -> str:
+    return f"{variant.name}-{block}"
+
+
+def shortened(text: str, most: int = 110) -> str:
+    """The terms are of falling magnitude."""
+    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
+
+
+def cost(variant: Variant, block: int) -> float:
+    """Units of work, for the progress bar; data of a block and a roll-out are about one."""
+    return float(max(block, 1) * get_solver(variant.solver).stages)
+
+
+# --- all seeds ------------------------------------------------------------------------------------------------
+
+
+def work_left(experiment: Experiment) -> float:
+    """Units of work that are not stamped; what a stamp says is looked at later."""
+    total = 0.0
+    for seed in experiment.seeds:
+        stamps = experiment.seed_folder(seed) / "stamps"
+        for block in experiment.settings.blocks:
+            total += not (stamps / f"data-{block}.json").exists()
+            for variant in experiment.variants:
+                total += cost(variant, block) * (not (stamps / f"{stage_of(variant, block)}.json").exists())
+        total += sum(not (stamps / f"{variant.name}-rollout.json").exists() for variant in experiment.variants)
+    return total
+
+
+def patience() -> float:
+    """Seconds between two states of a progress bar: often on a terminal, seldom in a log."""
+    return 0.5 if os.isatty(2) else 60.0
+
+
+def run_all(experiment: Experiment, jobs: int) -> dict[str, str]:
+    """Every seed; {run: message} of those that failed."""
+    torch.set_num_threads(1)  # sums are then added in the same order wherever it runs
+    form = "{l_bar}{bar}| {elapsed}, {remaining} left"
+    with tqdm(total=work_left(experiment), desc="train", bar_format=form, mininterval=patience()) as bar:
+
+        def tell(line: str, units: float) -> None:
+            if line:
+                bar.write(line)
+            bar.update(min(units, max(0.0, bar.total - bar.n)))
+
+        if jobs == 1 or len(experiment.seeds) == 1:
+            failed: dict[str, str] = {}
+            for seed in experiment.seeds:
+                failed |= attempt(experiment, seed, tell)
+            return failed
+        return in_processes(experiment, min(jobs, len(experiment.seeds)), tell)
+
+
+_news: Any = None
+
+
+def begin(news: Any) -> None:
+    """A worker: one thread, ends with the process that started it."""
+    global _news
+    _news = news
+    torch.set_num_threads(1)
+    end_with_parent()
+
+
+def run_in_worker(experiment: Experiment, seed: int) -> dict[str, str]:
+    return attempt(experiment, seed, lambda line, units: _news.put((line, units)))
+
+
+def attempt(experiment: Experiment, seed: int, tell: Tell) -> dict[str, str]:
+    """`run_seed`; a seed that cannot begin leaves the others alone."""
+    try:
+        return run_seed(experiment, seed, tell)
+    except RecipeError as error:
+        return {f"seed {seed}": str(error)}
+
+
+@contextmanager
+def workers(jobs: int, news: Any, context: Any) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=begin, initargs=(news,))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def in_processes(experiment: Experiment, jobs: int, tell: Tell) -> dict[str, str]:
+    context = multiprocessing.get_context("spawn")
+    news = context.Queue()
+    failed: dict[str, str] = {}
+    with workers(jobs, news, context) as pool:
+        runs = {seed: pool.submit(run_in_worker, experiment, seed) for seed in experiment.seeds}
+        while True:
+            over = all(run.done() for run in runs.values())
+            try:
+                tell(*news.get(timeout=0.1 if over else 0.5))
+            except queue.Empty:
+                if over:
+                    break
+        for seed, run in runs.items():
+            failed |= outcome(seed, run)
+    return failed
+
+
+def outcome(seed: int, run: Future[dict[str, str]]) -> dict[str, str]:
+    try:
+        return run.result()
+    except BrokenProcessPool:
+        return {f"seed {seed}": "its process was killed; was there memory enough? The same command goes on with it"}
+
+
+def collect(experiment: Experiment) -> dict[str, dict[int, dict[str, Any]]]:
+    """{variant: {seed: {"blocks": […], "rollout": …, "seconds": …}}} of what is finished."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for variant in experiment.variants:
+        found[variant.name] = {}
+        for seed in experiment.seeds:
+            folder = experiment.seed_folder(seed)
+            if not (folder / "stamps" / f"{variant.name}-rollout.json").exists():
+                continue
+            blocks = [read_json(folder / variant.name / f"block-{block}.json") for block in experiment.settings.blocks]
+            found[variant.name][seed] = {
+                "blocks": blocks,
+                "rollout": read_json(folder / variant.name / "rollout.json"),
+                "seconds": round(math.fsum(block["seconds"] for block in blocks), 1),
+            }
+    return found
