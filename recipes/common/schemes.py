@@ -113,6 +113,16 @@ class Variant:
             raise RecipeError(f"{option}: {error}") from error
 
     @classmethod
+    def of_settings(cls, settings: Mapping[str, Any]) -> Variant:
+        """Of a run, from its settings.json.
+
+        Raises:
+            RecipeError: the settings name none.
+        """
+        values = {name: settings.get(f"model.{name}") for name, *_ in OPTIONS}
+        return cls.of(settings["model.splitting"], values, "settings.json")
+
+    @classmethod
     def _of(cls, splitting: str, values: Mapping[str, Any]) -> Variant:
         from macaron.dynamics.rules import is_built_in_rule
         from macaron.dynamics.scheme import Scheme
