@@ -73,7 +73,9 @@ def figure(found: Weights) -> Figure:
     axes.axhspan(-1, 1, color="tab:green", alpha=0.08, label="zero-stable: −1 < k ≤ 1")
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(xlabel="layer, from 0", ylabel="k")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    most = max(map(len, found.values()), default=1)
+    axes.set_xlim(0.5, most + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(min(most, 12), integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend()
     return fig
