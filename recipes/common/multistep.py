@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Weights = dict[str, list[float]]  # side ↦ k_1 … k_{depth−1}; layer 0 has none
 
-_K = re.compile(r"(?:^|\.)(encoder|decoder)\.layers?\.rule\.bias")
+_K = re.compile(r"(?:^|\.)(?:(encoder|decoder)\.)?layers\.rule\.bias$")
 HEAD = ["side", "layer", "k", "zero-stable"]
 RULE = "x_{n+1} = (1 − k_n) x_n + k_n x_{n−1} + Δ_n(x_n), layers counted from 0; zero-stable for −1 < k ≤ 1"
 
@@ -28,7 +28,7 @@ def weights(parameters: Mapping[str, Any], where: object) -> Weights:
     found: Weights = {}
     for name, tensor in parameters.items():
         if match := _K.search(name):
-            found[match[1]] = [float(k) for k in tensor.reshape(-1).tolist()]
+            found[match[1] or "encoder"] = [float(k) for k in tensor.reshape(-1).tolist()]
     if wrong := [
         f"{side} layer {n}: {k}" for side, ks in found.items() for n, k in enumerate(ks, 1) if not math.isfinite(k)
     ]:

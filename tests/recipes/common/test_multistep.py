@@ -11,7 +11,7 @@ from recipes.common.multistep import figure, rows, verdict, weights
 FOUND = {"encoder": [0.25, -0.5], "decoder": [1.0, 0.0]}
 
 
-@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize("prefix", ["", "model."])
 def test_read_off_the_parameters_of_either_host(prefix: str) -> None:
     state = {f"{prefix}{side}.layers.rule.bias": torch.tensor(ks) for side, ks in FOUND.items()}
     state |= {
@@ -19,6 +19,7 @@ def test_read_off_the_parameters_of_either_host(prefix: str) -> None:
         "encoder.layers.rule.gates.0.bias": torch.ones(1),
     }
     assert weights(state, "model.pt") == FOUND
+    assert weights({"macaron_bert.layers.rule.bias": torch.tensor([0.25])}, "model") == {"encoder": [0.25]}
 
 
 def test_rows_and_verdict() -> None:
