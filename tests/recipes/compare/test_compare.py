@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from recipes.common import multistep
 from recipes.compare import __main__ as cli
 from recipes.compare import schedule
 from recipes.compare.experiment import Experiment
 from recipes.compare.matched import Size
 from recipes.compare.schedule import Job
+from recipes.translation.checkpoints import load
 
 # A recipe in milliseconds: it copies a finished run, unless a file called fail-<run> is there.
 FAKE = """
@@ -372,3 +374,27 @@ def test_killed_and_resumed(tmp_path: Path, project_root: Path, shared: Path) ->
     assert results["matched"]["parameters"] < 1e-3
     assert re.search(r"parameters: lie [\d,]+, strang [\d,]+", done.stdout)
     assert all(row["updates"] == 4 for row in results["runs"])
+
+
+@pytest.mark.slow
+def test_equal_cost_on_the_real_recipe(tmp_path: Path, project_root: Path, shared: Path) -> None:
+    """Multi30k, twelve updates of the baseline: measured on its batches, trained, and matched as far as all went."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "recipes.compare", "--recipe=multi30k_de_en", "--seeds=1", "--jobs=1",
+               "--variants", "lie", "strang,multistep", "ode-transformer", "--equal=cost", "--cost-updates=5",
+               f"--out={out}", f"--data-dir={shared / 'data' / 'multi30k'}", "--", "--max-update=12", "--average=1",
+               "--beam=1", "--warmup-updates=2", "--set=common.log_interval=1",
+               "--set=checkpoint.save_interval_updates=4"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=project_root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    updates = {row["variant"]: row["updates"] for row in results["runs"]}
+    assert results["matched"]["violations"] == [] and updates["lie"] == 12
+    assert results["matched"]["windows"]["1"] == min(updates.values())
+    # its rule evaluates every layer twice, and the output layer once
+    assert 1 < results["costs"]["ode-transformer"]["ratio"] < 3 and updates["ode-transformer"] < 12
+    model = out / "runs" / "strang-multistep-seed1" / "average.pt"
+    assert [len(k) for k in multistep.weights(load(model)["model"], model).values()] == [1, 1]
