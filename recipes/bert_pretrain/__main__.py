@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.bert_pretrain.settings import PRESETS, Settings, flag, settings_for
+from recipes.bert_pretrain.settings import PRESETS, Settings, flag, recorded, settings_for
 from recipes.common.errors import RecipeError
 from recipes.common.leash import end_with_parent
 from recipes.common.main import run_command
@@ -117,7 +117,7 @@ def pretrain(settings: Settings, args: argparse.Namespace) -> int:
         return 0
     with contextlib.ExitStack() as stack:
         with targs.main_process_first(local=False):
-            record = {"preset": args.preset, **dataclasses.asdict(settings)}
+            record = {"preset": args.preset, **recorded(settings)}
             space = Workspace(out, record, restart=args.restart)
             stack.enter_context(space.lock)
             print(f"pre-train {args.preset} in {args.out}", flush=True)

@@ -10,15 +10,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.bert_pretrain.settings import scheme_of
+from recipes.common import multistep
 from recipes.common.page import STYLE, png, table
 from recipes.common.provenance import environment
-from recipes.common.schemes import described
 from recipes.common.workspace import read_json, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from recipes.bert_pretrain.pipeline import Run
+    from recipes.common.schemes import Variant
 
 PACKAGES = ("macaron-net", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy")
 SAMPLES = (
@@ -42,6 +44,8 @@ def write_report(run: Run) -> list[Path]:
     result = collect(run)
     metrics = read_metrics(run.folder / "metrics.csv")
     figures = {"loss": loss_figure(metrics), "throughput": throughput_figure(metrics)}
+    if result.get("multistep"):
+        figures["multistep"] = multistep.figure(result["multistep"])
     for name, figure in figures.items():
         figure.savefig(run.folder / f"{name}.png", dpi=110)
     page = run.folder / "report.html"
@@ -66,6 +70,7 @@ def collect(run: Run) -> dict[str, Any]:
     return {
         "preset": settings["preset"],
         "splitting": settings["model"]["splitting"],
+        "scheme": scheme_of(settings).name,
         "seed": training["seed"],
         "results": {name: trained["final"][name] for name in MEANING if name in trained["final"]},
         "parameters": trained["parameters"],
@@ -84,7 +89,17 @@ def collect(run: Run) -> dict[str, Any]:
         "settings": settings,
         "environment": environment(shlex.join(["python", "-m", "recipes.bert_pretrain", *sys.argv[1:]]), PACKAGES),
         "samples": samples(run.folder / "model"),
+        **two_step(run.folder / "model", scheme_of(settings)),
     }
+
+
+def two_step(model: Path, scheme: Variant) -> dict[str, Any]:
+    """The k of the rule multistep, read off the model; nothing under another."""
+    from safetensors.torch import load_file
+
+    if scheme.values["depth_rule"] != "multistep":
+        return {}
+    return {"multistep": multistep.weights(load_file(model / "model.safetensors"), model)}
 
 
 def samples(model: Path) -> list[dict[str, Any]]:
@@ -162,7 +177,7 @@ def facts(result: dict[str, Any]) -> list[list[str]]:
     examples = result["data"]["examples"]["train"]
     rate = result["tokens_per_second"]
     return [
-        ["model", described(result["splitting"])],
+        ["model", scheme_of(result["settings"]).described],
         ["parameters", f"{result['parameters']['all']:,} ({result['parameters']['embeddings']:,} in embeddings)"],
         ["objective", result["settings"]["data"]["objective"]],
         ["updates", f"{result['updates']:,} of {result['settings']['training']['batch_size']} examples"],
@@ -204,13 +219,15 @@ def render(result: dict[str, Any], figures: dict[str, Figure]) -> str:
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8"><title>Macaron BERT pre-training</title>',
             f"<style>{STYLE}</style></head><body>",
-            f"<h1>Macaron BERT: {html.escape(result['preset'])}, {html.escape(result['splitting'])}, "
+            f"<h1>Macaron BERT: {html.escape(result['preset'])}, {html.escape(result['scheme'])}, "
             f"seed {result['seed']}</h1>",
             "<h2>On held-out documents</h2>",
             table(scores(result), ["figure", "value", "meaning"]),
             *images,
             "<p>The training loss is measured with dropout and includes that of the pairs, if there are any.</p>",
             table(facts(result)),
+            *([f"<p>{html.escape(text)}</p>" for text in two_step_words(result)]),
+            *([table(multistep.rows(result["multistep"]), multistep.HEAD)] if result.get("multistep") else []),
             "<h2>What it puts in the place of [MASK]</h2>",
             table(guesses, ["text", "most probable first"]),
             "<h2>Data</h2>",
@@ -223,6 +240,19 @@ def render(result: dict[str, Any], figures: dict[str, Figure]) -> str:
             "</body></html>\n",
         ]
     )
+
+
+def two_step_words(result: dict[str, Any]) -> list[str]:
+    """The two-step rule and the verdict on its k, where there is one."""
+    return [f"{multistep.RULE}. {multistep.verdict(result['multistep'])}"] if "multistep" in result else []
+
+
+def two_step_section(result: dict[str, Any]) -> str:
+    if "multistep" not in result:
+        return ""
+    rows = multistep.rows(result["multistep"])
+    parts = [*two_step_words(result), *([markdown(rows, multistep.HEAD)] if rows else [])]
+    return "\n\n".join(["## The two-step rule", *parts, ""]) + "\n"
 
 
 def markdown(rows: list[list[str]], head: list[str]) -> str:
@@ -239,7 +269,7 @@ pipeline_tag: fill-mask
 tags: [macaron, bert, masked-lm]
 ---
 
-# Macaron BERT, {result["preset"]}, {result["splitting"]}, seed {result["seed"]}
+# Macaron BERT, {result["preset"]}, {result["scheme"]}, seed {result["seed"]}
 
 A BERT whose layer is one step of a splitting scheme (Lu et al. 2019, arXiv:1906.02762), pre-trained by
 `recipes.bert_pretrain` of Macaron.
@@ -263,7 +293,7 @@ Settings: `{
         shlex.join(f"{k}={v}" for part in ("data", "model", "training") for k, v in result["settings"][part].items())
     }`
 
-## Data
+{two_step_section(result)}## Data
 
 {markdown(sources(result), SOURCES)}
 

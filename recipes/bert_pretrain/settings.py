@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.common.errors import RecipeError
-from recipes.common.schemes import portable
+from recipes.common.schemes import OPTIONS, Variant, portable
 
 OBJECTIVES = ("mlm", "mlm+nsp")
 MASKINGS = ("dynamic", "static")
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("linear", "cosine")
+SCHEME = {name: text for name, _, text in OPTIONS}
 
 
 def option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -55,6 +57,14 @@ class Model:
         "strang",
         "strang (Macaron), lie (the ordinary Transformer of the same size), or such as 'attention/2 ffn attention/2'",
     )
+    solver: str = option("euler", SCHEME["solver"])
+    depth_rule: str = option("euler", SCHEME["depth_rule"])
+    dt: float = option(1.0, SCHEME["dt"])
+    multistep_init: str = option("0", SCHEME["multistep_init"])
+    stochastic_depth: float = option(0.0, SCHEME["stochastic_depth"])
+    stochastic_depth_schedule: str = option("lm_resnet", SCHEME["stochastic_depth_schedule"])
+    stochastic_depth_form: str = option("scaled", SCHEME["stochastic_depth_form"])
+    stochastic_depth_unit: str = option("batch", SCHEME["stochastic_depth_unit"])
     hidden_size: int = option(768, "width")
     num_hidden_layers: int = option(12, "layers")
     num_attention_heads: int = option(12, "attention heads")
@@ -172,10 +182,28 @@ def settings_for(preset: str, **overrides: Any) -> Settings:
     }
     if given:
         raise RecipeError(f"{', '.join(sorted(given))}: no such setting; --help lists them")
-    parts["model"] = dataclasses.replace(
-        parts["model"], splitting=portable(parts["model"].splitting, "the model cannot be built: --splitting")
-    )
+    model, cannot = parts["model"], "the model cannot be built"
+    splitting = portable(model.splitting, f"{cannot}: --splitting")
+    chosen = Variant.of(splitting, {name: getattr(model, name) for name in SCHEME}, cannot)
+    # in one spelling, the default's where it means that
+    spelt = {name: Model.__dataclass_fields__[name].default if v is None else v for name, v in chosen.values.items()}
+    parts["model"] = dataclasses.replace(model, splitting=splitting, **spelt)
     return Settings(**parts).check()
+
+
+def recorded(settings: Settings) -> dict[str, Any]:
+    """For a run's settings.json: every value; of the scheme what is not the default, as before there was a choice."""
+    record = dataclasses.asdict(settings)
+    for name in SCHEME:
+        if record["model"][name] == Model.__dataclass_fields__[name].default:
+            del record["model"][name]
+    return record
+
+
+def scheme_of(record: Mapping[str, Any]) -> Variant:
+    """The scheme in what `recorded` gave."""
+    model = record["model"]
+    return Variant.of(model["splitting"], {name: model.get(name) for name in SCHEME}, "settings.json")
 
 
 # --- checks -----------------------------------------------------------------------------------------------------

@@ -1,1 +1,2 @@
-"""Matched experiments: splittings against each other at equal parameters, data, order of data and updates."""
+"""Matched experiments: splittings and other variants of the scheme against each other at equal parameters, data and
+order of data, and at equal updates or equal cost."""

@@ -1,22 +1,24 @@
-"""python -m recipes.compare: one recipe, several splittings and seeds, and a test of the difference. See `--help`."""
+"""python -m recipes.compare: one recipe, several variants and seeds, and a test of the difference. See `--help`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
 from recipes.common.main import run_command
 from recipes.common.provenance import environment
+from recipes.common.schemes import NAMED
 from recipes.common.workspace import Workspace, read_json
-from recipes.compare import matched, schedule
-from recipes.compare.experiment import Experiment, shown
+from recipes.compare import cost, matched, schedule
+from recipes.compare.experiment import EQUAL, Experiment, shown
 from recipes.translation import commands
 from recipes.translation.recipe import RECIPES, Recipe
 
@@ -26,20 +28,33 @@ PACKAGES = ("macaron-net", "torch", "fairseq-fixed", "sacrebleu", "sacremoses", 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m recipes.compare",
-        description="A matched experiment: the data is prepared once, every splitting is trained with every seed at "
-        "equal parameters, data, order of data and updates, and the scores are compared: mean ± sd, paired t-test "
-        "over seeds, paired bootstrap over sentences. Runs are spread over the GPUs at hand. Interrupted? The same "
-        "command goes on; finished runs are kept, and seeds and splittings can be added.",
+        description="A matched experiment: the data is prepared once, every variant is trained with every seed at "
+        "equal parameters, data and order of data, and at equal updates or equal cost, and the scores are compared: "
+        "mean ± sd, paired t-test over seeds, paired bootstrap over sentences. Runs are spread over the GPUs at hand. "
+        "Interrupted? The same command goes on; finished runs are kept, and seeds and variants can be added.",
         epilog="Options of the recipe follow --, such as: -- --max-update 2000 --beam 4",
     )
     p.add_argument("--recipe", choices=RECIPES, required=True)
     p.add_argument("--size", help="of the recipe, such as base or big for wmt14_en_de")
-    p.add_argument(
-        "--splittings",
+    variants = p.add_mutually_exclusive_group()
+    variants.add_argument(
+        "--variants",
         nargs="+",
-        default=["lie", "strang"],
-        metavar="S",
-        help="the first is what the others are compared with (default: lie strang)",
+        metavar="V",
+        help="a splitting, and after commas a rule across depth or options of the scheme: strang, strang,multistep, "
+        f"strang,solver=heun, lie,stochastic_depth=0.2; or {', '.join(NAMED)}. The first is what the others are "
+        "compared with (default: lie strang)",
+    )
+    variants.add_argument("--splittings", nargs="+", metavar="S", help="the former name of --variants")
+    p.add_argument(
+        "--equal",
+        choices=EQUAL,
+        default=EQUAL[0],
+        help="what all variants spend; cost: the time of an update is measured first, and each gets as many updates of "
+        "the baseline's as take the same time (default: %(default)s)",
+    )
+    p.add_argument(
+        "--cost-updates", type=int, default=cost.UPDATES, metavar="N", help="that are timed (default: %(default)s)"
     )
     p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default: 1 2 3")
     p.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: compare_output/RECIPE)")
@@ -64,7 +79,9 @@ def compare(args: argparse.Namespace) -> int:
     out = args.out or Path("compare_output") / "-".join(filter(None, (args.recipe, args.size)))
     experiment = Experiment(
         recipe=args.recipe,
-        splittings=tuple(args.splittings),
+        variants=tuple(args.variants or args.splittings or ("lie", "strang")),
+        option="--splittings" if args.splittings else "--variants",
+        equal=args.equal,
         seeds=tuple(args.seeds),
         folder=out.resolve(),
         options=(*(("--size", args.size) if args.size else ()), *args.options),
@@ -74,16 +91,22 @@ def compare(args: argparse.Namespace) -> int:
     recipe = next(iter(recipes.values()))
     slots = schedule.slots(args.jobs)
     print(f"compare   {args.recipe} in {out}: {len(experiment.runs)} runs, {len(slots)} at a time")
-    check_before(recipes)
+    check_before(recipes, experiment.option)
+    if args.cost_updates < 3:
+        raise RecipeError(f"--cost-updates {args.cost_updates}: a measurement needs 3 or more")
     if args.dry_run:
-        plan(experiment)
+        plan(with_budgets(experiment, recipe), args.cost_updates)
         return 0
     space = Workspace(experiment.folder, experiment.settings(), restart=args.restart)
     with space.lock:
         started = time.time()
         prepare(experiment, space)
+        if args.equal == "cost":
+            measure(experiment, space, slots[0], args.cost_updates)
+            experiment = with_budgets(experiment, recipe)
+            recipes = recipes_of(experiment)
         difference = show_sizes(experiment, recipes)
-        failed = train(experiment, space, slots, recipe.max_update)
+        failed = train(experiment, space, slots, {variant: r.max_update for variant, r in recipes.items()})
         facts = environment(shown([sys.executable, "-m", "recipes.compare", *sys.argv[1:]]), PACKAGES) | {
             "runs at a time": len(slots),
             "load average": " ".join(f"{load:.1f}" for load in os.getloadavg()),
@@ -93,7 +116,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def recipes_of(experiment: Experiment) -> dict[str, Recipe]:
-    """{splitting: what the recipe's own command line makes of the options}.
+    """{variant: what the recipe's own command line makes of the options}.
 
     Raises:
         RecipeError: for a value that no run could have, or options that would make runs equal which are to differ.
@@ -107,26 +130,30 @@ def recipes_of(experiment: Experiment) -> dict[str, Recipe]:
             raise RecipeError(
                 f"{' '.join(experiment.options)}: sets {name} after --, as this command does; leave it out"
             )
+    if experiment.equal == "cost" and any(text.startswith("optimization.max_update=") for text in given["set"]):
+        raise RecipeError(
+            f"{' '.join(experiment.options)}: sets optimization.max_update for all runs, and --equal cost sets it for "
+            f"each; give the baseline's as --max-update N"
+        )
     found = {}
     for run in experiment.runs:
-        own = ["--splitting", run.splitting, "--seed", str(run.seed)]
-        recipe = cli.recipe_from(experiment.recipe, [*own, *experiment.options])
-        if (recipe.splitting, recipe.seed) != (run.splitting, run.seed):
+        recipe = cli.recipe_from(experiment.recipe, experiment.run_options(run))
+        if (recipe.scheme.name, recipe.seed) != (run.variant, run.seed):
             raise RecipeError(
-                f"{' '.join(experiment.options)}: sets splitting or seed after --, the same for all runs, so that "
-                f"nothing would be compared; use --splittings and --seeds"
+                f"{' '.join(experiment.options)}: sets splitting or seed after --, or another part of the scheme, the "
+                f"same for all runs, so that nothing would be compared; use {experiment.option} and --seeds"
             )
-        found[run.splitting] = recipe
+        found[run.variant] = recipe
     return found
 
 
-def check_before(recipes: dict[str, Recipe]) -> None:
-    """Whether the splittings can be compared, before minutes go into the data."""
+def check_before(recipes: dict[str, Recipe], option: str) -> None:
+    """Whether the variants can be compared, before minutes go into the data."""
     from recipes.translation.train import check_names
 
     recipe = next(iter(recipes.values()))
     check_names(recipe)
-    sizes = matched.stand_in_sizes({splitting: r.tree for splitting, r in recipes.items()})
+    sizes = matched.stand_in_sizes({variant: r.tree for variant, r in recipes.items()}, option)
     print(f"compare   parameters: {matched.check_sizes(sizes, recipe.tree['model'])}")
     interval = recipe.get("common.log_interval", 100)
     if not matched.due_windows(recipe.max_update, interval):
@@ -135,12 +162,40 @@ def check_before(recipes: dict[str, Recipe]) -> None:
         )
 
 
-def plan(experiment: Experiment) -> None:
+def plan(experiment: Experiment, cost_updates: int) -> None:
     """The commands that would be run."""
-    todo = [experiment.prepare_command(), *map(experiment.run_command, experiment.runs)]
-    states = ["", *("  # finished" if run.finished else "" for run in experiment.runs)]
-    for command, state in zip(todo, states, strict=True):
-        print(shown(command) + state)
+    print(shown(experiment.prepare_command()))
+    if experiment.equal == "cost":
+        print(shown(experiment.cost_command(cost_updates)))
+    for run in experiment.runs:
+        unknown = experiment.equal == "cost" and run.variant not in experiment.budgets
+        state = "finished" if run.finished else "and --max-update, by its cost" if unknown else ""
+        print(shown(experiment.run_command(run)) + (f"  # {state}" if state else ""))
+
+
+def measure(experiment: Experiment, space: Workspace, slot: Mapping[str, str], updates: int) -> None:
+    """What an update of each variant costs, of those for which that is not known; as one of the runs would find it."""
+    known = cost.read(experiment.cost, experiment.variants[0])
+    if all(variant in known for variant in experiment.variants):
+        print(f"cost      of an update, as before: {', '.join(f'{name} {c.ratio:.3f}' for name, c in known.items())}")
+        return
+    environment = {**commands.ENVIRONMENT, **slot, "PYTHONPATH": schedule.python_path()}
+    command = experiment.cost_command(updates)
+    if commands.call(command, space.lock, stderr=None, env=environment):
+        raise RecipeError(f"the cost of an update could not be measured; see above. The command was: {shown(command)}")
+
+
+def with_budgets(experiment: Experiment, recipe: Recipe) -> Experiment:
+    """The experiment with the updates of those variants whose cost is known; under equal updates itself.
+
+    Args:
+        recipe: the baseline's, with its number of updates.
+    """
+    if experiment.equal == "updates":
+        return experiment
+    known = cost.read(experiment.cost, experiment.variants[0])
+    budgets = {name: cost.budget(name, recipe, of.ratio) for name, of in known.items() if name in experiment.variants}
+    return dataclasses.replace(experiment, budgets=budgets)
 
 
 def prepare(experiment: Experiment, space: Workspace) -> None:
@@ -152,7 +207,7 @@ def prepare(experiment: Experiment, space: Workspace) -> None:
 
 
 def show_sizes(experiment: Experiment, recipes: dict[str, Recipe]) -> float:
-    """The largest difference from the first splitting, relative to it; with the real vocabulary."""
+    """The largest difference from the first variant, relative to it; with the real vocabulary."""
     sizes = {name: matched.size_of(recipe.tree, experiment.data / "data-bin") for name, recipe in recipes.items()}
     matched.check_sizes(sizes, next(iter(recipes.values())).tree["model"])
     print("compare   parameters: " + ", ".join(f"{name} {size.total:,}" for name, size in sizes.items()))
@@ -160,15 +215,18 @@ def show_sizes(experiment: Experiment, recipes: dict[str, Recipe]) -> float:
     return max(abs(other - baseline) / baseline for other in others)
 
 
-def train(experiment: Experiment, space: Workspace, slots: list[dict[str, str]], updates: int) -> list[str]:
-    """All runs that are not finished; the names of those that failed."""
+def train(
+    experiment: Experiment, space: Workspace, slots: list[dict[str, str]], updates: Mapping[str, int]
+) -> list[str]:
+    """All runs that are not finished, of so many updates a variant; the names of those that failed."""
     (experiment.folder / "runs").mkdir(exist_ok=True)
     waiting = [run for run in experiment.runs if not run.finished]
     for run in experiment.runs:
         if run.finished:
             print(f"run       {run.name} done before")
     jobs = [schedule.Job(run.name, experiment.run_command(run), run.log, run.folder / "train.log") for run in waiting]
-    statuses = schedule.run_all(jobs, slots, space.lock, updates * len(jobs)) if jobs else {}
+    total = sum(updates[run.variant] for run in waiting)
+    statuses = schedule.run_all(jobs, slots, space.lock, total) if jobs else {}
     for run in waiting:
         if statuses[run.name]:
             print(

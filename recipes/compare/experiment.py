@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
-from recipes.common.schemes import folder_name, portable
+from recipes.common.schemes import OPTIONS, Variant, folder_name
+from recipes.compare.cost import Budget
+
+EQUAL = ("updates", "cost")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: everything but splitting and seed is the same in all runs of an experiment."""
+    """One training: everything but the variant of the scheme and the seed is the same in all runs of an experiment."""
 
-    splitting: str
+    variant: str
     seed: int
     folder: Path
 
     @property
     def name(self) -> str:
-        return f"{folder_name(self.splitting)}-seed{self.seed}"
+        return f"{folder_name(self.variant)}-seed{self.seed}"
 
     @property
     def log(self) -> Path:
@@ -37,35 +40,44 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Every splitting with every seed, and all else the same.
+    """Every variant with every seed, and all else the same.
 
     Args:
         recipe: a folder under recipes/ with the command line of `recipes.translation.cli`.
-        splittings: the first is the one that the others are compared with.
+        variants: see `recipes.common.schemes`; the first is the one that the others are compared with.
         options: passed on to the recipe in every run, such as --max-update 2000.
         data_options: passed on to its preparation alone, such as --data-dir DIR.
-        folder: data/ is prepared once; runs/<splitting>-seed<seed>/ and the results lie beside it.
+        folder: data/ is prepared once; runs/<variant>-seed<seed>/ and the results lie beside it.
+        equal: what all variants spend, "updates" or "cost".
+        budgets: {variant: its updates}, once they follow from measured costs.
+        option: what messages call the variants by.
     """
 
     recipe: str
-    splittings: tuple[str, ...]
+    variants: tuple[str, ...]
     seeds: tuple[int, ...]
     folder: Path
     options: tuple[str, ...] = ()
     data_options: tuple[str, ...] = ()
+    equal: str = "updates"
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    option: str = "--splittings"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "splittings", tuple(portable(s, "--splittings") for s in self.splittings))
-        for name, values in (("--splittings", self.splittings), ("--seeds", self.seeds)):
+        object.__setattr__(self, "variants", tuple(Variant.parse(v, self.option).name for v in self.variants))
+        for name, values in ((self.option, self.variants), ("--seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise RecipeError(f"{name} {' '.join(map(str, values))}: one is there twice; name each once")
-        if len(self.splittings) < 2:
+        if len(self.variants) < 2:
             raise RecipeError(
-                f"--splittings {' '.join(self.splittings)}: a comparison needs two or more, such as lie strang"
+                f"{self.option} {' '.join(self.variants)}: a comparison needs two or more, such as lie strang"
             )
+        if self.equal not in EQUAL:
+            raise RecipeError(f"--equal {self.equal}: choose one of {', '.join(EQUAL)}")
         if below := [seed for seed in self.seeds if seed < 0]:
             raise RecipeError(f"--seeds {below[0]}: must be whole numbers of at least 0")
-        own = {"--out", "--prepared", "--splitting", "--seed", "--data-dir", "--restart"}
+        own = {"--out", "--prepared", "--splitting", "--scheme", "--seed", "--data-dir", "--restart"}
+        own |= {f"--{name.replace('_', '-')}" for name, *_ in OPTIONS}
         if taken := own.intersection(option.split("=")[0] for option in self.options):
             raise RecipeError(f"{', '.join(sorted(taken))} after --: set for each run here; leave it out")
 
@@ -77,21 +89,37 @@ class Experiment:
     def runs(self) -> list[Run]:
         """Seed by seed, so that whole pairs are done first."""
         return [
-            Run(splitting, seed, self.folder / "runs" / f"{folder_name(splitting)}-seed{seed}")
+            Run(variant, seed, self.folder / "runs" / f"{folder_name(variant)}-seed{seed}")
             for seed in self.seeds
-            for splitting in self.splittings
+            for variant in self.variants
         ]
 
     def settings(self) -> dict[str, Any]:
-        """What all runs share, and so must a later call: splittings and seeds may be added."""
-        return {"recipe": self.recipe, "options": list(self.options), "data_options": list(self.data_options)}
+        """What all runs share, and so must a later call: variants and seeds may be added."""
+        shared = {"recipe": self.recipe, "options": list(self.options), "data_options": list(self.data_options)}
+        return shared if self.equal == "updates" else {**shared, "equal": self.equal}
 
     def prepare_command(self) -> list[str]:
         return self._command("prepare", "--out", self.data, *self.data_options, *self.options)
 
+    @property
+    def cost(self) -> Path:
+        """What an update of each variant costs."""
+        return self.folder / "cost.json"
+
+    def cost_command(self, updates: int) -> list[str]:
+        command = [sys.executable, "-m", "recipes.compare.cost", "--recipe", self.recipe, "--variants", *self.variants]
+        command += ["--data", str(self.data), "--out", str(self.cost), "--updates", str(updates)]
+        return [*command, "--", *self.options] if self.options else command
+
+    def run_options(self, run: Run) -> list[str]:
+        """For the recipe; what comes later goes first."""
+        scheme = "--splitting" if Variant.parse(run.variant).is_splitting else "--scheme"
+        budget = self.budgets[run.variant].options if run.variant in self.budgets else ()
+        return [scheme, run.variant, "--seed", str(run.seed), *self.options, *budget]
+
     def run_command(self, run: Run) -> list[str]:
-        own = ("--splitting", run.splitting, "--seed", run.seed)
-        return self._command("score", "--out", run.folder, "--prepared", self.data, *own, *self.options)
+        return self._command("score", "--out", run.folder, "--prepared", self.data, *self.run_options(run))
 
     def _command(self, *arguments: object) -> list[str]:
         return [sys.executable, "-m", f"recipes.{self.recipe}", *map(str, arguments)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+COLOURS = tuple(f"C{number}" for number in range(10))
 SCHEMES = {"strang": "strang (Macaron)", "lie": "lie (Transformer)"}
 
 
@@ -51,43 +51,48 @@ def figure(results: Results) -> Figure:
 
     fig = Figure(figsize=(11, 4.2), layout="constrained")
     left, *rights = fig.subplots(1, 1 + len(METRICS), width_ratios=[2.2, *[1] * len(METRICS)])
-    for colour, splitting in zip(COLOURS * len(results["systems"]), results["systems"], strict=False):
-        draw_curves(left, [r["curve"]["valid"] for r in rows_of(results, splitting)], colour, splitting)
-    left.set(xlabel="updates", ylabel="validation loss (bits per token)", yscale="log", title="mean and sd over seeds")
+    for colour, variant in zip(COLOURS * len(results["systems"]), results["systems"], strict=False):
+        ratio = results["costs"][variant]["ratio"] if results["costs"] else 1.0
+        draw_curves(left, [r["curve"]["valid"] for r in rows_of(results, variant)], colour, variant, ratio)
+    xlabel = f"cost, in updates of {results['baseline']}" if results["costs"] else "updates"
+    left.set(xlabel=xlabel, ylabel="validation loss (bits per token)", yscale="log", title="mean and sd over seeds")
     left.grid(alpha=0.3)
-    if left.lines:  # some splitting was validated
+    if left.lines:  # some variant was validated
         left.legend()
     for axes, name in zip(rights, METRICS, strict=True):
         draw_scores(axes, results["systems"], name)
     return fig
 
 
-def rows_of(results: Results, splitting: str) -> list[dict[str, Any]]:
-    return [r for r in results["runs"] if r["splitting"] == splitting]
+def rows_of(results: Results, variant: str) -> list[dict[str, Any]]:
+    return [r for r in results["runs"] if r["variant"] == variant]
 
 
-def draw_curves(axes: Axes, curves: Sequence[Sequence[tuple[int, float]]], colour: str, splitting: str) -> None:
-    """The updates that all seeds were validated at."""
+def draw_curves(
+    axes: Axes, curves: Sequence[Sequence[tuple[int, float]]], colour: str, variant: str, ratio: float = 1.0
+) -> None:
+    """The updates that all seeds were validated at, each of the cost `ratio`."""
     by_update = [dict(curve) for curve in curves]
     updates = sorted(set.intersection(*map(set, by_update))) if by_update else []
     values = np.array([[curve[update] for update in updates] for curve in by_update])
     if not updates:
         return
-    mean = values.mean(0)
-    axes.plot(updates, mean, color=colour, marker=".", label=SCHEMES.get(splitting, splitting))
+    mean, costs = values.mean(0), [update * ratio for update in updates]
+    axes.plot(costs, mean, color=colour, marker=".", label=SCHEMES.get(variant, variant))
     if len(values) > 1:
         sd = values.std(0, ddof=1)
-        axes.fill_between(updates, mean - sd, mean + sd, color=colour, alpha=0.25, linewidth=0)
+        axes.fill_between(costs, mean - sd, mean + sd, color=colour, alpha=0.25, linewidth=0)
 
 
 def draw_scores(axes: Axes, systems: Mapping[str, Mapping[str, Any]], name: str) -> None:
     columns = range(len(systems))
-    values = np.array([s[name]["values"] for s in systems.values()])  # (splittings, seeds)
+    values = np.array([s[name]["values"] for s in systems.values()])  # (variants, seeds)
     axes.plot(columns, values, color="lightgrey", zorder=0)
     for column, colour, s in zip(columns, COLOURS * len(systems), systems.values(), strict=False):
         axes.scatter([column] * len(s[name]["values"]), s[name]["values"], color=colour, alpha=0.6, s=18)
         axes.errorbar(column + 0.12, s[name]["mean"], yerr=s[name]["sd"], color=colour, marker="_", capsize=4)
-    axes.set_xticks(columns, list(systems))
+    many = {"rotation": 60, "ha": "right", "fontsize": 8} if len(systems) > 3 or max(map(len, systems)) > 8 else {}
+    axes.set_xticks(columns, list(systems), **many)
     axes.set_xlim(-0.5, len(systems) - 0.5)
     axes.set_title(next(iter(systems.values()))[name]["title"].replace(" tokenized", "\ntokenized"), fontsize=9)
     axes.grid(alpha=0.3, axis="y")

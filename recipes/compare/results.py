@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
+from recipes.common.schemes import Variant
 from recipes.common.statistics import paired_t_test, summary
 from recipes.common.workspace import read_json, read_lines
 from recipes.compare import matched
+from recipes.compare.cost import Cost
+from recipes.compare.cost import read as read_costs
 from recipes.compare.experiment import Experiment, Run
 from recipes.translation import commands, scoring
 from recipes.translation.recipe import Recipe
@@ -33,7 +36,8 @@ def row(run: Run) -> dict[str, Any]:
     check_losses(run.folder / "train.log")
     matched.windows(run.folder / "train.log")  # its lines must have what is compared later
     return {
-        "splitting": run.splitting,
+        "variant": run.variant,
+        "splitting": Variant.parse(run.variant).splitting,
         "seed": run.seed,
         "scores": {name: score_of(scores[name]) for name in METRICS},
         "valid_bits": valid_bits,
@@ -87,8 +91,8 @@ def read(run: Run, recipe: Recipe, reference: Output) -> tuple[dict[str, Any], O
 
 
 def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPLES) -> Results:
-    """Everything about the seeds that all splittings have finished; runs that cannot be read are named and left out."""
-    baseline, *others = experiment.splittings
+    """Everything about the seeds that all variants have finished; runs that cannot be read are named and left out."""
+    baseline, *others = experiment.variants
     try:
         reference = output(recipe, experiment.data / "raw" / "test", experiment.data / "text" / "test")
     except (RecipeError, OSError, ValueError) as error:
@@ -101,13 +105,12 @@ def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPL
     for run in experiment.runs:
         if run.finished:
             try:
-                done[run.seed][run.splitting] = read(run, recipe, reference)
+                done[run.seed][run.variant] = read(run, recipe, reference)
             except RecipeError as error:
                 unreadable[run.name] = str(error)
-    seeds = [seed for seed, runs in done.items() if len(runs) == len(experiment.splittings)]
+    seeds = [seed for seed, runs in done.items() if len(runs) == len(experiment.variants)]
     rows, texts = (
-        {splitting: [done[seed][splitting][part] for seed in seeds] for splitting in experiment.splittings}
-        for part in (0, 1)
+        {variant: [done[seed][variant][part] for seed in seeds] for variant in experiment.variants} for part in (0, 1)
     )
     differences = {}
     if seeds:
@@ -121,21 +124,33 @@ def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPL
         "seeds": seeds,
         "unfinished": [run.name for run in experiment.runs if not run.finished],
         "unreadable": unreadable,
-        "systems": {splitting: system(group) for splitting, group in rows.items()} if seeds else {},
+        "costs": {name: dataclasses.asdict(cost) for name, cost in costs_of(experiment).items()},
+        "systems": {variant: system(group) for variant, group in rows.items()} if seeds else {},
         "differences": differences,
         "runs": [r for group in rows.values() for r in group],
     }
+
+
+def costs_of(experiment: Experiment) -> dict[str, Cost]:
+    """Of an update of each variant, where these were measured; {} under equal updates."""
+    if experiment.equal == "updates":
+        return {}
+    known = read_costs(experiment.cost, experiment.variants[0])
+    return {variant: known[variant] for variant in experiment.variants}
 
 
 def check(experiment: Experiment, results: Results, recipe: Recipe) -> dict[str, Any]:
     """Whether the runs of each seed were matched, from their logs and stamps."""
     of_seed: dict[int, dict[str, Any]] = {seed: {} for seed in results["seeds"]}
     logs: dict[int, dict[str, Path]] = {seed: {} for seed in results["seeds"]}
-    folders = {(run.seed, run.splitting): run.folder for run in experiment.runs}
+    folders = {(run.seed, run.variant): run.folder for run in experiment.runs}
     for r in results["runs"]:
-        of_seed[r["seed"]][r["splitting"]] = r
-        logs[r["seed"]][r["splitting"]] = folders[r["seed"], r["splitting"]] / "train.log"
-    return matched.check_all(of_seed, logs, recipe.get("common.log_interval", 100))
+        of_seed[r["seed"]][r["variant"]] = r
+        logs[r["seed"]][r["variant"]] = folders[r["seed"], r["variant"]] / "train.log"
+    planned = {variant: budget.updates for variant, budget in experiment.budgets.items()}
+    return matched.check_all(
+        of_seed, logs, recipe.get("common.log_interval", 100), planned if experiment.equal == "cost" else None
+    )
 
 
 def output(recipe: Recipe, raw: Path, tokenized: Path) -> Output:
@@ -145,7 +160,7 @@ def output(recipe: Recipe, raw: Path, tokenized: Path) -> Output:
 
 
 def system(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One splitting over its seeds."""
+    """One variant over its seeds."""
     figures = {name: [r["scores"][name]["score"] for r in rows] for name in METRICS}
     figures["train_minutes"] = [r["train_seconds"] / 60 for r in rows]
     if all(r["valid_bits"] is not None for r in rows):
@@ -197,15 +212,19 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def systems_table(results: Results) -> Table:
-    """A line per splitting: mean ± sd over seeds."""
+    """A line per variant: mean ± sd over seeds; where an update has a cost, that and the cost of all."""
     systems = results["systems"]
     first = next(iter(systems.values()))
-    head = ["splitting", "parameters", "updates", *(first[name]["title"] for name in METRICS), VALID, "training, min"]
+    costs = results["costs"]
+    spent = [f"cost of an update, {results['baseline']} = 1", "cost in all"] if costs else []
+    titles = [first[name]["title"] for name in METRICS]
+    head = [kind(results), "parameters", "updates", *spent, *titles, VALID, "training, min"]
     rows = [
         [
             name,
             f"{s['parameters']:,}",
             f"{s['updates']:,}",
+            *(cost_cells(costs[name], s["updates"] / first["updates"]) if costs else ()),
             *(plus_minus(s[metric]) for metric in METRICS),
             plus_minus(s["valid_bits"], 3) if "valid_bits" in s else "not validated",
             plus_minus(s["train_minutes"], 1),
@@ -215,8 +234,17 @@ def systems_table(results: Results) -> Table:
     return head, rows
 
 
+def kind(results: Results) -> str:
+    """What the rows are called by."""
+    return "splitting" if all(Variant.parse(name).is_splitting for name in results["systems"]) else "variant"
+
+
+def cost_cells(cost: Mapping[str, float], share: float) -> list[str]:
+    return [f"{cost['ratio']:.3f} [{cost['low']:.3f}, {cost['high']:.3f}]", f"{cost['ratio'] * share:.3f}"]
+
+
 def differences_table(results: Results) -> Table:
-    """A line per pair of splittings and metric: the difference, judged over seeds and over sentences."""
+    """A line per pair of variants and metric: the difference, judged over seeds and over sentences."""
     head = [
         "difference",
         "metric",
@@ -245,10 +273,10 @@ def differences_table(results: Results) -> Table:
 
 
 def runs_table(results: Results) -> Table:
-    head = ["splitting", "seed", *METRICS, VALID, "training, min"]
+    head = [kind(results), "seed", *METRICS, VALID, "training, min"]
     rows = [
         [
-            r["splitting"],
+            r["variant"],
             str(r["seed"]),
             *(f"{r['scores'][name]['score']:.2f}" for name in METRICS),
             "" if r["valid_bits"] is None else f"{r['valid_bits']:.3f}",
@@ -285,13 +313,31 @@ def statements(results: Results) -> list[str]:
     if not checks["violations"] and not checks["unknown"]:
         windows, due = (sum(checks[name].values()) for name in ("windows", "due"))
         fewer = f" ({due} were due; what resuming cut in two is left out, or a log is cut off)" if windows < due else ""
+        plain = all(Variant.parse(name).is_splitting for name in results["systems"])
+        learned = "" if plain else " (and what its rule or solver learns: k, gates)"
         lines.append(
             f"Matched: parameters within {100 * checks['parameters']:.3f} % of {results['baseline']}, the norms and "
-            f"biases of the scheme itself, and all weight matrices of equal size; the same binarised data; per seed "
-            f"the same batches and learning rates in all {windows} windows of updates that fairseq logged{fewer}; "
-            f"the same number of updates."
+            f"biases of the scheme itself{learned}, and all weight matrices of equal size; the same binarised data; "
+            + (
+                f"per seed the same batches in all {windows} windows of updates that fairseq logged of all{fewer}; "
+                f"updates in proportion to what one costs."
+                if results["costs"]
+                else f"per seed the same batches and learning rates in all {windows} windows of updates that fairseq "
+                f"logged{fewer}; the same number of updates."
+            )
         )
+        lines += [cost_statement(results)] if results["costs"] else []
     return [*lines, f"Seeds {seeds}; mean ± sample standard deviation over them."]
+
+
+def cost_statement(results: Results) -> str:
+    measured = {cost["updates"] for name, cost in results["costs"].items()}
+    return (
+        f"Equal cost: the time of an update was measured with the variants in turn on the same batches "
+        f"({', '.join(map(str, sorted(measured)))} updates; mean over them, with 95 % interval), and the updates of "
+        f"{results['baseline']} divided by it. Learning-rate schedules that follow the number of updates are shorter "
+        f"accordingly; warm-ups are the same."
+    )
 
 
 def markdown(results: Results) -> str:
@@ -314,10 +360,12 @@ def csv_text(results: Results) -> str:
     """A line per run: what other programs want."""
     file = io.StringIO()
     names = ["recipe", "splitting", "seed", "parameters", "updates", "train_seconds", "valid_bits"]
+    last = ["variant", "cost_of_an_update"]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*names, *METRICS, *(f"{name}_signature" for name in METRICS)])
+    writer.writerow([*names, *METRICS, *(f"{name}_signature" for name in METRICS), *last])
     for r in results["runs"]:
         values = {"recipe": results["recipe"], **r}
         scores = [r["scores"][name][key] for key in ("score", "signature") for name in METRICS]
-        writer.writerow([*(values[name] for name in names), *scores])
+        ratio = results["costs"][r["variant"]]["ratio"] if results["costs"] else ""
+        writer.writerow([*(values[name] for name in names), *scores, r["variant"], ratio])
     return file.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from recipes.common import multistep
 from recipes.glue.tasks import BINARY, CLASSES, METRIC_NAMES, SCORE_MAX, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task
 
 
@@ -28,6 +29,9 @@ def card(task: Task, result: dict[str, Any]) -> str:
     ]
     setting = ", ".join(f"{name} {value}" for name, value in result["setting"].items())
     parts = [f"# {task.title}", meaning, "\n".join(scores), f"Fine-tuned with seed {result['seed']}: {setting}."]
-    return (
-        "\n\n".join([*parts, *(["\n".join(f"* {note}" for note in result["notes"])] if result["notes"] else [])]) + "\n"
-    )
+    parts += ["\n".join(f"* {note}" for note in result["notes"])] if result["notes"] else []
+    if "multistep" in result:
+        parts.append(f"The two-step rule, {multistep.RULE}. {multistep.verdict(result['multistep'])}")
+        lines = (multistep.HEAD, ["---"] * len(multistep.HEAD), *multistep.rows(result["multistep"]))
+        parts += ["\n".join("| " + " | ".join(cells) + " |" for cells in lines)] if result["multistep"] else []
+    return "\n\n".join(parts) + "\n"

@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as host_logging
 
+from recipes.common import multistep
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import write_json
 from recipes.glue.batches import IGNORED, Batches, Collator, Examples, Loader
@@ -284,6 +285,7 @@ def run_one(run: Run, options: Options) -> dict[str, Any]:
         "eval_seconds": round(time.time() - started, 1),
         "loss": [(entry["step"], entry["loss"]) for entry in log],
         "gradient_norm": [(entry["step"], entry["grad_norm"]) for entry in log],
+        **two_step(model),
     }
     if rank == 0:
         if options.save_model:
@@ -292,6 +294,13 @@ def run_one(run: Run, options: Options) -> dict[str, Any]:
         save_predictions(run.folder / "predictions.npz", arrays)
         write_json(run.folder / "result.json", result)
     return result
+
+
+def two_step(model: Any) -> dict[str, Any]:
+    """The k of an encoder under the rule multistep, as fine-tuning has left them; nothing of any other."""
+    if getattr(model.config, "depth_rule", "euler") != "multistep":
+        return {}
+    return {"multistep": multistep.weights(dict(model.named_parameters()), model.config.model_type)}
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from recipes.common.errors import RecipeError
 from recipes.common.main import run_command
+from recipes.common.schemes import NAMED, OPTIONS, Variant
 from recipes.common.workspace import Workspace
 from recipes.translation.pipeline import STAGES, Data, Pipeline
 from recipes.translation.recipe import PRECISIONS, Recipe, load
@@ -99,6 +100,15 @@ def parser(name: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argpar
     for option, kind, text in HYPER_PARAMETERS:
         metavar = {int: "N", float: "X", str: "NAME"}[kind]
         settings.add_argument(f"--{option}", type=kind, metavar=metavar, help=text)
+    settings.add_argument(
+        "--scheme",
+        metavar="VARIANT",
+        help="all that is chosen of the integrator: a splitting, and after commas a rule across depth, or options of "
+        f"those below: strang,multistep or strang,solver=heun,dt=0.5; or {', '.join(NAMED)}",
+    )
+    for option, kind, text in OPTIONS:
+        name = option.replace("_", "-")
+        settings.add_argument(f"--{name}", type=kind, metavar={float: "X", str: "NAME"}[kind], help=text)
     settings.add_argument("--precision", choices=PRECISIONS, help="of the training (default: fp32)")
     settings.add_argument(
         "--set",
@@ -147,7 +157,17 @@ def recipe_of(name: str, args: argparse.Namespace) -> Recipe:
         text = {"subword": args.subword, "tokenizer": "none" if args.subword == "sentencepiece" else "moses"}
     if args.units is not None:
         text["units"] = args.units
-    values = {option.replace("-", "_"): getattr(args, option.replace("-", "_")) for option, *_ in HYPER_PARAMETERS}
+    names = [option.replace("-", "_") for option, *_ in (*HYPER_PARAMETERS, *OPTIONS)]
+    values = {name: getattr(args, name) for name in names}
+    if args.scheme is not None:
+        single = [name for name in ("splitting", *(name for name, *_ in OPTIONS)) if values[name] is not None]
+        if single:
+            raise RecipeError(
+                f"--scheme {args.scheme}: says all of the scheme, and --{single[0].replace('_', '-')} is beside it; "
+                f"give either --scheme or single options"
+            )
+        variant = Variant.parse(args.scheme)
+        values |= {"splitting": variant.splitting, **variant.values}
     return recipe.changed(
         **values,
         precision=args.precision,
@@ -202,7 +222,7 @@ def translate(name: str, args: argparse.Namespace) -> None:
     recipe, machine, data = recipe_of(name, args), machine_of(args), data_of(args)
     space = Workspace(out.resolve(), recipe.settings(), restart=args.restart)
     with space.lock:
-        print(f"recipe    {name}{size} ({recipe.arch}, {recipe.splitting}, seed {recipe.seed}) in {out}")
+        print(f"recipe    {name}{size} ({recipe.arch}, {recipe.scheme}, seed {recipe.seed}) in {out}")
         pipeline = Pipeline(recipe, space, machine, data)
         pipeline.run(args.stage)
         show(pipeline, STAGES.index(args.stage))

@@ -80,6 +80,7 @@ class Pipeline:
         if self.space.stamp("train") is None and "train" in stages:  # before hours go into what cannot be trained
             self.machine.processes_for(self.recipe)
             train.check_names(self.recipe)
+            train.check_model(self.recipe)
             if "release" in stages:
                 check_architecture(self.recipe)
         anew = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from recipes.common.errors import RecipeError
-from recipes.common.schemes import portable
+from recipes.common.schemes import OPTIONS, Variant, portable
 
 if TYPE_CHECKING:
     from recipes.translation.text import TextSettings
@@ -35,6 +35,7 @@ KEYS = {
     "max_tokens": "dataset.max_tokens",
     "beam": "generation.beam",
     "lenpen": "generation.lenpen",
+    **{name: f"model.{name}" for name, *_ in OPTIONS},
 }
 
 # Where and how a run is computed, not what: a run may go on elsewhere. Instead of processes and accumulation the
@@ -109,6 +110,16 @@ class Recipe:
     def splitting(self) -> str:
         return str(self.get("model.splitting"))
 
+    @cached_property
+    def scheme(self) -> Variant:
+        """The splitting, and whatever else is chosen of the integrator."""
+        return self.scheme_as(f"{self.config}.yaml")
+
+    def scheme_as(self, option: str) -> Variant:
+        """The scheme; messages name `option`."""
+        values = {name: self.get(KEYS[name]) for name, *_ in OPTIONS}
+        return Variant.of(self.splitting, values, option)
+
     @property
     def max_update(self) -> int:
         return int(self.get("optimization.max_update"))
@@ -166,9 +177,26 @@ class Recipe:
         changes |= dict(more)
         if "model.splitting" in changes:
             changes["model.splitting"] = portable(changes["model.splitting"])
-        recipe = dataclasses.replace(self, changes=tuple(changes.items()), **own)
+        recipe = dataclasses.replace(self, changes=tuple(self._canonical(changes).items()), **own)
         recipe.check()
         return recipe
+
+    def _canonical(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """The changes with the options of the scheme checked, in one spelling, and without those that change nothing.
+
+        So a run that chooses nothing but a splitting has the settings that it always had.
+        """
+        asked = {name: KEYS[name] for name, *_ in OPTIONS if KEYS[name] in changes}
+        if not asked:
+            return changes
+        said = " ".join(f"--{name.replace('_', '-')} {changes[key]}" for name, key in asked.items())
+        found = dataclasses.replace(self, changes=tuple(changes.items())).scheme_as(said).values
+        published = dataclasses.replace(self, changes=())
+        for name, key in asked.items():
+            del changes[key]
+            if found[name] != published.get(key):
+                changes[key] = found[name]
+        return changes
 
     def _batch(self, batch_tokens: int, max_tokens: int | None) -> dict[str, Any]:
         """The changes that make one update of `batch_tokens` in batches of `max_tokens`."""

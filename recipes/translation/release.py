@@ -26,9 +26,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.common import multistep
 from recipes.common.errors import RecipeError
 from recipes.common.main import run_command
-from recipes.common.schemes import described
+from recipes.common.schemes import Variant
 from recipes.common.workspace import read_json, read_lines, write_json
 from recipes.translation import commands
 from recipes.translation.checkpoints import load
@@ -239,7 +240,8 @@ def model_card(run: Path, folder: Path, check: dict[str, Any]) -> str:
         )
     data, training = stamps.get("prepare", {}), stamps.get("train", {})
     sizes = ", ".join(f"{split} {size:,}" for split, size in data.get("sizes", {}).items())
-    kind = described(settings["model.splitting"])
+    scheme = Variant.of_settings(settings)
+    chosen = "splitting" if scheme.is_splitting else "scheme"
     released = check["scores"]
     lower = " Text is lower-cased." if settings["text.lowercase"] else ""
     return f"""---
@@ -248,7 +250,7 @@ library_name: fairseq
 pipeline_tag: translation
 tags: [macaron, {settings["model._name"]}]
 ---
-# {settings["name"]}: {source} to {target}, {kind}
+# {settings["name"]}: {source} to {target}, {scheme.described}
 
 ```python
 from macaron import MacaronModel
@@ -270,14 +272,14 @@ beam size {settings["generation.beam"]} and length penalty {settings["generation
 
 ## How it was made
 
-* `{settings["model._name"]}` with splitting `{settings["model.splitting"]}`, {training.get("parameters", 0):,} \
+* `{settings["model._name"]}` with {chosen} `{scheme}`, {training.get("parameters", 0):,} \
 parameters, seed {settings["common.seed"]}; {training.get("updates", 0):,} updates of \
 {settings["batch_tokens"]:,} tokens.
 * Data: {data.get("kind", "")}; pairs: {sizes}.
 * Averaged: {", ".join(stamps.get("average", {}).get("averaged", []))}.
 * Lu et al. 2019, arXiv:1906.02762; `settings.json` of the run has every value.
 
-## Checked
+{two_step_section(folder, scheme)}## Checked
 
 This folder, alone in a clean process, translated the first {check["sentences"]} raw test sentences: \
 {check["with the pieces of the run"]} became the very pieces of the run, and of these \
@@ -285,6 +287,18 @@ This folder, alone in a clean process, translated the first {check["sentences"]}
 On these sentences: \
 {"; ".join(f"{name} {score:.2f} (run: {released['run'][name]:.2f})" for name, score in released["release"].items())}.
 """
+
+
+def two_step_section(folder: Path, scheme: Variant) -> str:
+    """What training made of the rule multistep; nothing under another."""
+    if dict(scheme.options).get("depth_rule") != "multistep":
+        return ""
+    found = multistep.weights(load(folder / "model.pt")["model"], folder / "model.pt")
+    parts = ["## The two-step rule", f"{multistep.RULE}. {multistep.verdict(found)}"]
+    if found:
+        lines = (multistep.HEAD, ["---"] * len(multistep.HEAD), *multistep.rows(found))
+        parts.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+    return "\n\n".join([*parts, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.common import multistep
 from recipes.common.page import STYLE, png, table
 from recipes.common.provenance import environment
-from recipes.common.schemes import described
+from recipes.common.schemes import Variant
 from recipes.common.workspace import read_json, write_json
 from recipes.translation import commands
+from recipes.translation.checkpoints import load
 from recipes.translation.figures import attention_figure, attention_sample, cross_attention, curve_figure
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def write_report(run: Pipeline) -> list[Path]:
         "length": length_figure(result["by_length"]),
         "attention": attention_of(run, result["samples"]),
     }
+    if result.get("multistep"):
+        figures["multistep"] = multistep.figure(result["multistep"])
     folder = run.folder / "report"
     folder.mkdir(exist_ok=True)
     files = {f"{name}.png": base64.b64decode(png(figure)) for name, figure in figures.items()}
@@ -61,6 +65,7 @@ def collect(run: Pipeline) -> dict[str, Any]:
     pieces = [best.pieces for _, best in sorted(commands.hypotheses(run.folder / "generate/generate-test.txt").items())]
     rows = list(zip(*texts, run.lines("bpe", language=run.source), pieces, strict=True))
     names = ("source", "reference", "hypothesis", "source pieces", "hypothesis pieces")
+    two_step = dict(run.recipe.scheme.options).get("depth_rule") == "multistep"
     chosen = random.Random(1).sample(rows, min(SAMPLES, len(rows)))
     return {
         "recipe": run.recipe.name,
@@ -82,6 +87,7 @@ def collect(run: Pipeline) -> dict[str, Any]:
         "environment": environment(shlex.join(["python", "-m", f"recipes.{run.recipe.name}", *sys.argv[1:]]), PACKAGES),
         "samples": [dict(zip(names, row, strict=True)) for row in chosen],
         "learning_curve_bits_per_token": commands.learning_curve(run.train_log),
+        **({"multistep": multistep.weights(load(run.model)["model"], run.model)} if two_step else {}),
     }
 
 
@@ -110,6 +116,12 @@ def attention_of(run: Pipeline, samples: list[dict[str, str]]) -> Figure:
     return attention_figure(*found, languages=(source, target))
 
 
+def two_step_section(found: multistep.Weights) -> list[str]:
+    image = ['<img alt="k over the layers" src="multistep.png">'] if found else []
+    words = f"<p>{html.escape(multistep.RULE)}. {html.escape(multistep.verdict(found))}</p>"
+    return ["<h2>The two-step rule</h2>", *image, words, table(multistep.rows(found), multistep.HEAD)]
+
+
 def render(result: dict[str, Any]) -> str:
     source, target = (NAMES.get(language, language) for language in result["languages"])
     title = html.escape(f"{result['recipe']}: {source} → {target}")
@@ -120,9 +132,8 @@ def render(result: dict[str, Any]) -> str:
     ]
     data, settings = result["data"], result["settings"]
     sizes = ", ".join(f"{split} {size:,}" for split, size in data["sizes"].items())
-    splitting = settings["model.splitting"]
     facts = [
-        ["model", f"{settings['model._name']}, {described(splitting)}"],
+        ["model", f"{settings['model._name']}, {Variant.of_settings(settings).described}"],
         ["parameters", f"{result['parameters']:,}"],
         ["updates", f"{result['updates']:,} of {settings['batch_tokens']:,} tokens, seed {settings['common.seed']}"],
         ["processes", str(result["processes"])],
@@ -149,6 +160,7 @@ def render(result: dict[str, Any]) -> str:
             "<h2>Learning curves</h2>",
             '<img alt="learning curves" src="curves.png">',
             "<p>Cross-entropy without label smoothing; the training curve is measured with dropout.</p>",
+            *(two_step_section(result["multistep"]) if "multistep" in result else ()),
             "<h2>By length of the source sentence</h2>",
             '<img alt="BLEU by sentence length" src="length.png">',
             table(lengths, ["words", "sentences", "tokenized BLEU"]),

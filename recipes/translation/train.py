@@ -147,3 +147,26 @@ def check_names(recipe: Recipe) -> None:
             f"{recipe.config}.yaml with its changes is no configuration of fairseq: {str(error).splitlines()[0]} "
             f"(at {error.full_key}). Correct --set, --arch or the yaml"
         ) from error
+
+
+def check_model(recipe: Recipe) -> None:
+    """What the model itself would refuse when the training starts: widths, or a scheme that its layers cannot follow.
+
+    Raises:
+        RecipeError: for a model of ours that cannot be built; of fairseq's own nothing is known here.
+    """
+    from omegaconf import OmegaConf
+
+    import macaron
+
+    macaron.register_fairseq()
+    from macaron.user_dir.config import complete
+    from macaron.user_dir.models.macaron import MODELS
+
+    model: Any = MODELS.get(recipe.arch)
+    if model is None:
+        return
+    try:
+        complete(OmegaConf.create(recipe.tree["model"]), model.config(), model.architecture)
+    except ValueError as error:
+        raise RecipeError(f"--arch {recipe.arch}, --scheme {recipe.scheme}: {error}") from error

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from macaron.dynamics import splitting as registry
 from macaron.dynamics.splitting import Splitting, register_splitting
 from recipes.bert_pretrain.__main__ import main
+from recipes.bert_pretrain.settings import SCHEME, recorded, settings_for
 from recipes.common.workspace import digest
 
 SIZES = [
@@ -213,9 +214,39 @@ def test_a_splitting_of_ones_own(
     assert "splitting='turned' is unknown; choose one of strang, lie, or write its flows" in capsys.readouterr().err
 
 
+def test_another_scheme(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is chosen is recorded in one spelling; report and card show the k of the two-step rule, and judge them."""
+    arguments = ["--out", str(tmp_path / "out"), "--data", str(prepared), *SHORT, "--splitting=lie"]
+    assert main([*arguments, "--depth-rule=multistep", "--multistep-init=0.50", "--solver=euler"]) == 0
+    model = json.loads((tmp_path / "out" / "settings.json").read_text())["model"]
+    assert {name: model[name] for name in model if name in SCHEME} == {
+        "depth_rule": "multistep",
+        "multistep_init": "0.5",
+    }
+    (k,) = weights(tmp_path / "out")["macaron_bert.layers.rule.bias"].tolist()
+    assert k != 0.5 and abs(k - 0.5) < 0.1  # learned, in six updates
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"| encoder | 1 | {k:+.4f} | yes |" in card and f"<td>{k:+.4f}</td>" in page
+    for text in (card, page):
+        assert "Zero-stable in every layer" in text and "lie,multistep,multistep_init=0.5, seed" in text
+    assert 'alt="multistep"' in page and (tmp_path / "out" / "multistep.png").is_file()
+    capsys.readouterr()
+    assert main([*arguments, "--depth-rule=multistep"]) == 1
+    assert "model.multistep_init = '0.5' there, None now" in capsys.readouterr().err
+
+
+def test_a_splitting_alone_is_recorded_as_it_always_was() -> None:
+    record = recorded(settings_for("tiny", splitting="lie", solver="euler", dt=1.0))
+    assert record["model"]["splitting"] == "lie" and not SCHEME.keys() & record["model"].keys()
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        ("--solver=magic", "solver='magic' is unknown; choose one of euler"),
+        ("--stochastic-depth=1", r"no drop rate in \[0, 1\)"),
+        ("--multistep-init=0.5", "has none; leave it out, or choose that rule"),
         ("--splitting=runge", "splitting='runge' is unknown; choose one of strang, lie, or write its flows in order"),
         ("--splitting=", "has no substeps"),
         ("--splitting=ffn/2 attention", "the shares of 'ffn' add up to 0.5"),

@@ -14,20 +14,26 @@ from pathlib import Path
 
 import pytest
 
+from recipes.common import multistep
 from recipes.compare import __main__ as cli
 from recipes.compare import schedule
 from recipes.compare.experiment import Experiment
 from recipes.compare.matched import Size
 from recipes.compare.schedule import Job
+from recipes.translation.checkpoints import load
 
 # A recipe in milliseconds: it copies a finished run, unless a file called fail-<run> is there.
 FAKE = """
-import pathlib, shutil, sys
+import json, pathlib, shutil, sys
 arguments, templates = sys.argv[1:], pathlib.Path({templates!r})
 out = pathlib.Path(arguments[arguments.index("--out") + 1])
 if (templates / f"fail-{{out.name}}").exists():
     sys.exit("no memory left")
 shutil.copytree(templates / ("data" if "prepare" in arguments else "run"), out, dirs_exist_ok=True)
+if "--scheme" in arguments and "--max-update" in arguments:
+    stamp = json.loads((out / "stamps" / "train.json").read_text())
+    updates = int(arguments[len(arguments) - arguments[::-1].index("--max-update")])
+    (out / "stamps" / "train.json").write_text(json.dumps({{**stamp, "updates": updates}}))
 with (templates / "calls").open("a") as calls:
     print(out.name, file=calls)
 """
@@ -189,6 +195,55 @@ def test_logs_that_are_too_short(templates: Path, tmp_path: Path, capsys: pytest
     assert "NOT CHECKED: seed 1: too few lines in the logs" in printed.out and "NOT MATCHED" not in printed.out
 
 
+COSTS = """
+import json, pathlib, sys
+out, variants = pathlib.Path(sys.argv[1]), sys.argv[2:]
+cost = {"low": 1, "high": 1, "seconds": 1, "updates": 3}
+costs = {name: {**cost, "ratio": 1.25 if "," in name else 1} for name in variants}
+out.write_text(json.dumps({"baseline": variants[0], "variants": costs}))
+print("measured")
+"""
+
+
+def test_equal_cost(
+    templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What costs 1.25 times as much gets 1/1.25 of the updates; measured once, and again for what is added."""
+    monkeypatch.setattr(
+        Experiment,
+        "cost_command",
+        lambda of, updates: [sys.executable, "-c", COSTS, str(of.cost), *of.variants],
+    )
+    out, more = tmp_path / "out", ("--", "--max-update=5", "--warmup-updates=1")
+    given = (out, "--seeds=1", "--equal=cost", "--variants", "lie", "strang,rk2")
+    assert compare(*given, *more) == 0
+    printed = capfd.readouterr().out
+    assert "measured\n" in printed and calls(templates) == ["data", "lie-seed1", "strang-rk2-seed1"]
+    assert "| lie | 10 | 5 | 1.000 [1.000, 1.000] | 1.000 |" in printed
+    assert "| strang,rk2 | 10 | 4 | 1.250 [1.000, 1.000] | 1.000 |" in printed
+    assert "the same batches in all 1 windows of updates" in printed and "(and what its rule or solver" in printed
+    assert "Equal cost: the time of an update was measured with the variants in turn" in printed
+    results = json.loads((out / "results.json").read_text())
+    assert (
+        "--scheme strang,rk2 --seed 1 --max-update=5 --warmup-updates=1 --max-update 4"
+        in (results["commands"]["strang-rk2-seed1"])
+    )
+    assert [(r["variant"], r["splitting"]) for r in results["runs"]] == [("lie", "lie"), ("strang,rk2", "strang")]
+
+    assert compare(*given, "lie,dt=0.5", *more) == 0
+    assert "measured\n" in capfd.readouterr().out and calls(templates) == ["data", "lie-dt-0.5-seed1"]
+    assert compare(*given, *more) == 0
+    assert "measured\n" not in capfd.readouterr().out and calls(templates) == ["data"]
+    assert compare(out, "--seeds=1", "--variants", "lie", "strang,rk2", *more) == 1
+    assert "made with other settings (equal = 'cost' there, None now)" in capfd.readouterr().err
+
+    cost = json.loads((out / "cost.json").read_text())
+    cost["variants"]["strang,rk2"]["ratio"] = 2.0
+    (out / "cost.json").write_text(json.dumps(cost))
+    assert compare(*given, *more) == 1
+    assert "strang,rk2 has made 4 updates, and was to make 2 by its cost" in capfd.readouterr().out
+
+
 # --- the real recipe ----------------------------------------------------------------------------------------------
 
 
@@ -220,6 +275,43 @@ def test_dry_run_of_a_splitting_in_notation(tmp_path: Path, capsys: pytest.Captu
     assert "attention/2 ffn attention/2 has " in capsys.readouterr().err
     assert compare(*given, "lie", "attention/2 ffn") == 1
     assert "--splittings attention/2 ffn: " in capsys.readouterr().err
+
+
+def test_dry_run_of_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal matrices; what rules learn is told apart, and counted as the scheme's own."""
+    given = (tmp_path / "out", "--seeds", "1", "--dry-run", "--equal", "cost", "--variants", "lie")
+    assert compare(*given, "strang,multistep,solver=heun", "ode-transformer") == 0
+    _, sizes, _, measure, *_, last = capsys.readouterr().out.splitlines()
+    assert "learn (k, gates): strang,solver=heun,multistep 2, ode-transformer 1,028" in sizes  # 2; 4 · (2 · 128 + 1)
+    assert measure.startswith(
+        "python -m recipes.compare.cost --recipe multi30k_de_en --variants lie strang,solver=heun"
+    )
+    assert last == (
+        f"python -m recipes.multi30k_de_en score --out {tmp_path}/out/runs/ode-transformer-seed1 "
+        f"--prepared {tmp_path}/out/data --scheme ode-transformer --seed 1  # and --max-update, by its cost"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variants", "options", "message"),
+    [
+        (["strang,solver=magic"], [], "--variants strang,solver=magic: solver='magic' is unknown; choose one of euler"),
+        (["strang,stochastic_depth=1"], [], "no drop rate in [0, 1)"),
+        (["lie,multistep_init=0.5"], [], "depth_rule='euler' has none; leave it out, or choose that rule"),
+        (["ode-transformer", "lie,rk2_learned"], [], "lie ode-transformer ode-transformer: one is there twice"),
+        (["strang,rk2"], ["--dt", "0.5"], "--dt after --: set for each run here"),
+        (["strang,rk2"], ["--set", "model.dt=0.5"], "or another part of the scheme, the same for all runs"),
+        (["strang,rk2"], ["--set", "optimization.max_update=9"], "give the baseline's as --max-update N"),
+        (["strang,rk2"], ["--arch", "transformer_iwslt_de_en_macaron"], "needs the increment"),
+        (["attention/2 ffn attention/2,rk2"], [], "parameters in its weight matrices and lie"),
+    ],
+)
+def test_dry_run_refuses_variants_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], variants: list[str], options: list[str], message: str
+) -> None:
+    given = (tmp_path / "out", "--dry-run", "--equal=cost", "--variants", "lie")
+    assert compare(*given, *variants, "--", *options) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_options_that_the_recipe_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,3 +374,27 @@ def test_killed_and_resumed(tmp_path: Path, project_root: Path, shared: Path) ->
     assert results["matched"]["parameters"] < 1e-3
     assert re.search(r"parameters: lie [\d,]+, strang [\d,]+", done.stdout)
     assert all(row["updates"] == 4 for row in results["runs"])
+
+
+@pytest.mark.slow
+def test_equal_cost_on_the_real_recipe(tmp_path: Path, project_root: Path, shared: Path) -> None:
+    """Multi30k, twelve updates of the baseline: measured on its batches, trained, and matched as far as all went."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "recipes.compare", "--recipe=multi30k_de_en", "--seeds=1", "--jobs=1",
+               "--variants", "lie", "strang,multistep", "ode-transformer", "--equal=cost", "--cost-updates=5",
+               f"--out={out}", f"--data-dir={shared / 'data' / 'multi30k'}", "--", "--max-update=12", "--average=1",
+               "--beam=1", "--warmup-updates=2", "--set=common.log_interval=1",
+               "--set=checkpoint.save_interval_updates=4"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=project_root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    updates = {row["variant"]: row["updates"] for row in results["runs"]}
+    assert results["matched"]["violations"] == [] and updates["lie"] == 12
+    assert results["matched"]["windows"]["1"] == min(updates.values())
+    # its rule evaluates every layer twice, and the output layer once
+    assert 1 < results["costs"]["ode-transformer"]["ratio"] < 3 and updates["ode-transformer"] < 12
+    model = out / "runs" / "strang-multistep-seed1" / "average.pt"
+    assert [len(k) for k in multistep.weights(load(model)["model"], model).values()] == [1, 1]

@@ -115,6 +115,21 @@ def test_all_seeds(lie: Path) -> None:
     assert result["unknown"] == []
 
 
+def test_under_equal_cost_the_common_part_is_compared(lie: Path, tmp_path: Path) -> None:
+    """Fewer updates and other learning rates are as they should be; other batches, and another number, are not."""
+    shorter = tmp_path / "shorter.log"
+    shorter.write_text(write(shorter, BATCHES[:2]).read_text().replace('"lr": "0.0001"', '"lr": "0.0009"'))
+    planned = {"lie": 30, "rk2": 20}
+    runs, logs = {"lie": run(), "rk2": run(20)}, {"lie": lie, "rk2": shorter}
+    assert violations(runs, logs, planned) == (2, [])  # type: ignore[arg-type]
+    assert any("saw other batches" in text for text in violations(runs, logs)[1])  # type: ignore[arg-type]
+    (found,) = violations(runs, logs, {**planned, "rk2": 21})[1]  # type: ignore[arg-type]
+    assert found == "rk2 has made 20 updates, and was to make 21 by its cost"
+    write(shorter, [BATCHES[0], (20, "1.0", "30.8")])
+    assert "up to update 20 (words, sentences) are ('1.0', '30.8')" in violations(runs, logs, planned)[1][0]  # type: ignore[arg-type]
+    assert check_all({1: runs}, {1: logs}, 10, planned)["due"] == {1: 2}  # type: ignore[dict-item]
+
+
 def test_what_the_scheme_makes_differ_is_allowed() -> None:
     """However small the model, so however large the share of its norms."""
     said = check_sizes({"lie": Size(1000, 100), "strang": Size(1000, 600), "other": Size(1000, 40)}, {})

@@ -59,12 +59,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "data" / "raw" / "test.en", raw)
     write(folder / "data" / "text" / "test.en", reference)
     for run in experiment(folder).runs:
-        hypotheses = translated(reference, 0.2 if run.splitting == "lie" else 0.1, run.seed)
+        hypotheses = translated(reference, 0.2 if run.variant == "lie" else 0.1, run.seed)
         write(run.folder / "hyp" / "test.tok.en", hypotheses)
         write(run.folder / "hyp" / "test.en", scoring.detokenize(hypotheses, "en"))
         scores = scoring.score(None, raw, hypotheses, reference, "multi30k", samples=40)
         write(run.folder / "scores.json", scores)
-        write(run.folder / "train.log", log(run.seed, 0.3 if run.splitting == "lie" else 0.0))
+        write(run.folder / "train.log", log(run.seed, 0.3 if run.variant == "lie" else 0.0))
         stamps = run.folder / "stamps"
         write(stamps / "train.json", {"parameters": 1000, "updates": 20, "train_seconds": 60.0 * run.seed, "files": {}})
         write(stamps / "prepare-binary.json", {"files": {"data-bin/train.de-en.de.bin": "abc", "data-bin/x.txt": "d"}})
@@ -248,16 +248,16 @@ def test_runs_that_are_not_matched_say_so(folder: Path, found: dict[str, Any], t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"splittings": ("lie",)}, "a comparison needs two or more"),
-        ({"splittings": ("lie", "lie")}, "--splittings lie lie: one is there twice"),
-        ({"splittings": ("strang", "ffn/2 attention ffn/2")}, "--splittings strang strang: one is there twice"),
-        ({"splittings": ("lie", "strange")}, "--splittings strange: .*choose one of strang, lie"),
+        ({"variants": ("lie",)}, "a comparison needs two or more"),
+        ({"variants": ("lie", "lie")}, "--splittings lie lie: one is there twice"),
+        ({"variants": ("strang", "ffn/2 attention ffn/2")}, "--splittings strang strang: one is there twice"),
+        ({"variants": ("lie", "strange")}, "--splittings strange: .*choose one of strang, lie"),
         ({"seeds": (1, -1)}, "--seeds -1: must be whole numbers of at least 0"),
         ({"seeds": (1, 1)}, "--seeds 1 1: one is there twice"),
         ({"options": ("--max-update", "5", "--seed=4")}, "--seed after --: set for each run here"),
     ],
 )
 def test_experiments_that_make_no_sense(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    given = {"splittings": ("lie", "strang"), "seeds": SEEDS, **changes}
+    given = {"variants": ("lie", "strang"), "seeds": SEEDS, **changes}
     with pytest.raises(RecipeError, match=message):
         Experiment("multi30k_de_en", folder=tmp_path, **given)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipes.common.errors import RecipeError
-from recipes.translation import cli
+from recipes.translation import cli, train
 from recipes.translation.recipe import RECIPES, load
 
 
@@ -66,3 +66,49 @@ def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, capsy
         assert cli.main("iwslt14_de_en", [*options, f"--out={out}"]) == 1
         assert message in capsys.readouterr().err
     assert not (out / "data-bin").exists()
+
+
+def test_a_scheme_as_one_word_or_as_options() -> None:
+    whole = cli.recipe_from("iwslt14_de_en", ["--scheme", "lie,multistep,multistep_init=0.5,solver=heun"])
+    options = ["--splitting=lie", "--depth-rule=multistep", "--multistep-init=0.50", "--solver=heun", "--dt=1"]
+    assert cli.recipe_from("iwslt14_de_en", options) == whole
+    by_key = ["--splitting=lie", "--set=model.depth_rule=multistep", "--set=model.multistep_init=0.5"]
+    assert cli.recipe_from("iwslt14_de_en", [*by_key, "--set=model.solver=heun"]).settings() == whole.settings()
+    assert whole.scheme.name == "lie,solver=heun,multistep,multistep_init=0.5"
+    assert whole.get("model.multistep_init") == "0.5" and whole.get("model.dt") is None
+    train.check_names(whole)
+
+
+@pytest.mark.parametrize("options", [["--scheme", "lie"], ["--splitting", "lie", "--solver", "euler", "--dt", "1"]])
+def test_a_splitting_alone_has_the_settings_that_it_always_had(options: list[str]) -> None:
+    settings = cli.recipe_from("iwslt14_de_en", options).settings()
+    assert settings == load("iwslt14_de_en").changed(splitting="lie").settings()
+    assert [key for key in settings if key.startswith("model.") and "splitting" not in key] == [
+        *("model._name", "model.share_all_embeddings"),
+        *("model.dropout", "model.attention_dropout", "model.activation_dropout"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scheme", "lie", "--solver", "heun"], "--solver is beside it; give either"),
+        (["--scheme", "lie", "--splitting", "lie"], "--splitting is beside it; give either"),
+        (["--scheme", "lie,solver=magic"], "--scheme lie,solver=magic: solver='magic' is unknown"),
+        (["--solver", "magic"], "--solver magic: solver='magic' is unknown; choose one of euler"),
+        (["--stochastic-depth", "1.5"], r"--stochastic-depth 1.5: .*no drop rate in \[0, 1\)"),
+        (["--set=model.multistep_init=0.5"], "--multistep-init 0.5: .*has none; leave it out"),
+    ],
+)
+def test_schemes_that_cannot_be(options: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        cli.recipe_from("iwslt14_de_en", options)
+
+
+def test_a_scheme_that_the_layers_cannot_follow() -> None:
+    """Said before the data is prepared, and nothing is said of another's architecture."""
+    post_norm = ["--arch=transformer_iwslt_de_en_macaron"]
+    train.check_model(cli.recipe_from("iwslt14_de_en", post_norm))
+    with pytest.raises(RecipeError, match=r"--scheme strang,multistep: .*a post-norm layer.* has none"):
+        train.check_model(cli.recipe_from("iwslt14_de_en", [*post_norm, "--depth-rule=multistep"]))
+    train.check_model(load("iwslt14_de_en").changed(arch="transformer_iwslt_de_en"))

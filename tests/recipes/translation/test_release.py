@@ -337,3 +337,24 @@ def test_architectures_that_cannot_be_released_are_known_before_training() -> No
     release.check_architecture(recipe)
     with pytest.raises(RecipeError, match=r"--arch transformer: a released model is one of .*iwslt14_de_en report"):
         release.check_architecture(recipe.changed(arch="transformer"))
+
+
+def test_the_card_shows_the_two_step_rule(finished, released: Path, tmp_path: Path) -> None:
+    """k read off the released model; under another rule the card says nothing of it."""
+    assert "two-step" not in (released / "README.md").read_text(encoding="utf-8")
+    assert "with splitting `strang`" in (released / "README.md").read_text(encoding="utf-8")
+    state = torch.load(released / "model.pt", weights_only=True)
+    state["model"] |= {
+        "encoder.layers.rule.bias": torch.tensor([0.5]),
+        "decoder.layers.rule.bias": torch.tensor([-2.0]),
+    }
+    torch.save(state, tmp_path / "model.pt")
+    shutil.copytree(finished.folder / "stamps", tmp_path / "stamps")
+    shutil.copy(finished.folder / "scores.json", tmp_path)
+    write_json(
+        tmp_path / "settings.json", {**read_json(finished.folder / "settings.json"), "model.depth_rule": "multistep"}
+    )
+    card = release.model_card(tmp_path, tmp_path, read_json(released / "check.json"))
+    assert "with scheme `strang,multistep`" in card and "| encoder | 1 | +0.5000 | yes |" in card
+    assert "NOT zero-stable in decoder layer 1 (k = -2.000)" in card
+    assert card.index("## The two-step rule") < card.index("\n\n## Checked")

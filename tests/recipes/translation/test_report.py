@@ -7,7 +7,7 @@ import re
 import pytest
 
 from recipes.common.workspace import read_json
-from recipes.translation.report import bucket, length_figure
+from recipes.translation.report import bucket, length_figure, render
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +46,14 @@ def test_buckets_of_length() -> None:
     entries = [{"from": 0, "to": 9, "sentences": 5, "BLEU": 3.0}, {"from": 60, "to": None, "sentences": 1, "BLEU": 0}]
     assert [bucket(entry) for entry in entries] == ["0–9", "≥ 60"]
     assert [bar.get_height() for bar in length_figure(entries).axes[0].patches] == [3.0, 0]
+
+
+def test_the_two_step_rule_is_shown(finished, page: str) -> None:
+    """Its k, its plot and the verdict; under another rule nothing of it."""
+    assert "two-step" not in page and "multistep" not in read_json(finished.folder / "report" / "result.json")
+    result = dict(read_json(finished.folder / "report" / "result.json"))
+    settings = {**result["settings"], "model.depth_rule": "multistep"}
+    text = render({**result, "settings": settings, "multistep": {"encoder": [0.125], "decoder": [1.5]}})
+    assert 'src="multistep.png"' in text and "<td>+0.1250</td><td>yes</td>" in text
+    assert "NOT zero-stable in decoder layer 1 (k = +1.500)" in text
+    assert "Macaron (Strang–Marchuk splitting), depth rule multistep" in text
