@@ -211,6 +211,19 @@ def refine_adam(
     Raises:
         UnreadableStateError: another optimiser, or a state that does not fit the parameters.
     """
+    try:
+        return _refine_adam(optimizer, shapes, groups, new_groups, refined)
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+        raise UnreadableStateError(f"it is not laid out as that of Adam: {type(error).__name__}: {error}") from error
+
+
+def _refine_adam(
+    optimizer: Mapping[str, Any],
+    shapes: Mapping[str, torch.Size],
+    groups: Sequence[Sequence[str]],
+    new_groups: Sequence[Sequence[str]],
+    refined: Callable[[dict[str, Tensor], int], dict[str, Tensor]],
+) -> dict[str, Any]:
     stored, state = optimizer.get("param_groups"), optimizer.get("state")
     if not isinstance(stored, list) or not isinstance(state, Mapping) or not stored:
         raise UnreadableStateError("it is not laid out as one of torch")
@@ -331,7 +344,7 @@ def refine_checkpoint(state: Mapping[str, Any], layers: Sequence[int]) -> Refine
                 f"or of another model"
             )
         check_increments(model_option(state, f"{side}_normalize_before"), f"{side}_normalize_before")
-    rule = model_option(state, "depth_rule") or "euler"
+    rule = str(model_option(state, "depth_rule") or "euler")
     dt = check_step(model_option(state, "dt"))
     change = changes[sides[0]]
 

@@ -136,7 +136,7 @@ def test_another_optimiser_is_left_out(toy_task) -> None:
     assert "last_optimizer_state" not in refined.state
 
 
-@pytest.mark.parametrize("damage", ["shape", "count", "nan", "kind"])
+@pytest.mark.parametrize("damage", ["shape", "count", "nan", "kind", "layout", "step"])
 def test_a_state_that_does_not_fit_is_left_out(damage: str, toy_task) -> None:
     model = build(toy_task, (2, 2))
     optimizer = optimizer_of(model)
@@ -149,10 +149,15 @@ def test_a_state_that_does_not_fit_is_left_out(damage: str, toy_task) -> None:
         adam["param_groups"][0]["params"].pop()
     elif damage == "nan":
         adam["state"][3]["exp_avg"][...] = torch.nan
+    elif damage == "layout":
+        adam["param_groups"][0]["params"] = 3
+    elif damage == "step":
+        adam["state"][3]["step"] = [1]
     else:
         state["last_optimizer_state"] = [1, 2]
     (why,) = refine_checkpoint(state, [4]).left_out
     expected = {"shape": "exp_avg of encoder.layers", "count": "it covers", "nan": "no finite number", "kind": "a list"}
+    expected |= {"layout": "it is not laid out as that of Adam: TypeError", "step": "TypeError"}
     assert why.startswith("the optimiser's state (") and expected[damage] in why
 
 
