@@ -322,7 +322,8 @@ def test_files_that_are_none_and_files_that_are_there(tmp_path: Path, capsys) ->
     assert "add --force to overwrite it" in fails(where, out, capsys)
     assert (tmp_path / "b.pt").read_text() == "kept"
     assert main(["refine", str(where), *map(str, out), "--force"]) == 0
-    assert "(4+4 layers, dt 0.5), without the optimiser's state" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "(4+4 layers, dt 0.5), without the optimiser's state" in told and "--reset-optimizer" in told
 
 
 def test_everything_else_of_a_checkpoint_stays(tmp_path: Path) -> None:
