@@ -1,8 +1,9 @@
-"""The `macaron` command: `user-dir`, `translate`, `average`, `convert` and `export-hub`.
+"""The `macaron` command: `user-dir`, `translate`, `average`, `refine`, `convert` and `export-hub`.
 
     fairseq-train data-bin --user-dir "$(macaron user-dir)" --arch macaron_base …
     macaron translate release text.de > text.en
     macaron average --last 10 --dir checkpoints --output checkpoints/average.pt
+    macaron refine checkpoints/checkpoint_last.pt --layers 12 --output refined.pt
     macaron convert original.pt --output converted.pt
     macaron convert original-bert.pt --dict dict.txt --output folder
     macaron convert FacebookAI/roberta-base --output folder
@@ -34,6 +35,8 @@ _TAKEN = (
 )
 # The parts of a model's folder that are JSON objects.
 _JSON_PARTS = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "vocab.json")
+
+_DEEPEST = 10_000  # layers; more are a slip, and would fill the memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,6 +179,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.set_defaults(run=_convert)
 
+    finer = commands.add_parser(
+        "refine",
+        help="more layers of a smaller step, or fewer of a larger one",
+        description="Turn a trained model of L layers with step dt into one of r L layers with step dt/r, or of L/r "
+        "layers with step r dt, from which training goes on: each layer becomes r layers with its parameters, or r "
+        "layers become one with their mean. The state of Adam goes with it. A checkpoint of fairseq, or a folder of a "
+        "Macaron BERT.",
+    )
+    finer.add_argument("input", type=Path, metavar="CHECKPOINT", help="fairseq's checkpoint, or a folder of a BERT")
+    finer.add_argument(
+        "--layers",
+        type=_layers,
+        required=True,
+        metavar="N",
+        help="how many layers to have, a multiple or a divisor of today's; 12+6 for an encoder and a decoder of "
+        "unequal numbers, which change by one ratio since they share dt",
+    )
+    finer.add_argument("--output", type=Path, required=True, metavar="OUT", help="the checkpoint or folder to write")
+    finer.add_argument("--force", action="store_true", help="overwrite --output if it exists")
+    finer.set_defaults(run=_refine)
+
     export = commands.add_parser(
         "export-hub",
         help="make a Macaron BERT loadable where this package is not installed",
@@ -200,6 +224,15 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
     return number
+
+
+def _layers(text: str) -> list[int]:
+    numbers = [int(word) if word.isdecimal() else 0 for word in text.split("+")]
+    if len(numbers) > 2 or min(numbers) < 1 or max(numbers) > _DEEPEST:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a number of layers from 1 to {_DEEPEST:,}, or encoder's+decoder's such as 12+6"
+        )
+    return numbers
 
 
 def _user_dir(args: argparse.Namespace) -> None:
@@ -318,6 +351,52 @@ def _convert_translation(args: argparse.Namespace, state: dict[str, Any]) -> Non
     sizes = {t.data_ptr(): t.numel() for name, t in state["model"].items() if not name.endswith(buffers)}
     arch = checkpoint.architecture(state)
     print(f"converted {args.input} (arch {arch}, {sum(sizes.values()):,} parameters) into {args.output}")
+
+
+def _refine(args: argparse.Namespace) -> None:
+    _check_name(args.output)
+    if args.input.is_dir():
+        _refine_bert(args)
+        return
+    _check_output(args.output, args.force)
+    from macaron import checkpoint
+    from macaron.refinement import refine_checkpoint
+
+    state = checkpoint.load(args.input)
+    checkpoint.check_model(state, args.input)
+    try:
+        refined = refine_checkpoint(state, args.layers)
+    except ValueError as error:
+        raise type(error)(f"{args.input}: {error}") from error
+    checkpoint.save(refined.state, args.output)
+    numbers = ["+".join(map(str, sides.values())) for sides in (refined.old, refined.new)]
+    kept = bool(refined.state.get("last_optimizer_state"))
+    _tell_refined(args, numbers, refined.dt, kept, refined.left_out)
+    flags = [f"--{side}-layers {number}" for side, number in refined.new.items()]
+    anew = "" if kept else " --reset-optimizer"
+    print(f"train on: fairseq-train … {' '.join(flags)} --dt {refined.dt[1]!r} --restore-file {args.output}{anew}")
+
+
+def _refine_bert(args: argparse.Namespace) -> None:
+    if len(args.layers) > 1:
+        raise ValueError(f"--layers {'+'.join(map(str, args.layers))}: a BERT has one stack of layers; give one number")
+    for part in _JSON_PARTS:
+        _check_json(args.input / part)
+    with _bert_side():
+        from macaron.bert.refinement import refine_folder
+    found = refine_folder(args.input, args.layers[0], args.output, force=args.force)
+    kept = (args.output / "optimizer.pt").is_file()
+    _tell_refined(args, [str(found.old), str(args.layers[0])], (found.dt, found.model.config.dt), kept, found.left_out)
+
+
+def _tell_refined(
+    args: argparse.Namespace, layers: Sequence[str], dt: Sequence[float], kept: bool, left_out: Sequence[str]
+) -> None:
+    before, after = (f"{number} layers, dt {step:g}" for number, step in zip(layers, dt, strict=True))
+    whether = "with" if kept else "without"
+    print(f"refined {args.input} ({before}) into {args.output} ({after}), {whether} the optimiser's state")
+    for what in left_out:
+        print(f"left out: {what}")
 
 
 def _export_hub(args: argparse.Namespace) -> None:

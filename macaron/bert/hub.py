@@ -51,7 +51,7 @@ def export_for_hub(
         card = Path(model, "README.md")
         if tokenizer is None and any(Path(model, name).exists() for name in ("tokenizer.json", "vocab.txt")):
             tokenizer = model
-        model = _load(model)
+        model = load(model)
     if not isinstance(model.config, MacaronBertConfig):
         raise ValueError(f"{type(model).__name__} is no Macaron BERT, so its code is not in this package")
     for option, known in (("depth_rule", is_built_in_rule), ("solver", is_built_in_solver)):
@@ -72,7 +72,15 @@ def export_for_hub(
     return write_folder(out, model, MacaronBertModel.__module__, auto_map(), tokenizer, card)
 
 
-def _load(source: str | os.PathLike[str]) -> PreTrainedModel:
+def load(source: str | os.PathLike[str], **options: str) -> PreTrainedModel:
+    """A Macaron BERT by the class that it was saved with, whole.
+
+    Args:
+        options: of `load_whole`.
+
+    Raises:
+        ValueError: another kind of model, or not all of it.
+    """
     config = AutoConfig.from_pretrained(source)
     if not isinstance(config, MacaronBertConfig):
         raise ValueError(f"{source} holds a model of type {config.model_type!r}, not {MacaronBertConfig.model_type!r}")
@@ -80,7 +88,7 @@ def _load(source: str | os.PathLike[str]) -> PreTrainedModel:
     name = (config.architectures or [MacaronBertModel.__name__])[0]
     if name not in heads:
         raise ValueError(f"{source} names the architecture {name!r}; this package has {', '.join(heads)}")
-    return load_whole(heads[name], source)
+    return load_whole(heads[name], source, **options)
 
 
 def auto_map() -> dict[str, str]:

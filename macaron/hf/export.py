@@ -66,8 +66,13 @@ def write_folder(
     return out
 
 
-def load_whole(kind: type[PreTrainedModel], source: str | os.PathLike[str]) -> PreTrainedModel:
+def load_whole(
+    kind: type[PreTrainedModel], source: str | os.PathLike[str], purpose: str = "an export changes nothing"
+) -> PreTrainedModel:
     """The model, if the folder has all of it and nothing else.
+
+    Args:
+        purpose: why that is asked for.
 
     Raises:
         ValueError: tensors are missing, left over, or of another size.
@@ -79,7 +84,7 @@ def load_whole(kind: type[PreTrainedModel], source: str | os.PathLike[str]) -> P
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(
-            f"{source} is not a whole {kind.__name__}, and an export changes nothing: it {', '.join(wrong[:5])}{more}; "
+            f"{source} is not a whole {kind.__name__}, and {purpose}: it {', '.join(wrong[:5])}{more}; "
             f"copy or download it again, or load it as it is meant and save that"
         )
     return model
