@@ -61,7 +61,9 @@ def from_original(state: Mapping[str, Tensor], scheme: Scheme | None = None) -> 
                 "a restoration unit has no depth rule; leave scheme out, unroll() takes solver and horizon"
             )
         weight = _need(state, "conv0.0.weight", 4)
-        return _loaded(RestorationUnit(max(1, weight.shape[1] // 2), weight.shape[0]), dict(state), weight)
+        with torch.device("meta"):
+            unit = RestorationUnit(max(1, weight.shape[1] // 2), weight.shape[0])
+        return _loaded(unit, dict(state), weight)
     return _resnet(state, Scheme(depth_rule="multistep") if scheme is None else scheme)
 
 
@@ -82,7 +84,12 @@ def _resnet(state: Mapping[str, Tensor], scheme: Scheme) -> PreActResNet:
         place.append((len(blocks) - 1, blocks[-1]))
         blocks[-1] += 1
     conv1, fc = _need(state, "conv1.weight", 4), _need(state, "fc.weight", 2)
-    net = PreActResNet(blocks, fc.shape[0], block=kind, scheme=scheme, channels=conv1.shape[1], width=conv1.shape[0])
+    if len(blocks) != 3:
+        raise ValueError(f"{len(blocks)} stages, of {blocks} blocks by their widths {widths}; an MResNet has 3")
+    with torch.device("meta"):  # nothing is allocated, nor drawn, for sizes that a damaged file may claim
+        net = PreActResNet(
+            blocks, fc.shape[0], block=kind, scheme=scheme, channels=conv1.shape[1], width=conv1.shape[0]
+        )
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
         if match := _BLOCK.fullmatch(name):
@@ -125,5 +132,11 @@ def _loaded(net: Net, state: dict[str, Tensor], like: Tensor) -> Net:
             raise ValueError(
                 f"{name} (in this library's names) has shape {tuple(value.shape)}, not {tuple(own[name].shape)}"
             )
-    net.to(like.dtype).load_state_dict(state)
+    if not like.is_floating_point():
+        raise ValueError(f"weights of type {like.dtype} cannot be computed with; give floating-point numbers")
+    copies = {
+        name: value.detach().to(like.dtype if own[name].is_floating_point() else own[name].dtype, copy=True)
+        for name, value in state.items()
+    }
+    net.load_state_dict(copies, assign=True)
     return net

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from macaron.vision import PUBLISHED, PreActResNet, from_original
 PLAIN, MULTISTEP = Scheme(), Scheme(depth_rule="multistep")
 SCHEMES = {"plain": PLAIN, "multistep": MULTISTEP}
 FOLDER = Path(__file__).resolve().parents[2].parent / "shared" / "golden_vision" / "lm_resnet"
-NETS = sorted(path.stem for path in FOLDER.glob("*_[0-9]*.safetensors")) or ["basic_2_3_2"]
+SAID = json.loads((FOLDER / "lm_resnet.json").read_text(encoding="utf-8")) if FOLDER.is_dir() else {}
+NETS = [name for name, said in SAID.items() if "block" in said] or ["basic_2_3_2"]
+NOISY = [name for name, said in SAID.items() if "coins" in said] or ["stochastic_depth"]
 
 
 def parameters(stored: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,8 +110,9 @@ def test_gradients_of_k(name, mode, golden):
     torch.testing.assert_close(k_gradients(net), want, atol=1e-4, rtol=1e-5)
 
 
-def test_stochastic_depth(golden, facts, closely, monkeypatch):
-    stored, said = golden("lm_resnet/stochastic_depth"), facts("lm_resnet")["stochastic_depth"]
+@pytest.mark.parametrize("name", NOISY)
+def test_stochastic_depth(name, golden, facts, closely, monkeypatch):
+    stored, said = golden(f"lm_resnet/{name}"), facts("lm_resnet")[name]
     scheme = Scheme(depth_rule="multistep", stochastic_depth=1 - said["PL"])
     net = from_original(parameters(stored), scheme).eval()
     rates = [1 - p for stage in net.stages for p in stage.layers.noise.survival]
@@ -172,6 +176,12 @@ def test_initial_spread(facts):
         (lambda s: s.update({"epoch": 3}), "'epoch' is no tensor with a name"),
         (lambda s: [s.pop(k) for k in list(s) if k.startswith("blocks.1.")], r"blocks\.0 … blocks\.N−1 are complete"),
         (lambda s: s.clear(), "this is no MResNet"),
+        (
+            lambda s: s.update({"conv1.weight": torch.ones(1, 3, 3, 3).expand(10**5, 3, 3, 3)}),
+            r"stages.* has shape \(16\S*, not \(100000",
+        ),
+        (lambda s: s.update({"blocks.4.conv2.weight": torch.ones(31, 32, 3, 3)}), "4 stages, .* an MResNet has 3"),
+        (lambda s: s.update({k: v.int() for k, v in s.items()}), r"weights of type torch\.int32"),
         (lambda s: s.update({"conv1.weight": torch.ones(3)}), r"conv1\.weight has shape \(3,\), but 4 dimensions"),
     ],
 )
@@ -180,6 +190,18 @@ def test_weights_that_are_damaged(change, message, golden):
     change(state)
     with pytest.raises(ValueError, match=message):
         from_original(state)
+
+
+def test_weights_are_copies_on_their_device(golden):
+    state = parameters(golden("lm_resnet/basic_2_3_2"))
+    before = torch.get_rng_state()
+    net = from_original(state)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.requires_grad and p.device.type == "cpu" for p in net.parameters())
+    assert not any(b.is_meta for b in net.buffers())
+    with torch.no_grad():
+        net.fc.bias.zero_()
+    assert state["fc.bias"].any()
 
 
 def test_plain_weights_need_no_k(golden, closely):
