@@ -125,7 +125,8 @@ _LAYERS: Fields = {
         str,
         "scaled",
         "scaled: survivors are divided by their probability, and evaluation is the plain model; sde: the noise of a "
-        "stochastic differential equation, its mean in evaluation",
+        "stochastic differential equation, its mean in evaluation; unscaled: survivors as they are, and in evaluation "
+        "each layer times its probability",
     ),
     "stochastic_depth_unit": _option(str, "batch", "what a layer is dropped for: the batch, or each sentence"),
     "compile": _option(

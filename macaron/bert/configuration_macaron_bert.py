@@ -35,8 +35,8 @@ class MacaronBertConfig(PreTrainedConfig):
         dt: time step of a layer, which scales all that it adds.
         multistep_init: where the k of depth_rule="multistep" begin, a number or "lm_resnet".
         stochastic_depth: drop rate of the last layer in training, in [0, 1); stochastic_depth_schedule ("lm_resnet",
-            "torch", "constant"): of the others; stochastic_depth_form ("scaled", "sde") and stochastic_depth_unit
-            ("batch", "sentence"): see `macaron.dynamics.noise`.
+            "torch", "constant"): of the others; stochastic_depth_form ("scaled", "sde", "unscaled") and
+            stochastic_depth_unit ("batch", "sentence"): see `macaron.dynamics.noise`.
         intermediate_size: width of the FFNs after attention; None is 4 · hidden_size / number of FFNs in a layer.
         first_intermediate_size: width of the FFN before attention; None is `intermediate_size`.
         hidden_act: activation of the FFNs after attention.

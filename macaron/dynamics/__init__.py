@@ -1,6 +1,7 @@
 """The integrator: splittings, solvers, the walk over a step, and rules across depth. Tensors and callables only."""
 
 from macaron.dynamics.depth import Depth, Rule, Step, euler
+from macaron.dynamics.horizon import horizons, trajectory, unroll
 from macaron.dynamics.multistep import LinearMultistep
 from macaron.dynamics.noise import StochasticDepth
 from macaron.dynamics.rules import get_rule, register_rule
@@ -49,8 +50,11 @@ __all__ = [
     "get_rule",
     "get_solver",
     "get_splitting",
+    "horizons",
     "register_rule",
     "register_solver",
     "register_splitting",
+    "trajectory",
+    "unroll",
     "walk",
 ]

@@ -19,7 +19,7 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "torch": lambda n, depth: (n + 1) / depth,  # Huang et al. 2016, arXiv:1603.09382, as their code in Torch
     "constant": lambda n, depth: 1.0,
 }
-FORMS = ("scaled", "sde")
+FORMS = ("scaled", "sde", "unscaled")
 UNITS = ("batch", "sentence")
 
 
@@ -38,6 +38,7 @@ class StochasticDepth(nn.Module):
 
         scaled      x + (η/p) Δ(x)                      mean x + Δ; in evaluation x + Δ, the layer itself
         sde         x + p Δ(x) + (η − p) Δ(x) / √Δt     mean x + pΔ; in evaluation x + pΔ
+        unscaled    x + η Δ(x)                          the same mean and evaluation; as Huang et al. have it
 
     With Δ = Δt F the scaled noise has variance O(Δt²) a step and vanishes as Δt → 0: its limit is an ordinary equation.
     The sde form, x + Δt p F + √Δt (η − p) F, tends to dX = p F dt + √(p(1 − p)) F dB (Lu et al. 2018,
@@ -52,12 +53,14 @@ class StochasticDepth(nn.Module):
         depth: how many layers there are.
         rate: 1 − p of the last layer, in [0, 1).
         schedule: of the others: "lm_resnet" n/(depth − 1) · rate, "torch" (n + 1)/depth · rate, "constant" rate.
-        form: "scaled" or "sde".
+        form: "scaled", "sde" or "unscaled".
         unit: one coin for a "batch", or for each "sentence" (each system of particles).
         dt: Δt, for the sde form.
+        first, total: where these are layers first … first + depth − 1 of a network of `total`, by which the schedule
+            then counts.
 
     Raises:
-        ValueError: a value that is none of these.
+        ValueError: a value that is none of these, or layers that the network has not.
     """
 
     def __init__(
@@ -69,11 +72,16 @@ class StochasticDepth(nn.Module):
         form: str = "scaled",
         unit: str = "batch",
         dt: float = 1.0,
+        first: int = 0,
+        total: int | None = None,
     ) -> None:
         super().__init__()
         check_noise(rate, schedule, form, unit)
+        total = depth if total is None else total
+        if not 0 <= first <= first + depth <= total:
+            raise ValueError(f"layers {first} … {first + depth - 1} are not among the {total} of total={total}")
         self.form, self.unit, self.dt = form, unit, dt
-        self.survival = survival(rate, depth, schedule)
+        self.survival = survival(rate, total, schedule)[first : first + depth]
         worst = max(self.survival, key=lambda p: abs(third_moment(p)))
         if form == "sde" and abs(third_moment(worst)) > 0.01:
             warnings.warn(
@@ -87,7 +95,7 @@ class StochasticDepth(nn.Module):
     @property
     def active(self) -> bool:
         """Whether anything is done now."""
-        return self.training or self.form == "sde"
+        return self.training or self.form != "scaled"
 
     def forward(self, step: Step) -> Step:
         """The step with a noisy layer."""
@@ -112,7 +120,12 @@ class StochasticDepth(nn.Module):
 
     def _factor(self, coin: Any, p: float) -> Any:
         """What multiplies Δ."""
-        return coin / p if self.form == "scaled" else p + (coin - p) / math.sqrt(self.dt)
+        match self.form:
+            case "scaled":
+                return coin / p
+            case "sde":
+                return p + (coin - p) / math.sqrt(self.dt)
+        return coin
 
     def extra_repr(self) -> str:
         return f"{self.form}, p={[round(p, 4) for p in self.survival]}, a coin for each {self.unit}"

@@ -104,8 +104,8 @@ class Scheme:
         """The rule across `depth` layers of particles in R^dim."""
         return get_rule(self.depth_rule, depth, dim=dim, multistep_init=self.multistep_init)
 
-    def noise(self, depth: int) -> StochasticDepth | None:
-        """The noise of `depth` layers, if there is any."""
+    def noise(self, depth: int, first: int = 0, total: int | None = None) -> StochasticDepth | None:
+        """The noise of `depth` layers, if there is any; those from `first` on of a network of `total`."""
         if self.stochastic_depth == 0.0:
             return None
         return StochasticDepth(
@@ -115,6 +115,8 @@ class Scheme:
             form=self.stochastic_depth_form,
             unit=self.stochastic_depth_unit,
             dt=self.dt,
+            first=first,
+            total=total,
         )
 
     def per_ffn(self, first: T, later: T) -> Sequence[T | None]:
