@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from macaron.dynamics.depth import Depth
 from macaron.dynamics.draws import SameDraws
 
 __all__ = ["METHODS", "NORMS", "Attack", "Method", "Outcome", "Pass", "Split", "perturb", "start", "train"]
@@ -225,76 +226,84 @@ class Split:
     def at(
         cls, module: nn.Module, loss: Callable[[Tensor], Tensor], first: Callable[[Tensor], Any] | None = None
     ) -> Split:
-        """Cut an unchanged model behind one of its modules.
+        """Cut an unchanged model behind one of its modules, or behind the first step of its depth.
 
         Args:
             module: its output, or the first of its outputs, is f₀(x). It has to be called once in a pass, and all that
-                the rest sees of x has to go through it.
+                the rest sees of x has to go through it. Of a `Depth` that is the state after its first step, by any
+                rule that looks one state back, also where that step drops its layer.
             loss: x ↦ scalar loss of the full pass.
             first: what runs the model up to `module` where that is not `loss`: under DistributedDataParallel the same
-                with the model without its wrapper. It is left as soon as the module has returned.
+                with the model without its wrapper. It is left as soon as the state is there.
         """
 
-        def run_first(x: Tensor) -> Tensor:
-            def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                raise _EnoughError(_tensor_of(output, module))
+        def leave(state: Tensor) -> Tensor:
+            raise _EnoughError(state)
 
-            handle = module.register_forward_hook(leave)
+        def run_first(x: Tensor) -> Tensor:
             try:
-                (first or loss)(x)
+                with _watching(module, leave):
+                    (first or loss)(x)
             except _EnoughError as enough:
                 return enough.state
-            finally:
-                handle.remove()
-            raise ValueError(_not_called(module))
+            raise AssertionError("a pass goes on behind its first part")
 
         def run_whole(x: Tensor, watch: Watch) -> Tensor:
-            calls = 0
-
-            def seen(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls > 1:
-                    raise ValueError(
-                        f"the model cannot be split: {type(module).__name__} is called more than once in a pass, so "
-                        f"its output is no state that all the rest follows from; split behind another module"
-                    )
-                state = watch(_tensor_of(output, module))
-                return (state, *output[1:]) if isinstance(output, tuple) else state
-
-            handle = module.register_forward_hook(seen)
-            try:
-                result = loss(x)
-            finally:
-                handle.remove()
-            if not calls:
-                raise ValueError(_not_called(module))
-            return result
+            with _watching(module, watch):
+                return loss(x)
 
         return cls(run_first, run_whole)
+
+
+@contextmanager
+def _watching(module: nn.Module, watch: Watch) -> Iterator[None]:
+    """Show f₀(x) to the watch, once a pass."""
+    name, calls = type(module).__name__, 0
+
+    def once(state: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise ValueError(
+                f"the model cannot be split: {name} is called more than once in a pass, so its output is no state "
+                f"that all the rest follows from; split behind another module, or behind the first step of a Depth"
+            )
+        if not isinstance(state, Tensor):
+            raise ValueError(
+                f"the model cannot be split: {name} returns {type(state).__name__}, not a tensor; split behind a "
+                f"module whose (first) output is the state"
+            )
+        return watch(state)
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple) and output:
+            return (once(output[0]), *output[1:])
+        return once(output)
+
+    if isinstance(module, Depth):
+        if module.watch is not None:
+            raise ValueError("this Depth is watched already; use one split of a model at a time")
+        module.watch = once
+    else:
+        handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        if isinstance(module, Depth):
+            module.watch = None
+        else:
+            handle.remove()
+    if not calls:
+        raise ValueError(
+            f"the model cannot be split: {name} was not called in the pass; split behind a module that every pass "
+            f"calls, and never drops"
+        )
 
 
 class _EnoughError(Exception):
     def __init__(self, state: Tensor) -> None:
         super().__init__()
         self.state = state
-
-
-def _tensor_of(output: Any, module: nn.Module) -> Tensor:
-    state = output[0] if isinstance(output, tuple) and output else output
-    if not isinstance(state, Tensor):
-        raise ValueError(
-            f"the model cannot be split: {type(module).__name__} returns {type(state).__name__}, not a tensor; split "
-            f"behind a module whose (first) output is the state"
-        )
-    return state
-
-
-def _not_called(module: nn.Module) -> str:
-    return (
-        f"the model cannot be split: {type(module).__name__} was not called in the pass; split behind a module that "
-        f"every pass calls, and never drops"
-    )
 
 
 class _Cut:
@@ -691,7 +700,8 @@ class _Engine:
         else:
             self.clean = clean
             devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-            with torch.random.fork_rng(devices), torch.no_grad():  # a look at its shape, no pass
+            # A look at its shape, no pass; with gradients, or autocast would keep casts of parameters without them.
+            with torch.random.fork_rng(devices):
                 value = clean()
         self.ball = _Ball(value, attack, padding, movable, sentences)
         self.device = value.device

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from macaron import adversary
 from macaron.adversary import METHODS, NORMS, Attack, Pass, Split, perturb, train
-from macaron.dynamics import Depth, LinearMultistep
+from macaron.dynamics import Depth, LinearMultistep, StochasticDepth, euler, get_rule
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden_vision"
 GIVEN = {"rtol": 0.0, "atol": 1e-7}  # the tolerance stated beside the numbers
@@ -492,6 +492,32 @@ def test_a_packed_batch_moves_as_a_padded_one(norm: str, layout: str) -> None:
         other = packed.ascend(other, gradient[real].reshape(*lead, 6))
 
 
+@pytest.mark.parametrize("method", list(METHODS))
+def test_training_on_a_packed_batch_is_that_on_a_padded_one(method: str) -> None:
+    """Through the whole engine, for a model whose positions do not see padding."""
+    model = Small()
+    real = TOKENS.ne(0)
+    sentences = torch.arange(3)[:, None].expand_as(TOKENS)[real]
+    attack = attack_of(method, radius=0.5)
+    start = torch.randn(3, 4, 6, dtype=torch.float64) * 0.1 * real[..., None]
+
+    def rest(h: Tensor) -> Tensor:
+        g = model.layer(1, h).reshape(-1, 6)
+        mean = torch.zeros(3, 6, dtype=g.dtype).index_add(0, sentences, g[real.flatten()] if len(g) == 12 else g)
+        return F.cross_entropy(model.head(mean / real.sum(1, keepdim=True)), TARGET)
+
+    found = []
+    for tokens, options in (
+        (TOKENS, {"padding": ~real, "start": start}),
+        (TOKENS[real][None], {"sentences": sentences[None], "start": start[real][None]}),
+    ):
+        model.zero_grad()
+        outcome = train(Split.of(model.first, rest), lambda tokens=tokens: model.embed(tokens), attack, **options)
+        delta = outcome.delta[real] if tokens is TOKENS else outcome.delta[0]
+        found.append({**gradients(model), "delta": delta, "losses": outcome.losses, "norms": outcome.norms})
+    assert_same(found[1], found[0])
+
+
 def test_items_do_not_see_each_other() -> None:
     """A sentence's δ is that of the sentence alone."""
     model = Small()
@@ -533,7 +559,6 @@ def test_generators_stand_where_one_pass_leaves_them(method: str) -> None:
 
 def test_layers_are_dropped_alike_in_all_passes() -> None:
     """Stochastic depth in the rest, with the first layer never dropped."""
-    from macaron.dynamics import StochasticDepth
 
     class Residual(nn.Module):
         def __init__(self) -> None:
@@ -620,6 +645,25 @@ def test_bf16_autocast_is_near_fp32(method: str) -> None:
         assert (value - expected[name]).abs().max() <= 0.05 * expected[name].abs().max(), name
 
 
+@pytest.mark.parametrize("method", list(METHODS))
+def test_autocast_around_everything_is_autocast_inside(method: str) -> None:
+    """Whose cache of casts would lose gradients, had a pass without them filled it."""
+    torch.manual_seed(0)
+    model, projection = Small(dtype=torch.float32), nn.Linear(6, 6)
+    attack = attack_of(method, step_size=0.1)
+    found = []
+    for cache in (True, False):
+        model.zero_grad()
+        projection.zero_grad()
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+            outcome = train(small_split(model), lambda: projection(model.embed(TOKENS)), attack,
+                            frozen=tuple(model.parameters()))  # fmt: skip
+        found.append({**gradients(model), **gradients(projection), "delta": outcome.delta})
+    assert {"weight", "bias"} <= set(found[0])
+    assert_same(found[0], found[1], rtol=0.0, atol=0.01)  # sums in bf16 or in float32
+
+
 def test_delta_of_a_half_precision_model_is_float32() -> None:
     model = Small(dtype=torch.bfloat16)
     outcome = train(
@@ -703,8 +747,57 @@ def test_multistep_depth_is_refused_since_its_state_is_two_states() -> None:
             x = layer(x)
         return x.square().sum()
 
-    with pytest.raises(ValueError, match="multistep rule across depth"):
-        train(Split.at(depth[0], loss), torch.randn(2, 3, 6), attack_of("yopo"))
+    for module in (depth, depth[0]):
+        with pytest.raises(ValueError, match="multistep rule across depth"):
+            train(Split.at(module, loss), torch.randn(2, 3, 6), attack_of("yopo"))
+    assert depth.watch is None
+
+
+@pytest.mark.parametrize("rule", ["euler", "rk2", "rk4", "dropped first"])
+def test_depth_is_cut_behind_its_first_step(rule: str) -> None:
+    """Whatever a step is: all stages of a solver, or a layer that is dropped; and the cut changes no number."""
+
+    class Residual(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + super().forward(x).tanh()
+
+    noise = None
+    if rule == "dropped first":
+        noise = StochasticDepth(3, 0.5)
+        noise.survival = [1e-9, 1.0, 1.0]
+    depth = Depth([Residual(6, 6) for _ in range(3)], get_rule(rule, 3) if noise is None else euler, noise=noise)
+    depth.double()
+
+    def loss(x: Tensor) -> Tensor:
+        for layer in depth:
+            x = layer(x)
+        return x.square().sum()
+
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    attack = attack_of("yopo-fairseq", steps=1, inner_steps=1)
+    found = []
+    for one in (attack, attack_of("freelb-fairseq", steps=1)):
+        depth.zero_grad()
+        torch.manual_seed(5)
+        outcome = train(Split.at(depth, loss), x, one)
+        found.append({**gradients(depth), "delta": outcome.delta, "losses": outcome.losses})
+    assert_same(*found)  # one inner step is one step
+    assert ("0.weight" in found[0]) == (rule != "dropped first")
+    assert depth.is_plain == (rule == "euler") and depth.watch is None
+    torch.manual_seed(5)
+    start = adversary.start(x, attack)
+    torch.testing.assert_close(loss(x + start).detach(), found[0]["losses"][0], rtol=1e-12, atol=0.0)
+    if rule in ("rk2", "rk4"):
+        with pytest.raises(ValueError, match="Residual is called more than once"):
+            train(Split.at(depth[0], loss), x, attack)
+
+
+def test_a_depth_is_split_once_at_a_time() -> None:
+    depth = Depth([nn.Linear(6, 6)])
+    inner = Split.at(depth, lambda x: depth[0](x).sum())
+    outer = Split.at(depth, lambda x: inner.whole(x, lambda state: state))
+    with pytest.raises(ValueError, match="this Depth is watched already"):
+        train(outer, torch.randn(2, 6), attack_of("yopo"))
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
