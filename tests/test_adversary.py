@@ -342,11 +342,14 @@ def test_freelb_of_both_counts_by_hand() -> None:
 
 
 def test_natural_is_an_ordinary_pass() -> None:
+    """Draw by draw, those of the embeddings' own dropout included."""
     model = Small(dropout=0.5)
-    found = run_small(model, Attack("natural"))
+    torch.manual_seed(3)
+    outcome = train(small_split(model), lambda: F.dropout(model.embed(TOKENS), 0.5), Attack("natural"))
+    found = {**gradients(model), "delta": outcome.delta, "losses": outcome.losses}
     model.zero_grad()
     torch.manual_seed(3)
-    loss = model.rest(model.first(model.embed(TOKENS)), TARGET)
+    loss = model.rest(model.first(F.dropout(model.embed(TOKENS), 0.5)), TARGET)
     loss.backward()
     expected = {**gradients(model), "delta": torch.zeros(3, 4, 6, dtype=torch.float64), "losses": loss.detach()[None]}
     assert_same(found, expected, rtol=0.0, atol=0.0)
@@ -647,7 +650,7 @@ def test_bf16_autocast_is_near_fp32(method: str) -> None:
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_autocast_around_everything_is_autocast_inside(method: str) -> None:
-    """Whose cache of casts would lose gradients, had a pass without them filled it."""
+    """Its cache of casts serves all passes, those included that ask for no gradient of parameters."""
     torch.manual_seed(0)
     model, projection = Small(dtype=torch.float32), nn.Linear(6, 6)
     attack = attack_of(method, step_size=0.1)
