@@ -99,10 +99,12 @@ class Attack:
     | `yopo`: on images, m = K | K | K n on the first part | 1 |
 
     Text and images count as their authors' code does (zhuchen03/FreeLB; a1600012888/YOPO-You-Only-Propagate-Once, whose
-    learning rate is divided by m instead). There, after the n ascents of each pass, the gradient of ⟨p, f₀(x + δ)⟩
-    with the moved δ is added to the first part's parameters, beside that of the full pass. This is `yopo`; `yopo-full`
-    and `yopo-hamiltonian` keep one of the two, and `yopo-restored` loses the first of the full passes, as their code
-    with the restoring lines does where `zero_grad` sets gradients to None. It serves to reproduce only.
+    learning rate is divided by m instead); `scale` of `train` puts another factor before every loss.
+
+    On images, after the n ascents of each pass, the authors add the gradient of ⟨p, f₀(x + δ)⟩ at the moved δ to the
+    first part's parameters, beside that of the full pass. This is `yopo`; `yopo-full` and `yopo-hamiltonian` keep one
+    of the two. `yopo-restored` loses the first of the full passes, as their code with the restoring lines does where
+    `zero_grad` sets gradients to None; it serves to reproduce only.
 
     The ascent of an item with gradient g is
 
