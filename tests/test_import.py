@@ -199,6 +199,7 @@ def test_imports_are_found_in_every_form(source, name):
         ("pde", ("macaron.dynamics",)),
         ("vision", ("macaron.dynamics",)),
         ("analysis.py", ("macaron.dynamics",)),
+        ("adversary.py", ("macaron.dynamics",)),
     ],
 )
 def test_the_lower_rooms_import_none_above_them(room, others, project_root):

@@ -71,7 +71,12 @@ class Depth(nn.ModuleList):
         noise: makes the layer of each step noisy, see `macaron.dynamics.noise`.
         others: what a layer's result holds beside the particles, where the rule does not call the layer.
         batch_dim: the dimension of x along which its systems lie.
+
+    Fields:
+        watch: where set, called with the state after the first step of a pass, and answers with that to go on from.
     """
+
+    watch: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -107,8 +112,8 @@ class Depth(nn.ModuleList):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the layers just follow one another now: by the Euler rule, without noise."""
-        return self.rule is euler and (self.noise is None or not self.noise.active)
+        """Whether the layers just follow one another now: by the Euler rule, without noise, and unwatched."""
+        return self.rule is euler and self.watch is None and (self.noise is None or not self.noise.active)
 
     def _ruled(self, layers: list[tuple[int, nn.Module]]) -> Iterator[Callable[..., Any]]:
         previous: list[Tensor] = []  # x_{n−1}, once there is one
@@ -180,5 +185,7 @@ class _RuledLayer:
         if stack.noise is not None and stack.noise.active:
             step = stack.noise(step)
         moved = stack.rule(step)
+        if stack.watch is not None and previous is None:
+            moved = stack.watch(moved)
         self._previous[:] = [x]
         return (moved, *others) if others else moved

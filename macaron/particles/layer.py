@@ -8,11 +8,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from macaron.dynamics.draws import SameDraws
 from macaron.dynamics.scheme import Scheme
 from macaron.dynamics.solvers import EULER, Field, Gate, follow
 from macaron.dynamics.splitting import Splitting
 from macaron.ops.step_norm import euler_step
-from macaron.particles.draws import SameDraws
 from macaron.particles.dropout import Dropout
 from macaron.particles.norm import StepNorm
 from macaron.particles.scripting import scriptable

@@ -8,8 +8,8 @@ import torch
 class SameDraws:
     """A context that may be entered several times: torch draws the same random numbers in it each time.
 
-    For the stages of a solver: with other dropout masks each would follow another equation. Afterwards the generators
-    stand where they stood after the first time.
+    For the stages of a solver and the passes of a batch under attack: with other dropout masks each would follow
+    another equation. Afterwards the generators stand where they stood after the last time.
 
     Args:
         device: whose generator is meant, beside the CPU's.
