@@ -37,8 +37,8 @@ def test_bf16_trains_in_bfloat16(bf16, trained):
     assert all(tensor.bfloat16().float().equal(tensor.float()) for tensor in bf16.weights.values())
     assert not all(tensor.bfloat16().float().equal(tensor.float()) for tensor in trained.weights.values())
     for entry, full in zip(bf16.updates, trained.updates, strict=True):
-        # eight bits, 0.4 %, of each number of a forward pass, and four steps from weights rounded like that
-        assert float(entry["loss"]) == pytest.approx(float(full["loss"]), rel=0.05)
+        # eight bits are 0.4 % of each number and each weight; their mean over all tokens was measured to 0.06 %
+        assert float(entry["loss"]) == pytest.approx(float(full["loss"]), rel=0.01)
 
 
 def test_bf16_resumes(bf16, train, tiny_data_bin, batches):
@@ -46,8 +46,8 @@ def test_bf16_resumes(bf16, train, tiny_data_bin, batches):
     # its weights in float32, which training keeps beside those in bfloat16, are not saved
     for entry, unbroken in zip(resumed.updates, bf16.updates[2:], strict=True):
         assert entry["num_updates"] == unbroken["num_updates"]
-        # so that weights start anew from eight bits, 0.4 %
-        assert float(entry["loss"]) == pytest.approx(float(unbroken["loss"]), rel=0.01)
+        # so that weights start anew from eight bits, 0.4 %; the loss was measured to 0.02 %
+        assert float(entry["loss"]) == pytest.approx(float(unbroken["loss"]), rel=0.004)
 
 
 def test_a_bf16_checkpoint_generates(bf16, generate):
