@@ -202,7 +202,7 @@ def test_lora_on_the_projections(build, batch, tmp_path):
     for name, p in model.named_parameters():
         assert (p.grad is not None and p.grad.any()) == (name in trained), name
     after = model.eval()(**batch).logits
-    assert not torch.allclose(after, before, atol=1e-3)
+    assert not torch.allclose(after, before, atol=1e-3)  # it has learned, far above rounding
 
     model.save_pretrained(tmp_path / "lora")
     fresh = MacaronBertForSequenceClassification.from_pretrained(tmp_path / "base")
