@@ -169,7 +169,7 @@ def test_linear_fields_have_closed_forms(splitting: Splitting, solver: Tableau) 
     for name, values in measured.items():
         # float64, sums of 20 terms of size 1 and quotients of them
         torch.testing.assert_close(
-            values, torch.cat(expected[name], dim=1), rtol=1e-9, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}"
+            values, torch.cat(expected[name], dim=1), rtol=1e-12, atol=1e-13, msg=lambda m, name=name: f"{name}: {m}"
         )
         assert values.abs().min() > 1e-6, f"{name}: a test of zeros shows nothing"
 
@@ -199,8 +199,8 @@ def test_the_local_error_of_real_fields_falls_with_the_order(splitting: Splittin
         with analysis.record(layer) as trajectories:
             layer(x)
         errors.append(analysis.splitting_errors(trajectories["layers"]).mean().item())
-    # the next term of the expansion is at these steps a few per cent of the first
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(order + 1, abs=0.15)
+    # the next term of the expansion is at these steps a few per cent of the first, of log2 measured to 0.005
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order + 1, abs=0.05)
 
 
 def test_a_flow_of_ones_own_is_convection_unless_it_is_named() -> None:
@@ -311,7 +311,7 @@ def test_padding_is_left_out(mask: str) -> None:
         here = trajectory.sentences == b
         for measure in (analysis.lengths, analysis.splitting_errors, analysis.commutators):
             # float32: a padded sentence sums its attention in another order
-            torch.testing.assert_close(measure(trajectory)[:, here], measure(alone["layers"]), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(measure(trajectory)[:, here], measure(alone["layers"]), rtol=1e-5, atol=2e-6)
 
 
 def test_packed_particles_are_those_of_the_padded_batch() -> None:
@@ -326,7 +326,7 @@ def test_packed_particles_are_those_of_the_padded_batch() -> None:
     assert torch.equal(one.sentences, other.sentences)
     # float32, and attention over a padded or a packed batch
     for measure in (analysis.lengths, analysis.speeds, analysis.splitting_errors, analysis.commutators):
-        torch.testing.assert_close(measure(one), measure(other), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(measure(one), measure(other), rtol=1e-5, atol=2e-6)
 
 
 def test_layers_that_are_used_twice_are_one_trajectory_and_another_batch_is_another() -> None:
@@ -558,7 +558,7 @@ def test_bert_packed_or_padded(bert, options: dict[str, Any], padding_free: bool
         here = trajectory.sentences == 1
         errors = analysis.splitting_errors(one["macaron_bert.layers"])
         # float32, and attention sums over padding of weight 0
-        torch.testing.assert_close(analysis.splitting_errors(trajectory)[:, here], errors, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(analysis.splitting_errors(trajectory)[:, here], errors, rtol=1e-4, atol=1e-6)
 
 
 def test_bert_with_padding_before_the_sentence_and_eager_attention(bert) -> None:
@@ -691,6 +691,7 @@ def test_each_word_of_step_wise_decoding_is_a_trajectory(translation) -> None:
                 model.decoder(target[:, :n], memory, incremental_state=state)
     assert list(words_alone) == ["decoder.layers", "decoder.layers (2)", "decoder.layers (3)"]
     joined = torch.cat([trajectory.states for trajectory in words_alone.values()], dim=1)
-    torch.testing.assert_close(joined, whole["decoder.layers"].states, rtol=1e-4, atol=1e-5)
+    # float32: products of one row and of three round otherwise
+    torch.testing.assert_close(joined, whole["decoder.layers"].states, rtol=1e-5, atol=5e-6)
     with pytest.raises(ValueError, match="recorded in step-wise decoding, whose caches hold one evaluation"):
         analysis.commutators(words_alone["decoder.layers"])

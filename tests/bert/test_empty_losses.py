@@ -66,7 +66,7 @@ def test_a_loss_over_nothing_is_zero(kind, training, build):
             loss = model(**nothing(kind, sentences, 5), num_items_in_batch=num_items_in_batch).loss
             assert loss.shape == () and loss.item() == 0.0
             loss.backward()
-            assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+            assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)  # of NaN, any() is true
             model.zero_grad()
 
 

@@ -34,8 +34,8 @@ HEADS = [
 ]
 
 
-def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-5) -> None:
-    """Of float32 and numbers of about 1, summed in another order; a sixteenth of this is seen."""
+def close(a: torch.Tensor, b: torch.Tensor, atol: float = 5e-6) -> None:
+    """Of float32 and numbers of up to 4, summed in another order; a tenth of this is seen. `atol=0` is to the bit."""
     torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
@@ -229,9 +229,11 @@ def test_a_padded_batch_runs_packed_and_only_where_it_can(build, batch, monkeypa
 
 
 def test_a_sentence_of_padding_alone(build, batch):
-    batch["attention_mask"][1] = 0
     model = build(MacaronBertForSequenceClassification)
+    expected = model(**batch).logits
+    batch["attention_mask"][1] = 0
     out = model(**batch, labels=torch.tensor([0, 1, 1]))
+    close(out.logits[[0, 2]], expected[[0, 2]])
     assert torch.isfinite(out.logits).all()
     out.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
@@ -283,11 +285,12 @@ def test_flash_attention_agrees(build, batch):
     batch = {name: t.cuda() for name, t in batch.items()}
     sdpa = model(**batch).last_hidden_state
     model.set_attn_implementation("flash_attention_2")
-    close(model(**batch).last_hidden_state, sdpa, atol=0.05)
+    bf16 = 0.05  # four times what bfloat16's eight bits round of numbers of up to 3
+    close(model(**batch).last_hidden_state, sdpa, atol=bf16)
     ids, places = torch.randint(1, 50, (1, 9), device="cuda"), torch.tensor([[0, 1, 2, 3, 0, 1, 0, 1, 2]]).cuda()
     flash = model(ids, position_ids=places).last_hidden_state
     model.set_attn_implementation("sdpa")
-    close(flash, model(ids, position_ids=places).last_hidden_state, atol=0.05)
+    close(flash, model(ids, position_ids=places).last_hidden_state, atol=bf16)
 
 
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
@@ -350,7 +353,7 @@ def test_gradient_checkpointing_replays_dropout(use_reentrant, build, batch):
         assert len(calls) == 1 + checkpointing
         grads.append([p.grad for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
-        close(a, b, atol=1e-7)
+        close(a, b, atol=1e-7)  # the same operations; where gradients meet, they may do so in another order
 
 
 def test_dropout_of_the_whole_model_is_seeded(build, batch):
@@ -368,7 +371,7 @@ def test_half_precision(build, batch):
     full = model(**batch).logits
     half = model.to(torch.bfloat16)(**batch, labels=batch["input_ids"])
     assert half.logits.dtype == torch.bfloat16 and half.loss.dtype == torch.float32
-    close(half.logits.float(), full, atol=0.1)  # bfloat16 has eight bits
+    close(half.logits.float(), full, atol=0.03)  # bfloat16 has eight bits: 2e-3 of 0.5, in each of a dozen products
 
 
 # -- heads

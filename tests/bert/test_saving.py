@@ -28,12 +28,14 @@ from macaron.bert import (
     MacaronBertModel,
 )
 
+BITS = {"rtol": 0, "atol": 0}  # the same weights and the same operations: to the bit
+
 
 def same(a: nn.Module, b: nn.Module) -> None:
     a_state, b_state = a.state_dict(), b.state_dict()
     assert list(a_state) == list(b_state)
     for name, value in a_state.items():
-        torch.testing.assert_close(value, b_state[name], rtol=0, atol=0)
+        torch.testing.assert_close(value, b_state[name], **BITS)
 
 
 @pytest.mark.parametrize("head", AUTO_CLASSES.values())
@@ -81,8 +83,8 @@ def test_what_no_file_holds_is_there_after_loading(splitting, build, batch, tmp_
     model = build(position_embedding_type="sinusoidal", position_offset=2, splitting=splitting)
     model.save_pretrained(tmp_path)
     loaded = MacaronBertModel.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded.embeddings.sinusoids, model.embeddings.sinusoids, rtol=0, atol=0)
-    torch.testing.assert_close(loaded(**batch), model(**batch), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.embeddings.sinusoids, model.embeddings.sinusoids, **BITS)
+    torch.testing.assert_close(loaded(**batch), model(**batch), **BITS)
 
 
 PLACES = {
@@ -297,7 +299,7 @@ def test_models_are_pickled_and_copied(head, build, batch):
             same(made, model)
             out = made(**inputs, **asked)
             assert (len(out.hidden_states), len(out.attentions)) == (3, 2)
-            torch.testing.assert_close(made(**inputs)[0], expected[0], rtol=0, atol=0)
+            torch.testing.assert_close(made(**inputs)[0], expected[0], **BITS)
         out = model(**inputs, **asked)
         assert len(out.hidden_states) == 3
     detached = type(expected)(**{name: t.detach() for name, t in expected.items() if torch.is_tensor(t)})

@@ -49,8 +49,8 @@ def assert_same_update(kind: str, one: dict, other: dict) -> None:
     start = dict(program["build"](kind).named_parameters())
     moved = max((one[name] - start[name]).abs().max().item() for name in start)
     assert moved > 1e-3  # so that a factor would show
-    for name, value in one.items():  # a hundredth of the move, in float32, of gradients summed in another order
-        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{kind}: {n}: {m}")
+    for name, value in one.items():  # a thousandth of the move, in float32, of gradients summed in another order
+        torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{kind}: {n}: {m}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -171,7 +171,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(build, tmp_path):
     (tmp_path / "whole" / "checkpoint-3").rename(tmp_path / "broken" / "checkpoint-3")
     resumed = train(fresh(), tmp_path / "broken", resume=True)
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        torch.testing.assert_close(a, b, rtol=0, atol=0)  # to the bit
     losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, resumed)]
     assert losses[0] == losses[1] and len(losses[0]) == 6
 
@@ -180,7 +180,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(build, tmp_path):
     expected = torch.nn.functional.cross_entropy(
         torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
     )
-    assert resumed.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert resumed.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-6)  # float32, a mean of batches
 
 
 def test_lora_on_the_projections(build, batch, tmp_path):
@@ -202,15 +202,14 @@ def test_lora_on_the_projections(build, batch, tmp_path):
     for name, p in model.named_parameters():
         assert (p.grad is not None and p.grad.any()) == (name in trained), name
     after = model.eval()(**batch).logits
-    assert not torch.allclose(after, before, atol=1e-3)
+    assert not torch.allclose(after, before, atol=1e-3)  # it has learned, far above rounding
 
     model.save_pretrained(tmp_path / "lora")
     fresh = MacaronBertForSequenceClassification.from_pretrained(tmp_path / "base")
     loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "lora").eval()
-    torch.testing.assert_close(loaded(**batch).logits, after, rtol=0, atol=1e-5)
-    torch.testing.assert_close(
-        loaded.merge_and_unload()(**batch).logits, after, rtol=0, atol=1e-4
-    )  # A B is added to W, and rounded with it
+    torch.testing.assert_close(loaded(**batch).logits, after, rtol=0, atol=1e-6)  # the same weights: some ε
+    merged = loaded.merge_and_unload()(**batch).logits
+    torch.testing.assert_close(merged, after, rtol=0, atol=1e-5)  # A B is added to W, and rounded with it
 
 
 def test_training_without_padding_learns_like_training_with_it(build, batch):
@@ -228,7 +227,8 @@ def test_training_without_padding_learns_like_training_with_it(build, batch):
             loss.backward()
             optimizer.step()
             losses[padding_free].append(loss.item())
-    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+    # float32: sums over padding in another order, carried on by ten updates; measured to 3e-7
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
     assert losses[True][-1] < 0.6 * losses[True][0]
 
 

@@ -17,6 +17,12 @@ from macaron.dynamics.walk import walk
 
 SOLVERS = (EULER, BACKWARD_EULER, MIDPOINT, HEUN, RK4)
 
+# Of an error C hᵖ (1 + c hᵏ + …), steps h and h/2 measure p + c hᵏ (1 − 2⁻ᵏ) / ln 2: tolerances are for this next term.
+# At h = 1/64 it is 0.011 c where k = 1, and 0.0003 c where k = 2, as for a symmetric splitting of (nearly) exact flows.
+# Another order is away by 1.
+NEXT = 0.05  # c ≤ 4
+NEXT_OF_SYMMETRIC = 5e-3  # c ≤ 19
+
 
 def integrate(splitting: Splitting, fields: Mapping[str, Field], x: Tensor, n: int, solver: Tableau) -> Tensor:
     """n steps over a time of 1: what a stack of n layers does."""
@@ -59,7 +65,8 @@ def test_a_solver_is_of_its_order_on_a_nonlinear_field(solver: Tableau) -> None:
 
     exact = solve(1 << 11, RK4)  # its own error is below 1e-14
     errors = [(solve(n, solver) - exact).norm() for n in (16, 32)]
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(solver.order, abs=0.15)
+    # the next term, k = 1 and h = 1/16: 0.045 c with c ≤ 2
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(solver.order, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -78,16 +85,17 @@ def test_a_solver_is_of_its_order_on_a_nonlinear_field(solver: Tableau) -> None:
 )
 def test_order_of_a_splitting_with_a_solver(splitting: Splitting, solver: Tableau, order: int) -> None:
     matrices, x, exact = linear_system(2)
-    assert measured_order(splitting, fields_of(matrices), x, exact, solver) == pytest.approx(order, abs=0.1)
+    # twice the usual, for Euler's steps along matrices of norm 5
+    assert measured_order(splitting, fields_of(matrices), x, exact, solver) == pytest.approx(order, abs=2 * NEXT)
 
 
 def test_the_decoders_form_is_of_first_order_unless_the_attentions_are_one_flow() -> None:
     matrices, x, exact = linear_system(3)
     decoder = STRANG.with_cross_attention()
     assert decoder.order == 1
-    assert measured_order(decoder, fields_of(matrices), x, exact, RK4) == pytest.approx(1, abs=0.05)
+    assert measured_order(decoder, fields_of(matrices), x, exact, RK4) == pytest.approx(1, abs=NEXT)
     together = {FFN: matrices[FFN], SELF_ATTENTION: matrices[SELF_ATTENTION] + matrices[CROSS_ATTENTION]}
-    assert measured_order(STRANG, fields_of(together), x, exact, RK4) == pytest.approx(2, abs=0.05)
+    assert measured_order(STRANG, fields_of(together), x, exact, RK4) == pytest.approx(2, abs=NEXT_OF_SYMMETRIC)
 
 
 def test_strang_on_a_harmonic_oscillator_is_verlet() -> None:
@@ -97,8 +105,8 @@ def test_strang_on_a_harmonic_oscillator_is_verlet() -> None:
     x = torch.tensor([1.0, 0.0], dtype=torch.float64)
     exact = torch.tensor([math.cos(1.0), -math.sin(1.0)], dtype=torch.float64)
     fields = fields_of({FFN: kick, SELF_ATTENTION: drift})
-    assert measured_order(STRANG, fields, x, exact, EULER) == pytest.approx(2, abs=0.05)
-    assert measured_order(LIE, fields, x, exact, EULER) == pytest.approx(1, abs=0.05)
+    assert measured_order(STRANG, fields, x, exact, EULER) == pytest.approx(2, abs=NEXT_OF_SYMMETRIC)
+    assert measured_order(LIE, fields, x, exact, EULER) == pytest.approx(1, abs=NEXT)
 
 
 def test_orders_on_an_interacting_particle_system() -> None:
@@ -106,9 +114,9 @@ def test_orders_on_an_interacting_particle_system() -> None:
     fields: dict[str, Field] = {SELF_ATTENTION: lambda x: 2 * (x.mean() - x), FFN: lambda x: x * (1 - x)}
     x = torch.tensor([0.1, 0.3, 0.35, 0.8], dtype=torch.float64)
     exact = integrate(STRANG, fields, x, 1 << 12, RK4)  # error (64/4096)² of what is measured
-    assert measured_order(STRANG, fields, x, exact, RK4) == pytest.approx(2, abs=0.05)
-    assert measured_order(STRANG, fields, x, exact, MIDPOINT) == pytest.approx(2, abs=0.1)
-    assert measured_order(LIE, fields, x, exact, RK4) == pytest.approx(1, abs=0.05)
+    assert measured_order(STRANG, fields, x, exact, RK4) == pytest.approx(2, abs=NEXT_OF_SYMMETRIC)
+    assert measured_order(STRANG, fields, x, exact, MIDPOINT) == pytest.approx(2, abs=NEXT)  # not symmetric
+    assert measured_order(LIE, fields, x, exact, RK4) == pytest.approx(1, abs=NEXT)
 
 
 @st.composite
@@ -128,4 +136,4 @@ def test_order_is_what_is_measured(splitting: Splitting) -> None:
     matrices, x, exact = linear_system(2)
     measured = measured_order(splitting, fields_of(matrices), x, exact, RK4)
     # a nearly symmetric splitting converges faster at first than in the end
-    assert measured == pytest.approx(2, abs=0.1) if splitting.order == 2 else measured < 1.9
+    assert measured == pytest.approx(2, abs=NEXT) if splitting.order == 2 else measured < 1.9

@@ -99,7 +99,7 @@ def test_a_field_for_each_substep() -> None:
     one, two = (lambda x: A @ x), torch.sin
     by_place = list(walk(STRANG, [one, two, torch.cos], X))
     by_name = list(walk(STRANG, {FFN: one, SELF_ATTENTION: two}, X))
-    torch.testing.assert_close(by_place[1][1], by_name[1][1], rtol=0, atol=0)
+    torch.testing.assert_close(by_place[1][1], by_name[1][1], rtol=0, atol=0)  # the same operations: to the bit
     assert not torch.equal(by_place[2][1], by_name[2][1])
 
 

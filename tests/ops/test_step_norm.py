@@ -148,9 +148,9 @@ def test_mixed_dtypes(dtypes, device, judge):
     _, truth = run(eager, inputs, grads, torch.float64)
     names, got = run(fused, inputs, grads)
     assert [t.dtype for t in got] == [x_dtype] * 3 + [v_dtype] + [torch.float32] * 2
-    # half precision's own rounding, of what a float64 run of the same inputs gives
+    # float16 rounds numbers of up to 8 by 2e-3; float32's own rounding is nothing beside that
     for name, t, g in zip(names, truth, got, strict=True):
-        torch.testing.assert_close(g.double(), t, rtol=4e-3, atol=8e-3, msg=name)
+        torch.testing.assert_close(g.double(), t, rtol=2e-3, atol=4e-3, msg=name)
 
 
 @pytest.mark.parametrize("device_type", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

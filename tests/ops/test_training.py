@@ -50,7 +50,8 @@ def test_kernels_and_references_end_in_the_same_losses(normalize_before, device,
     reference = losses("reference", 15, normalize_before, device, monkeypatch)
     kernels = losses("triton", 15, normalize_before, device, monkeypatch)
     assert reference[-1] < 0.8 * reference[0], "the run must learn something, or equal losses say little"
-    assert kernels == pytest.approx(reference, rel=2e-3)
+    # float32, sums in another order, carried on over fifteen updates of Adam; measured to 3e-7
+    assert kernels == pytest.approx(reference, rel=2e-5)
 
 
 def test_layer_compiles_whole_around_its_kernels(device, monkeypatch):

@@ -139,7 +139,8 @@ def test_initial_distribution_is_xavier_on_the_stacked_matrix() -> None:
         for name in names:
             weight = getattr(module, name).weight
             assert weight.abs().max() <= bound and weight.abs().max() > 0.97 * bound
-            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+            # five standard deviations of that of 64² uniform draws, √(0.8 / 4n)
+            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.035)
         assert all(p.eq(0).all() for n, p in module.named_parameters() if n.endswith("bias"))
 
 
@@ -165,7 +166,7 @@ def test_dropout_acts_in_training_or_when_kept_for_inference() -> None:
     assert torch.equal(dropout(x), x)
     dropout.apply_during_inference = True
     assert dropout.rate() == 0.3
-    assert dropout(x).eq(0).float().mean().item() == pytest.approx(0.3, abs=0.05)
+    assert dropout(x).eq(0).float().mean().item() == pytest.approx(0.3, abs=0.05)  # 3.5 deviations of 1000 draws
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,7 +96,8 @@ def test_dropout_comes_before_the_share_and_scales_survivors() -> None:
     moved = (y - x).round(decimals=3)
     full = 0.5 * 3.0 / 0.75  # of one half step; the two are dropped independently
     assert set(moved.unique().tolist()) == {0.0, full, 2 * full}
-    assert moved.eq(0).float().mean().item() == pytest.approx(0.25**2, abs=0.02)
+    # five standard deviations of 6400 draws; a single mask for both steps would give 0.25
+    assert moved.eq(0).float().mean().item() == pytest.approx(0.25**2, abs=5 * math.sqrt(0.0625 * 0.9375 / 6400))
     layer.eval()
     torch.testing.assert_close(layer(x)[0] - x, torch.full_like(x, 3.0))
 
@@ -157,8 +160,9 @@ def test_half_precision_keeps_its_type() -> None:
     reference, _ = layer.double()(
         x.double(), surroundings._replace(memory=Memory(surroundings.memory.particles.double()))
     )
+    # bfloat16 has 8 bits: numbers of up to 10 are rounded by 0.02, some times a substep
     assert (y.double() - reference).abs().max() < 0.2
-    assert F.mse_loss(y.double(), reference) < 1e-3
+    assert F.mse_loss(y.double(), reference) < 1e-3  # on average by a tenth of that
 
 
 @pytest.mark.parametrize("normalize_before", [True, False])

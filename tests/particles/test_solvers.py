@@ -70,6 +70,7 @@ def test_order_of_a_stack_of_layers_on_a_linear_problem(splitting: Splitting, so
             for layer in stack(splitting, solver, n, a, b):
                 y, _ = layer(y)
         errors.append((y - exact).norm())
+    # the next term at h = 1/32 is 0.023 c, c ≤ 4 (see tests/dynamics/test_order.py); another order is away by 1
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
 
@@ -115,9 +116,8 @@ def test_a_layer_is_the_walk_over_its_flows(solver: Tableau, normalize_before: b
             *_, (_, expected) = walk(one, field, expected, dt=0.5 * substep.share, solver=solver)
             expected = nn.functional.layer_norm(expected, (C,), norm.weight, norm.bias)
     torch.testing.assert_close(layer(x)[0], expected)
-    parameters = [(p, p.grad) for p in layer.parameters()]
     layer(x)[0].square().sum().backward()
-    assert all(p.grad is not None for p, _ in parameters)
+    assert all(p.grad.any() for p in layer.parameters())
 
 
 def test_dropout_masks_are_drawn_once_a_substep() -> None:

@@ -17,6 +17,7 @@ from macaron import MacaronModel
 PAD = 1
 # Float32: the fused loss sums in another order, and never holds the logits of all tokens. A tenth is seen.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+SUM = 1e-6  # relative; of positive float32 losses over 14 tokens: some ε, whatever the order
 NAME = "macaron_label_smoothed_cross_entropy"
 
 
@@ -68,7 +69,7 @@ def test_value_gradient_and_log_are_those_of_fairseq(toy_task, options, share):
         torch.testing.assert_close(a, b, **TOLERANCE)
     assert ours[2] == theirs[2] and ours[3].keys() == theirs[3].keys()
     for key, value in theirs[3].items():
-        assert float(ours[3][key]) == pytest.approx(float(value), rel=1e-6)
+        assert float(ours[3][key]) == pytest.approx(float(value), rel=SUM)
 
 
 def test_without_reduction_there_is_one_loss_for_each_token(toy_task):
@@ -76,7 +77,7 @@ def test_without_reduction_there_is_one_loss_for_each_token(toy_task):
     ours = criterion(toy_task)(built, batch, reduce=False)[0]
     theirs = criterion(toy_task, "label_smoothed_cross_entropy")(built, batch, reduce=False)[0]
     assert ours.shape == (18,)
-    torch.testing.assert_close(ours, theirs.flatten(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours, theirs.flatten(), rtol=SUM, atol=1e-6)
 
 
 def test_smoothing_over_the_whole_vocabulary_is_that_of_torch(toy_task):
@@ -136,12 +137,11 @@ def test_rdrop_has_the_gradient_of_fairseqs(toy_task):
     theirs = run(built, criterion(toy_task, "label_smoothed_cross_entropy_with_rdrop", rdrop_alpha=2.5), sample_of(3))
     torch.testing.assert_close(ours[0], theirs[0], **TOLERANCE)
     for a, b in zip(ours[1], theirs[1], strict=True):
-        torch.testing.assert_close(
-            a, b, rtol=1e-4, atol=1e-5
-        )  # R-Drop takes differences of probabilities that are alike
+        torch.testing.assert_close(a, b, **TOLERANCE)
+    # of differences of probabilities that are alike
     assert float(ours[3]["rdrop_kl_loss"]) == pytest.approx(theirs[3]["rdrop_kl_loss"], rel=1e-5)
     assert float(ours[3]["rdrop_kl_loss"]) > 0.1
-    assert float(ours[3]["nll_loss"]) == pytest.approx(float(theirs[3]["nll_loss"]) / 2, rel=1e-5)
+    assert float(ours[3]["nll_loss"]) == pytest.approx(float(theirs[3]["nll_loss"]) / 2, rel=SUM)
 
 
 def sample_of(seed: int) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_guided_alignment(pair, toy_task):
         found.backward()
         logs.append({name: float(value) for name, value in log.items()})
     assert logs[0]["alignment_loss"] > 0
-    assert logs[1] == pytest.approx(logs[0], rel=1e-5)
+    assert logs[1] == pytest.approx(logs[0], rel=TOLERANCE["rtol"])
     expected = to_particle_names({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], **OF_GRADIENTS)

@@ -42,7 +42,7 @@ def test_it_is_the_model_that_was_trained(hub, trained):
     (model,) = hub.models
     assert isinstance(model, MacaronModel)
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, trained.weights[name], rtol=0, atol=0)
+        torch.testing.assert_close(tensor, trained.weights[name], rtol=0, atol=0)  # copies
 
 
 def test_translate_takes_one_sentence_or_many(hub, sentences):

@@ -21,9 +21,8 @@ def generate(fairseq_cli, plugin, tiny_data_bin, whole):
 
 def test_automatic_mixed_precision(train, trained, generate, tiny_data_bin, batches):
     mixed = train(tiny_data_bin, *batches, "--amp", "--disable-validation")
-    # fairseq casts on a GPU only; on the CPU the option has to do no harm
-    for entry, full in zip(mixed.updates, trained.updates, strict=True):
-        assert float(entry["loss"]) == pytest.approx(float(full["loss"]), rel=0.02)
+    # fairseq casts on a GPU only; on the CPU the option has to change nothing
+    assert mixed.losses == trained.losses
     assert {tensor.dtype for name, tensor in mixed.weights.items() if "weight" in name} == {torch.float32}
     assert generate(mixed.checkpoint) == 12
 
@@ -38,7 +37,8 @@ def test_bf16_trains_in_bfloat16(bf16, trained):
     assert all(tensor.bfloat16().float().equal(tensor.float()) for tensor in bf16.weights.values())
     assert not all(tensor.bfloat16().float().equal(tensor.float()) for tensor in trained.weights.values())
     for entry, full in zip(bf16.updates, trained.updates, strict=True):
-        assert float(entry["loss"]) == pytest.approx(float(full["loss"]), rel=0.05)
+        # eight bits are 0.4 % of each number and each weight; their mean over all tokens was measured to 0.06 %
+        assert float(entry["loss"]) == pytest.approx(float(full["loss"]), rel=0.01)
 
 
 def test_bf16_resumes(bf16, train, tiny_data_bin, batches):
@@ -46,7 +46,8 @@ def test_bf16_resumes(bf16, train, tiny_data_bin, batches):
     # its weights in float32, which training keeps beside those in bfloat16, are not saved
     for entry, unbroken in zip(resumed.updates, bf16.updates[2:], strict=True):
         assert entry["num_updates"] == unbroken["num_updates"]
-        assert float(entry["loss"]) == pytest.approx(float(unbroken["loss"]), rel=0.01)
+        # so that weights start anew from eight bits, 0.4 %; the loss was measured to 0.02 %
+        assert float(entry["loss"]) == pytest.approx(float(unbroken["loss"]), rel=0.004)
 
 
 def test_a_bf16_checkpoint_generates(bf16, generate):

@@ -61,9 +61,7 @@ def test_resuming_equals_training_without_a_break(trained, train, tiny_data_bin,
     resumed = train(tiny_data_bin, *batches, "--restore-file", trained.folder / "checkpoint_1_2.pt")
     assert resumed.losses == trained.losses[2:]
     for name, tensor in trained.weights.items():
-        torch.testing.assert_close(
-            resumed.weights[name], tensor, rtol=0, atol=1e-6
-        )  # the logs agree in all their digits
+        torch.testing.assert_close(resumed.weights[name], tensor, rtol=0, atol=0)  # to the bit
 
 
 def test_checkpoint_activations_changes_no_loss(trained, train, tiny_data_bin, batches):
@@ -94,7 +92,8 @@ def test_generate_divides_scores_by_the_length_penalty(generated):
     for sentence, candidates in hypotheses.items():
         for (score, _), (per_token,) in zip(candidates, positional[sentence], strict=True):
             per_token = [float(value) for value in per_token.split()]
-            assert float(score) == pytest.approx(sum(per_token) / len(per_token) ** 0.6, abs=2e-3)  # four digits each
+            # four digits of each, n/2 units of the last over n^0.6, n ≤ 13
+            assert float(score) == pytest.approx(sum(per_token) / len(per_token) ** 0.6, abs=2e-4)
 
 
 def test_generate_keeps_the_prefix(generated):
@@ -173,7 +172,7 @@ def test_shared_embeddings_and_learned_positions(train, translate, tiny_data_bin
     )
     weights = trained.weights
     for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight"):
-        torch.testing.assert_close(weights[name], weights["encoder.embed_tokens.weight"], rtol=0, atol=0)
+        torch.testing.assert_close(weights[name], weights["encoder.embed_tokens.weight"], rtol=0, atol=0)  # copies
     assert weights["decoder.embed_positions.weight"].size(1) == 64
     assert len(lines(translate(trained.checkpoint, "--beam", 2), "H")) == 12
 

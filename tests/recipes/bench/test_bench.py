@@ -52,7 +52,7 @@ def test_bert(bench):
     for row in written:
         assert float(row["median_ms"]) > 0
         assert float(row["tokens_per_s"]) > 0
-        assert int(row["parameters"]) == pytest.approx(4.39e6, rel=0.01)
+        assert int(row["parameters"]) == pytest.approx(4.39e6, rel=0.01)  # BERT-tiny; what `check_equal` calls equal
         assert row["baseline"] == "transformers"
         assert json.loads(row["settings"])["lengths"] == "glue"
         assert row["command"].startswith("python -m recipes.bench bert --size tiny")
@@ -65,7 +65,7 @@ def test_train(bench):
     sizes = ["--size", "tiny", "--vocabulary", "200", "--max-tokens", "300"]
     theirs, ours = bench("train", *sizes)
     assert (theirs["contender"], ours["contender"], ours["case"]) == ("fairseq", "macaron", "train tiny")
-    assert int(theirs["parameters"]) == pytest.approx(int(ours["parameters"]), rel=0.01)
+    assert int(theirs["parameters"]) == pytest.approx(int(ours["parameters"]), rel=0.01)  # as `check_equal`
     assert float(ours["peak_mib"]) > 0
     assert 0 < float(ours["share_of_products"]) < 1
 
@@ -169,7 +169,7 @@ def test_contenders_compute_the_same(op, monkeypatch):
     case = ops.OPS[op](ops.Settings(tokens=900, dim=128, vocabulary=50), CPU)
     found, expected = case.macaron(*case.inputs), case.eager(*case.inputs)
     for other in case.others.values():
-        torch.testing.assert_close(found, other(*case.inputs), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, other(*case.inputs), rtol=1e-5, atol=1e-5)  # as below
     if case.real is not None:
         expected = expected[case.real]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # float32, sums in another order
@@ -202,7 +202,7 @@ def test_peak_memory_is_that_of_the_step():
     def step() -> None:
         torch.ones(64, 2**18)  # 64 MiB, freed at once
 
-    assert peak_mib(step, CPU) == pytest.approx(64, abs=8)
+    assert peak_mib(step, CPU) == pytest.approx(64, abs=8)  # whole pages, and what else a process takes meanwhile
     assert peak_mib(lambda: None, CPU) < 8
 
 
@@ -221,7 +221,8 @@ def test_bert_models_have_equal_parameters(case, size):
 
 def test_batches_have_the_lengths_of_the_table():
     random = np.random.default_rng(0)
-    assert np.percentile(lengths.draw(lengths.GLUE["rte"], 10_000, random), 50) == pytest.approx(55, abs=2)
+    # the median of 10,000 draws is known to half a percentile, and 5 % are 3 tokens here: five standard deviations
+    assert np.percentile(lengths.draw(lengths.GLUE["rte"], 10_000, random), 50) == pytest.approx(55, abs=1.5)
     works = bert.batches(bert.Settings(batch_size=16), "mlm", CPU, seed=0)
     for _, work in zip(range(9), works, strict=False):
         ids, mask = work["inputs"]["input_ids"], work["inputs"]["attention_mask"].bool()

@@ -160,7 +160,7 @@ def same_update_in(launcher: list[str], prepared: Path, tmp_path: Path, project_
     # float32 sums in another order; Adam divides by the root of small second moments, which enlarges that
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 2e-5
     single = json.loads((tmp_path / "one" / "result.json").read_text())["results"]
-    assert result["results"] == pytest.approx(single, rel=1e-4)
+    assert result["results"] == pytest.approx(single, rel=1e-5)  # float32, as above: measured to 1e-8
 
 
 def test_two_processes_give_the_same_model(prepared: Path, tmp_path: Path, project_root: Path) -> None:

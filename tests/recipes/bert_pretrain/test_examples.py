@@ -97,7 +97,7 @@ def test_drawn_segments_come_from_all_places_alike(tmp_path: Path) -> None:
     drawn = np.array([examples.elsewhere(documents, 1, 1, rng)[0] for _ in range(6000)])
     shares = [(drawn // 1000 == n + 1).mean() for n in range(4)]
     assert shares[1] == 0  # its own document
-    assert np.allclose(shares, [50 / 600, 0, 100 / 600, 450 / 600], atol=0.02)
+    assert np.allclose(shares, [50 / 600, 0, 100 / 600, 450 / 600], atol=0.02)  # 3.5 deviations of 6000 draws
     assert len(np.unique(drawn)) == 600  # each place, the first and the last ones too
 
 

@@ -56,10 +56,10 @@ def test_validation_sums_are_exact(sparse: bool) -> None:
     metrics = training.validation_metrics(
         training.EvalPrediction(predictions=sums.numpy(), label_ids=(labels.numpy(), pair.numpy()))
     )
-    assert metrics["mlm_loss"] == pytest.approx(expected.item(), rel=1e-6)
+    assert metrics["mlm_loss"] == pytest.approx(expected.item(), rel=1e-6)  # a mean of four in float32
     assert metrics["mlm_accuracy"] == pytest.approx((logits.argmax(-1) == labels)[chosen].float().mean().item())
     loss = torch.nn.functional.binary_cross_entropy_with_logits(score, pair.float())
-    assert metrics["nsp_loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert metrics["nsp_loss"] == pytest.approx(loss.item(), rel=1e-6)  # of three
     assert metrics["nsp_accuracy"] == pytest.approx(1 / 3)
     alone = training.validation_metrics(training.EvalPrediction(predictions=sums.numpy(), label_ids=labels.numpy()))
     assert "nsp_loss" not in alone

@@ -81,7 +81,7 @@ def test_the_head_is_fresh_whatever_the_folder_held(
         before, after = load_model(str(stock_bert), task, seed=5), load_model(str(other), task, seed=5)
         for name, expected in before.model.state_dict().items():
             if pooled or ("pooler" not in name and "classifier" not in name):
-                torch.testing.assert_close(after.model.state_dict()[name], expected, rtol=0, atol=0)
+                torch.testing.assert_close(after.model.state_dict()[name], expected, rtol=0, atol=0)  # copies
         assert not torch.equal(after.model.classifier.weight, load_model(str(other), task, 6).model.classifier.weight)
         assert after.model.config.num_labels == len(after.model.classifier.weight) == task.num_labels
         assert after.model.config.problem_type == before.model.config.problem_type
@@ -107,7 +107,7 @@ def test_the_head_of_macaron_bert_is_fresh(use_pooler: bool, stock_bert: Path, t
     one, two = (load_model(str(tmp_path / name), MNLI, 5).model for name in ("classifier", "encoder"))
     assert isinstance(one.macaron_bert, MacaronBertModel)
     for name, expected in two.state_dict().items():
-        torch.testing.assert_close(one.state_dict()[name], expected, rtol=0, atol=0)
+        torch.testing.assert_close(one.state_dict()[name], expected, rtol=0, atol=0)  # copies
     assert not torch.equal(one.classifier.weight, classifier.classifier.weight)
 
 
@@ -128,7 +128,7 @@ def test_a_splitting_of_ones_own(stock_bert: Path, tmp_path: Path) -> None:
     loaded = load_model(str(tmp_path), COLA, 1).model
     assert loaded.config.splitting == "attention/2 ffn attention/2" and len(loaded.macaron_bert.layers[0].flows) == 3
     for name, expected in model.macaron_bert.state_dict().items():
-        torch.testing.assert_close(loaded.macaron_bert.state_dict()[name], expected, rtol=0, atol=0)
+        torch.testing.assert_close(loaded.macaron_bert.state_dict()[name], expected, rtol=0, atol=0)  # copies
     stored = json.loads((tmp_path / "config.json").read_text())
     for change, reason in (
         ({"splitting": "gone"}, "splitting='gone' is unknown; choose one of strang, lie"),
