@@ -174,3 +174,46 @@ def test_equations_are_found(system, tmp_path: Path, no_figures):
             assert equation["coefficients"][name] == pytest.approx(c, abs=0.15 if abs(c) >= 0.2 else 0.03)
         others = [abs(c) for name, c in equation["coefficients"].items() if name not in known]
         assert max(others) < 0.1
+
+
+def test_the_equation_hangs_on_no_unit(content, written, tmp_path: Path, no_figures):
+    """Fields times 1000, time in thousandths, lengths in millionths: the same equation, each term in its units."""
+    found = []
+    for name, field, time, length in (("one", 1.0, 1.0, 1.0), ("other", 1e3, 1e-3, 1e-6)):
+        path = written(
+            content
+            | {"fields": field * content["fields"], "time": time * content["time"]}
+            | {axis: length * content[axis] for axis in "xy"}
+        )
+        out = tmp_path / name
+        assert main(["--data", str(path), "--out", str(out), *OWN, "--constraint", "3"]) == 0
+        (run,) = result(out)["runs"]["3-euler"].values()
+        equation = run["blocks"][-1]["equations"][0]
+        terms = {"c00": 1.0, "c01": length, "c02": length**2, "c20": length**2}
+        found.append([equation["coefficients"][term] * time / unit for term, unit in terms.items()])
+        found.append([equation["shares"][term] for term in terms])
+    # BFGS carries the units' rounding on.
+    assert found[2:] == [pytest.approx(found[0], rel=1e-3), pytest.approx(found[1], rel=1e-3)]
+
+
+def test_a_component_that_rests_in_a_block_is_no_error(content, written, tmp_path: Path, no_figures):
+    """The files of a run are read for what they are, not judged as a user's."""
+    values = np.concatenate([content["fields"], 0 * content["fields"]], 2)
+    values[2, 5, 1] = content["fields"][2, 5, 0]  # so that it is not the same value everywhere
+    path = written(content | {"fields": values, "components": np.array(["c", "d"])})
+    arguments = ["--data", str(path), "--out", str(tmp_path / "out"), *OWN, "--samples=2", "--iterations=2"]
+    assert main([*arguments, "--constraint=frozen"]) == 0
+
+
+def test_too_long_a_step_of_the_solver_is_named(tmp_path: Path, capsys, no_figures):
+    more = ["--max-dt=0.5", "--dt=0.5", "--horizon=40", "--run-up=40", "--seeds=1", "--grid=16"]
+    assert main([*BURGERS, *more, "--out", str(tmp_path / "out")]) == 1
+    assert "--max-dt 0.5: the solver that makes the data overflows" in capsys.readouterr().err
+
+
+def test_the_help_says_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "BFGS in a block, at most (default: 400)" in said
+    assert "solver that makes the data; the original's is 0.000625 (default: 0.0025 with burgers, 0.01 with" in said

@@ -71,6 +71,8 @@ def test_options_that_no_run_can_have(words, message):
     "words, message",
     [
         (["--size=4"], "size=4"),
+        (["--size=401"], "fewer than the filters, which have --size 401"),
+        (["--size=15", "--max-order=10", "--degree=1"], "at most 9"),
         (["--constraint=9"], "enlarge size"),
         (["--solver=leapfrog"], "leapfrog"),
         (["--degree=7"], "50,388 monomials of 12 derivatives"),
