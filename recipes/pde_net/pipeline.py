@@ -403,13 +403,18 @@ def outcome(seed: int, run: Future[dict[str, str]]) -> dict[str, str]:
         return {f"seed {seed}": "its process was killed; was there memory enough? The same command goes on with it"}
 
 
-def collect(experiment: Experiment) -> dict[str, dict[int, dict[str, Any]]]:
-    """{variant: {seed: {"blocks": […], "rollout": …, "seconds": …}}} of what is finished."""
+def collect(experiment: Experiment, failed: Mapping[str, str]) -> dict[str, dict[int, dict[str, Any]]]:
+    """{variant: {seed: {"blocks": […], "rollout": …, "seconds": …}}} of what is finished.
+
+    What failed is left out: its files may have been changed since they were made.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for variant in experiment.variants:
         found[variant.name] = {}
         for seed in experiment.seeds:
             folder = experiment.seed_folder(seed)
+            if f"seed {seed}" in failed or f"seed {seed}, {variant.name}" in failed:
+                continue
             if not (folder / "stamps" / f"{variant.name}-rollout.json").exists():
                 continue
             blocks = [read_json(folder / variant.name / f"block-{block}.json") for block in experiment.settings.blocks]

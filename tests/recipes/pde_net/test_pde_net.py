@@ -154,6 +154,31 @@ def test_a_file_that_changes_under_a_run_is_noticed(content, written):
         pipeline.own_fields(path, ("c",), known)
 
 
+def test_what_was_changed_by_hand_is_told_and_not_in_the_report(tmp_path: Path, capsys, no_figures):
+    out = tmp_path / "out"
+    arguments = [*BURGERS, "--seeds", "1", "2", "--iterations=1", "--out", str(out)]
+    assert main(arguments) == 0
+    record = out / "seed-1" / "2-euler" / "block-1.json"
+    whole = record.read_bytes()
+    for changed in (whole.replace(b'"loss": ', b'"loss": 9'), whole[:100]):
+        record.write_bytes(changed)
+        capsys.readouterr()
+        assert main(arguments) == 1
+        assert "block-1.json: has changed since stage '2-euler-1'" in capsys.readouterr().err
+        assert {name: set(runs) for name, runs in result(out)["runs"].items()} == {
+            "frozen-euler": {"1", "2"}, "2-euler": {"2"},
+        }  # fmt: skip
+    record.write_bytes(whole)
+    # The other seed's data in the place of one's own.
+    own, other = (out / f"seed-{seed}" / "data-1.npz" for seed in (1, 2))
+    kept = own.read_bytes()
+    own.write_bytes(other.read_bytes())
+    assert main(arguments) == 1
+    assert {name: set(runs) for name, runs in result(out)["runs"].items()} == {"frozen-euler": {"2"}, "2-euler": {"2"}}
+    own.write_bytes(kept)
+    assert main(arguments) == 0 and set(result(out)["runs"]["2-euler"]) == {"1", "2"}
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_bits(tmp_path: Path, no_figures):
     arguments = [*BURGERS, "--seeds", "1", "2"]
