@@ -233,6 +233,11 @@ def split(fields: Fields, settings: Settings) -> Split:
                 f"{fields.path}: component {name} has one and the same value in what is learned from ({parts.rule} are "
                 f"held out); put other samples first, or leave it out with --components"
             )
+    if parts.training.shape[1] > 1 and not parts.training.diff(dim=1).any():
+        raise RecipeError(
+            f"{fields.path}: 'fields' do not change over time in what is learned from ({parts.rule} are held out), so "
+            f"that no equation tells; give fields that do"
+        )
     if not parts.test.square().sum((2, 3, 4)).gt(0).all():
         raise RecipeError(
             f"{fields.path}: all components are 0 at a time of what is held out ({parts.rule}), so that a roll-out has "

@@ -209,6 +209,7 @@ def test_parts_without_anything_to_learn_or_to_compare_are_named(content, writte
     for changed, message in (
         (np.concatenate([np.ones_like(values[:3]), values[3:]]), "one and the same value in what is learned from"),
         (np.concatenate([values[:3], 0 * values[3:]]), "all components are 0"),
+        (np.broadcast_to(values[:, :1], values.shape), "do not change over time"),
     ):
         found = fields.read(written(content | {"fields": changed}))
         with pytest.raises(RecipeError, match=message):
