@@ -60,8 +60,8 @@ def steps_of(time: float, max_dt: float) -> int:
     """⌈time / max_dt⌉."""
     if not (math.isfinite(time) and time >= 0):
         raise ValueError(f"time={time!r} must be a finite number, 0 or more")
-    if not max_dt > 0:
-        raise ValueError(f"max_dt={max_dt!r} must be a positive number")
+    if not (max_dt > 0 and math.isfinite(time / max_dt)):
+        raise ValueError(f"max_dt={max_dt!r} must be a positive number, and not nothing beside time={time!r}")
     return math.ceil(time / max_dt)
 
 

@@ -76,6 +76,11 @@ def test_other_fields_and_times_are_refused(solve, shape):
     with pytest.raises(ValueError, match="B, 2, H, W"):
         solve(torch.ones(shape), time=0.1, dx=0.1, max_dt=0.1)
     fields = torch.ones(1, 2, 8, 8)
-    for time, max_dt, message in ((-1.0, 0.1, "time=-1"), (math.nan, 0.1, "time=nan"), (1.0, 0.0, "max_dt=0")):
+    for time, max_dt, message in (
+        (-1.0, 0.1, "time=-1"),
+        (math.nan, 0.1, "time=nan"),
+        (1.0, 0.0, "max_dt=0"),
+        (1.0, 1e-320, "max_dt=1e-320"),
+    ):
         with pytest.raises(ValueError, match=message):
             solve(fields, time=time, dx=0.1, max_dt=max_dt)
