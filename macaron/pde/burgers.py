@@ -16,7 +16,11 @@ def velocity(u: Tensor, dx: float, viscosity: float, order: int = 2) -> Tensor:
 
     Args:
         order: of the one-sided differences, 1 or 2.
+
+    Raises:
+        ValueError: another order, or no fields of floating-point numbers (B, 2, H, W).
     """
+    check_fields(u)
     if order not in (1, 2):
         raise ValueError(f"order={order} of the upwind differences must be 1 or 2")
     total = torch.zeros_like(u)
@@ -34,11 +38,31 @@ def velocity(u: Tensor, dx: float, viscosity: float, order: int = 2) -> Tensor:
 def solve(
     u: Tensor, time: float, dx: float, viscosity: float, max_dt: float, order: int = 2, solver: Tableau = HEUN
 ) -> Tensor:
-    """The fields after `time`, in ⌈time / max_dt⌉ equal steps."""
-    steps = math.ceil(time / max_dt)
+    """The fields after `time`, in ⌈time / max_dt⌉ equal steps.
+
+    Raises:
+        ValueError: see `velocity`; a negative time, or max_dt that is not positive.
+    """
+    steps = steps_of(time, max_dt)
     for _ in range(steps):
         u = follow(partial(velocity, dx=dx, viscosity=viscosity, order=order), u, time / steps, solver)
     return u
+
+
+def check_fields(u: Tensor) -> None:
+    if u.dim() != 4 or u.shape[1] != 2 or not u.is_floating_point():
+        raise ValueError(
+            f"fields of shape {tuple(u.shape)} and {u.dtype}, but (B, 2, H, W) of floating-point numbers are needed"
+        )
+
+
+def steps_of(time: float, max_dt: float) -> int:
+    """⌈time / max_dt⌉."""
+    if not (math.isfinite(time) and time >= 0):
+        raise ValueError(f"time={time!r} must be a finite number, 0 or more")
+    if not (max_dt > 0 and math.isfinite(time / max_dt)):
+        raise ValueError(f"max_dt={max_dt!r} must be a positive number, and not nothing beside time={time!r}")
+    return math.ceil(time / max_dt)
 
 
 def smooth(noise: Tensor, frequency: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -26,13 +27,13 @@ class PDENet(nn.Module):
         components: names, in the order of the fields' channels.
         dx: distance of the grid's points.
         size: of the filters, one odd number.
-        max_order: of the derivatives.
+        max_order: of the derivatives, at most 9: a channel's name has a digit an axis.
         layers: products of each SymNet.
         constraint: of the filters, see `DerivativeFilter`.
         scheme: "upwind" starts from one-sided filters and mirrors them against the wind; "central" never mirrors.
 
     Raises:
-        ValueError: see there; an even size or an unknown scheme.
+        ValueError: see there; an even size, an unknown scheme, or names from which no equation can be read.
     """
 
     def __init__(
@@ -50,8 +51,12 @@ class PDENet(nn.Module):
             raise ValueError(f"size={size} must be odd, at least 5 with the scheme upwind and 3 with central")
         if scheme not in SCHEMES:
             raise ValueError(f"scheme={scheme!r} is unknown; choose one of {', '.join(SCHEMES)}")
-        if max_order < 1:
-            raise ValueError(f"max_order={max_order} must be at least 1")
+        if not 1 <= max_order <= 9:
+            raise ValueError(f"max_order={max_order} must be at least 1 and at most 9")
+        if not components or len(set(components)) < len(components):
+            raise ValueError(f"components={list(components)!r} must be names, each once")
+        if wrong := [name for name in components if not re.fullmatch(r"[A-Za-z]+", name)]:
+            raise ValueError(f"components: {wrong[0]!r} is no name in an equation; take letters from A to Z")
         self.components, self.scheme = list(components), scheme
         self.orders = [(a, total - a) for total in range(max_order + 1) for a in range(total + 1)]
         self.filters = nn.ModuleDict(
@@ -84,6 +89,8 @@ class PDENet(nn.Module):
         """
         if u.dim() != 4 or u.shape[1] != len(self.components):
             raise ValueError(f"fields of shape {tuple(u.shape)}, but (B, {len(self.components)}, H, W) are needed")
+        if u.dtype != (dtype := self.filter("fd00").moment.dtype):
+            raise ValueError(f"fields of {u.dtype} for a network of {dtype}; convert the fields, or the network")
         names = [f"fd{a}{b}" for a, b in self.orders]
         kernels = {name: self.filter(name).kernel() * self.filter(name).scale for name in names}
         stacked = [*kernels.values(), *(-kernels[name].flip(axis) for name, axis in mirrors.items())]
@@ -102,8 +109,8 @@ class PDENet(nn.Module):
         """Each component's own first derivatives, mirrored where the SymNet falls with them; not differentiated."""
         columns = list(features.unbind(-1))
         for c, symnet in enumerate(self.symnets):
-            with torch.enable_grad():
-                fixed = features.detach().requires_grad_()
+            with torch.inference_mode(False), torch.enable_grad():
+                fixed = (features.clone() if features.is_inference() else features.detach()).requires_grad_()
                 (slope,) = torch.autograd.grad(symnet(fixed).sum(), fixed)
             for i, order in enumerate(((0, 1), (1, 0))):
                 column = c * len(self.orders) + self.orders.index(order)
@@ -138,20 +145,46 @@ def embedded(stencil: dict[int, float], size: int, along: int) -> Tensor:
 
 
 def data_loss(states: Iterable[Tensor], observed: Iterable[Tensor], dt: float) -> Tensor:
-    """Σ over the steps of mean(((u − observed)/dt)²)."""
+    """Σ over the steps of mean(((u − observed)/dt)²).
+
+    Raises:
+        ValueError: numbers of states, or their shapes, that differ; dt that is not positive.
+    """
+    if not dt > 0:
+        raise ValueError(f"dt={dt!r} must be a positive number")
+    states, observed = list(states), list(observed)
+    shapes = [[tuple(u.shape) for u in each] for each in (states, observed)]
+    if not states or shapes[0] != shapes[1]:
+        raise ValueError(f"states of shapes {shapes[0]} and observed ones of {shapes[1]}; they must be the same")
     terms = [((u - o) / dt).square().mean() for u, o in zip(states, observed, strict=True)]
     return torch.stack(terms).sum()
 
 
 def sparsity(parameters: Iterable[Tensor], s: float) -> Tensor:
-    """Σ p²/(2s) below s, |p| − s/2 above."""
+    """Σ p²/(2s) below s, |p| − s/2 above.
+
+    Raises:
+        ValueError: s is not positive.
+    """
+    if not s > 0:
+        raise ValueError(f"s={s!r} must be a positive number")
     return torch.stack(
         [torch.where(p.abs() < s, p.square() / (2 * s), p.abs() - s / 2).sum() for p in parameters]
     ).sum()
 
 
 def stability_loss(states: Sequence[Tensor], size: int) -> Tensor:
-    """How far each state, from the second on, leaves the range of its neighbourhood in the state before."""
+    """How far each state, from the second on, leaves the range of its neighbourhood in the state before.
+
+    Args:
+        states: two or more, (B, C, H, W).
+        size: points of the neighbourhood along an axis, odd.
+
+    Raises:
+        ValueError: an even size, or fewer than two states.
+    """
+    if size < 1 or size % 2 == 0 or len(states) < 2:
+        raise ValueError(f"size={size} must be odd, and {len(states)} states two or more")
 
     def highest(u: Tensor) -> Tensor:
         return F.max_pool2d(F.pad(u, (size // 2,) * 4, mode="circular"), size, stride=1)

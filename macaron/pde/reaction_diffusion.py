@@ -5,13 +5,13 @@ u_t = D_u Δu + u − u³ − v,   v_t = D_v Δv + ε (u − a v)
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from macaron.dynamics import RK4, Tableau, follow
+from macaron.pde.burgers import check_fields, steps_of
 
 
 def velocity(
@@ -23,7 +23,13 @@ def velocity(
         diffusion: (D_u, D_v).
         rate: ε.
         decay: a.
+
+    Raises:
+        ValueError: no fields of floating-point numbers (B, 2, H, W), or not two diffusions.
     """
+    check_fields(u)
+    if len(diffusion) != 2:
+        raise ValueError(f"diffusion={diffusion!r} must be two numbers, of u and v")
     total = torch.zeros_like(u)
     for axis in (-1, -2):
         near = torch.roll(u, 1, axis) + torch.roll(u, -1, axis)
@@ -35,8 +41,12 @@ def velocity(
 
 
 def solve(u: Tensor, time: float, dx: float, max_dt: float, solver: Tableau = RK4) -> Tensor:
-    """The fields after `time`, in ⌈time / max_dt⌉ equal steps."""
-    steps = math.ceil(time / max_dt)
+    """The fields after `time`, in ⌈time / max_dt⌉ equal steps.
+
+    Raises:
+        ValueError: see `velocity`; a negative time, or max_dt that is not positive.
+    """
+    steps = steps_of(time, max_dt)
     for _ in range(steps):
         u = follow(partial(velocity, dx=dx), u, time / steps, solver)
     return u

@@ -26,6 +26,8 @@ class SymNet(nn.Module):
         super().__init__()
         if not channels or len(set(channels)) < len(channels):
             raise ValueError(f"channels={list(channels)!r} must be names, each once")
+        if wrong := [name for name in channels if not name or "*" in name or name == "1"]:
+            raise ValueError(f"channels: {wrong[0]!r} cannot be told from a monomial; take names without * and not 1")
         if layers < 0:
             raise ValueError(f"layers={layers} must not be negative")
         self.channels, self.layers = list(channels), layers
@@ -40,8 +42,14 @@ class SymNet(nn.Module):
         return [self.get_submodule(f"layer{k}") for k in range(self.layers)]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, channels) → (…)."""
+        """(…, channels) → (…).
+
+        Raises:
+            ValueError: another number of channels.
+        """
         n = len(self.channels)
+        if not x.dim() or x.shape[-1] != n:
+            raise ValueError(f"inputs of shape {tuple(x.shape)}, but (…, {n}) are needed, a channel each")
         points = x.movedim(-1, 0).reshape(n, -1) * self.nw[:, None]
         layers = [*self.products(), self.layer_final]
         # What the inputs add to all layers is one product; the rows of a channel lie together.
@@ -79,8 +87,12 @@ class SymNet(nn.Module):
             degree: monomials above it are left out, which does not change the others.
 
         Raises:
-            ValueError: too many terms, as a dense network has.
+            ValueError: too many terms, as a dense network has; a negative degree; parameters that are NaN or infinite.
         """
+        if degree is not None and degree < 0:
+            raise ValueError(f"degree={degree} must not be negative")
+        if wrong := [name for name, p in self.named_parameters() if not p.isfinite().all()]:
+            raise ValueError(f"{', '.join(wrong)}: NaN or infinite, so that there is no polynomial; train again")
         least = 10.0**-precision
         o: list[Polynomial] = [{(i,): w} for i, w in enumerate(self.nw.tolist())]
         for layer in self.products():
@@ -90,6 +102,8 @@ class SymNet(nn.Module):
             )
             o.append(_product(p, q, degree))
         whole = _affine(o, self.layer_final.weight[0].tolist(), self.layer_final.bias.item())
+        if degree == 0:  # the inputs themselves are no product
+            whole = {(): whole[()]}
         kept = [(self._name(term), c) for term, c in _dropped(whole, least).items()]
         return dict(sorted(kept, key=lambda item: -abs(item[1])))
 

@@ -46,8 +46,9 @@ def parser() -> argparse.ArgumentParser:
         "and networks that are polynomials, block by block, and printed. The talk's table: true equation, frozen and "
         "trained filters, over seeds; long roll-outs, and whether the learned equation blows up. Interrupted? The same "
         "command goes on after the last finished block; seeds, constraints and solvers can be added.",
-        epilog="Defaults of the settings depend on the system; settings.json and the report in the output folder show "
-        "them. With --data FILE.npz: fields (samples, time, components, y, x), time, components, x, y.",
+        epilog="Times are dimensionless, an axis is 2 pi long; with --data both are in the file's units, and so is the "
+        "equation. settings.json and the report in the output folder show all settings. With --data "
+        "FILE.npz: fields (samples, time, components, y, x), time, components, x, y.",
     )
     p.add_argument("--system", choices=[name for name in PRESETS if name != "data"], help="whose fields are made here "
                    "(default: burgers)")  # fmt: skip
@@ -70,8 +71,21 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--scheme", choices=("upwind", "central"), help="of the first derivatives: upwind mirrors "
                        "one-sided filters against the wind")  # fmt: skip
     for name, kind, text in SETTINGS:
-        group.add_argument(f"--{flag(name)}", type=kind, metavar="N" if kind is int else "X", help=text)
+        group.add_argument(
+            f"--{flag(name)}",
+            type=kind,
+            metavar="N" if kind is int else "X",
+            help=f"{text} (default: {defaults(name)})",
+        )
     return p
+
+
+def defaults(name: str) -> str:
+    """Those of a setting in all presets that know it, as one where they are equal."""
+    known = {system: value for system, s in PRESETS.items() if (value := getattr(s, name)) is not None}
+    if len(set(known.values())) == 1:
+        return f"{next(iter(known.values())):g}"
+    return ", ".join(f"{value:g} with {'--data' if system == 'data' else system}" for system, value in known.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

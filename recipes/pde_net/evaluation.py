@@ -20,22 +20,25 @@ BLOWN_UP = 10.0  # times the largest value that the true trajectory ever has
 
 @dataclass(frozen=True)
 class Units:
-    """What the network calls 1: `fields` of each component, and `time`, in the units of the data."""
+    """What the network calls 1: `fields` of each component, `time` and `length`, in the units of the data."""
 
     fields: tuple[float, ...]
     time: float = 1.0
+    length: float = 1.0
 
     def of(self, monomial: str, component: int, components: Sequence[str]) -> float:
         """What a coefficient of the network is to be multiplied with in du/dt of a component."""
         factor = self.fields[component] / self.time
         for part in factors_of(monomial):
             name, _, power = part.partition("**")
-            factor /= self.fields[list(components).index(name.rstrip("0123456789"))] ** int(power or 1)
+            order = int(name[-2]) + int(name[-1])
+            one = self.fields[list(components).index(name[:-2])] / self.length**order
+            factor /= one ** int(power or 1)
         return factor
 
 
-def units_of(u: Tensor, dt: float) -> Units:
-    """Such that fields and their rates of change are of the size 1; so nothing hangs on the units of the data.
+def units_of(u: Tensor, dt: float, dx: float = 1.0) -> Units:
+    """Such that fields, their rates of change and their slopes are of the size 1; nothing hangs on the data's units.
 
     Args:
         u: (samples, T, C, H, W).
@@ -43,7 +46,9 @@ def units_of(u: Tensor, dt: float) -> Units:
     spread = u.std((0, 1, 3, 4))
     scaled = u / spread[:, None, None]
     rate = (scaled.diff(dim=1) / dt).square().mean().sqrt().item()
-    return Units(tuple(spread.tolist()), 1 / rate if rate > 0 else 1.0)
+    slopes = [(scaled.roll(-1, axis) - scaled).square().mean() for axis in (-2, -1)]
+    slope = (sum(slopes, torch.zeros((), dtype=u.dtype)) / 2).sqrt().item() / dx
+    return Units(tuple(spread.tolist()), 1 / rate if rate > 0 else 1.0, 1 / slope if slope > 0 else 1.0)
 
 
 def equations(net: PDENet, u: Tensor, degree: int, units: Units | None = None) -> list[dict[str, Any]]:

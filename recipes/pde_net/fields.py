@@ -9,7 +9,9 @@ x, y        (W,) and (H,) uniform, of one and the same distance; the period's en
 from __future__ import annotations
 
 import dataclasses
+import lzma
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ from recipes.pde_net.systems import generator
 KEYS = ("time", "components", "x", "y", "fields")
 LARGEST = 8 * 2**30  # bytes that are unpacked
 UNEVEN = 1e-4  # largest deviation from a uniform grid, in its distances: single precision's rounding passes
+EXTREME = 1e100  # and its inverse: squares and quotients of such numbers leave float64
 RESERVED = ("t", "x", "y")
 
 
@@ -71,7 +74,8 @@ def read(path: Path, components: Sequence[str] | None = None) -> Fields:
             f"{path}: 'fields' has the shape {arrays['fields'].shape}, but time, components, y and x make it {sizes}, "
             f"or (samples, …) of these; put the axes into that order"
         )
-    values = values.astype(np.float64)
+    with np.errstate(over="ignore"):  # of wider floats; said below
+        values = values.astype(np.float64)
     if not np.isfinite(values).all():
         sample, time, component, row, column = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
         count = int((~np.isfinite(values)).sum())
@@ -89,17 +93,35 @@ def read(path: Path, components: Sequence[str] | None = None) -> Fields:
             raise RecipeError(f"--components {' '.join(components)}: name each once")
         values = values[:, :, [names.index(name) for name in components]]
         names = tuple(components)
+    for index, name in enumerate(names):
+        if not np.ptp(values[:, :, index]):
+            raise RecipeError(f"{path}: component {name} has one and the same value everywhere; leave it out")
+        largest = np.abs(values[:, :, index]).max()
+        if not 1 / EXTREME <= largest <= EXTREME:
+            raise RecipeError(
+                f"{path}: component {name} has magnitudes up to {largest:g}, which squares take out of float64; choose "
+                f"another unit"
+            )
     for name, axis in (("y", 3), ("x", 4)):
-        first, last = values.take(0, axis), values.take(-1, axis)
-        if values.std() > 0 and np.abs(first - last).max() <= 1e-12 * np.abs(values).max():
+        first, last, next_to_it = (values.take(i, axis) for i in (0, -1, 1))
+        least = 1e-12 * np.abs(values).max()
+        if np.ptp(values, axis=axis).max() <= least:
+            raise RecipeError(
+                f"{path}: 'fields' do not vary along {name}, but equations in two dimensions are learned; give fields "
+                f"that do"
+            )
+        # At the rim of a pulse all points are equal, and the period is not closed.
+        if np.abs(first - last).max() <= least < 1e-3 * np.abs(first - next_to_it).max():
             raise RecipeError(
                 f"{path}: along {name} the last points of 'fields' repeat the first, so the period's end is there "
                 f"twice; leave the last out, of 'fields' and '{name}'"
             )
-    for index, name in enumerate(names):
-        if not values[:, :, index].std():
-            raise RecipeError(f"{path}: component {name} has one and the same value everywhere; leave it out")
     return Fields(path, torch.from_numpy(np.ascontiguousarray(values)), names, dx, dt)
+
+
+# What zipfile, its decompressors and numpy raise of files that are cut off, damaged, encrypted or made up.
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, EOFError, KeyError, OSError, RuntimeError,
+           MemoryError, tokenize.TokenError)  # fmt: skip
 
 
 def unpacked(path: Path) -> dict[str, np.ndarray]:
@@ -119,7 +141,9 @@ def unpacked(path: Path) -> dict[str, np.ndarray]:
             raise RecipeError(f"--data {path}: unpacks to {total:,} bytes, more than {LARGEST:,}; give a part of it")
         with np.load(path, allow_pickle=False) as file:
             return {key: np.asarray(file[key]) for key in KEYS}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, NotImplementedError, MemoryError) as error:
+    except PermissionError:
+        raise
+    except tuple(DAMAGED) as error:
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(
             f"--data {path}: cannot be read as npz of plain arrays ({reason}); write it with numpy.savez, names as "
@@ -132,15 +156,25 @@ def distance(path: Path, name: str, points: np.ndarray) -> float:
     if points.ndim != 1 or points.dtype.kind not in "fiu" or len(points) < 2:
         raise RecipeError(f"{path}: '{name}' must be two or more real numbers in one axis, not {points.dtype} of shape "
                           f"{points.shape}")  # fmt: skip
+    # Far from 0 the points themselves have no more digits than this.
+    rounding = np.finfo(points.dtype if points.dtype.kind == "f" else np.float64).eps * float(np.abs(points).max())
     points = points.astype(np.float64)
     if not np.isfinite(points).all():
         raise RecipeError(f"{path}: '{name}' holds NaN or infinity; every point needs its place")
     step = float(points[-1] - points[0]) / (len(points) - 1)
     if not step > 0:
         raise RecipeError(f"{path}: '{name}' does not rise; turn it round, and 'fields' with it")
+    if not 1 / EXTREME <= step <= EXTREME:
+        raise RecipeError(
+            f"{path}: '{name}' goes on by {step:g}, which powers take out of float64; choose another unit"
+        )
+    if rounding > 10 * UNEVEN * step * (len(points) - 1):
+        raise RecipeError(
+            f"{path}: '{name}' goes on by {step:g}, but reaches {np.abs(points).max():g}, where its numbers are "
+            f"{rounding:.1g} apart; begin at 0, or save more digits"
+        )
     off = np.abs(np.diff(points) - step)
-    # Far from 0 the points themselves have no more digits than this.
-    if off.max() > UNEVEN * step + 4 * np.finfo(np.float32).eps * np.abs(points).max():
+    if off.max() > UNEVEN * step + 2 * rounding:
         place = int(off.argmax())
         raise RecipeError(
             f"{path}: '{name}' is not uniform: from point {place} to {place + 1} it goes on by "
@@ -151,14 +185,23 @@ def distance(path: Path, name: str, points: np.ndarray) -> float:
 
 def names_of(path: Path, found: np.ndarray) -> tuple[str, ...]:
     if found.ndim != 1 or found.dtype.kind != "U" or not len(found):
-        raise RecipeError(f"{path}: 'components' must be a list of names, not {found.dtype} of shape {found.shape}")
+        raise RecipeError(
+            f"{path}: 'components' must be a list of names as strings, such as numpy.array(['u', 'v']), not "
+            f"{found.dtype} of shape {found.shape}"
+        )
     names = tuple(map(str, found))
     for name in names:
         if not re.fullmatch(r"[A-Za-z]{1,20}", name) or name in RESERVED or names.count(name) > 1:
             raise RecipeError(
-                f"{path}: 'components' has {name!r}; names are letters, each once, and not {', '.join(RESERVED)}"
+                f"{path}: 'components' has {name!r}; names are up to 20 letters, A to Z, each once, and not "
+                f"{', '.join(RESERVED)}"
             )
     return names
+
+
+def stored(path: Path) -> Tensor:
+    """(samples, T, C, H, W), float64, of a file that the recipe wrote itself: any finite numbers."""
+    return torch.from_numpy(unpacked(path)["fields"])
 
 
 @dataclass(frozen=True)
@@ -184,6 +227,22 @@ def split(fields: Fields, settings: Settings) -> Split:
     else:
         kept = times - max(2, round(times * settings.held_out))
         parts = Split(fields.values[:, :kept], fields.values[:, kept:], f"the last {times - kept} of {times} times")
+    for index, name in enumerate(fields.components):
+        if not parts.training[:, :, index].std() > 0:
+            raise RecipeError(
+                f"{fields.path}: component {name} has one and the same value in what is learned from ({parts.rule} are "
+                f"held out); put other samples first, or leave it out with --components"
+            )
+    if parts.training.shape[1] > 1 and not parts.training.diff(dim=1).any():
+        raise RecipeError(
+            f"{fields.path}: 'fields' do not change over time in what is learned from ({parts.rule} are held out), so "
+            f"that no equation tells; give fields that do"
+        )
+    if not parts.test.square().sum((2, 3, 4)).gt(0).all():
+        raise RecipeError(
+            f"{fields.path}: all components are 0 at a time of what is held out ({parts.rule}), so that a roll-out has "
+            f"no relative error; leave such samples or times out"
+        )
     left, needed = max(0, parts.training.shape[1]), max(max(settings.blocks), 1) + 1
     if left < needed or parts.test.shape[1] < 2:
         raise RecipeError(

@@ -94,6 +94,11 @@ def check(experiment: Experiment) -> None:
     """What cannot be built or learned from is said before anything is made."""
     dx, _ = experiment.grid()
     settings = experiment.settings
+    shape = experiment.own().values.shape[-2:] if experiment.data else [settings.grid] * 2
+    if min(shape) < settings.size:  # type: ignore[type-var]
+        raise RecipeError(
+            f"the grid has {shape[0]} x {shape[1]} points, fewer than the filters, which have --size {settings.size}"
+        )
     channels = len(settings.components) * math.comb(settings.max_order + 2, 2)
     if (count := math.comb(channels + settings.degree, settings.degree)) > MOST_TERMS:
         raise RecipeError(
@@ -105,14 +110,7 @@ def check(experiment: Experiment) -> None:
             get_solver(variant.solver)
         except ValueError as error:
             raise RecipeError(f"--solver {variant.solver}: {error}") from error
-        net = training.network(experiment.settings, variant, dx, experiment.seeds[0])
-        shape = experiment.own().values.shape[-2:] if experiment.data else [experiment.settings.grid] * 2
-        if min(shape) < experiment.settings.size:  # type: ignore[type-var]
-            raise RecipeError(
-                f"the grid has {shape[0]} x {shape[1]} points, fewer than the filters, which have "
-                f"--size {experiment.settings.size}"
-            )
-        del net
+        training.network(experiment.settings, variant, dx, experiment.seeds[0])
     if experiment.data:
         fields.split(experiment.own(), experiment.settings)
 
@@ -152,7 +150,7 @@ def save_fields(path: Path, u: Tensor, components: Sequence[str], dx: float, dt:
 
 
 def load_fields(path: Path) -> Tensor:
-    return fields.read(path).values.movedim(1, 0)
+    return fields.stored(path).movedim(1, 0)
 
 
 # --- one seed -------------------------------------------------------------------------------------------------
@@ -188,9 +186,11 @@ class Seed:
         )  # fmt: skip
         self.dx, self.dt = experiment.grid()
         self.units: evaluation.Units | None = None
+        self.length = 1.0
         self.scale = torch.ones(len(self.settings.components), 1, 1, dtype=torch.float64)
         if experiment.data is not None:
-            self.units = evaluation.units_of(fields.split(experiment.own(), self.settings).training, self.dt)
+            self.units = evaluation.units_of(fields.split(experiment.own(), self.settings).training, self.dt, self.dx)
+            self.length = self.units.length
             self.scale = torch.tensor(self.units.fields, dtype=torch.float64)[:, None, None]
 
     @property
@@ -235,7 +235,7 @@ class Seed:
 
     def network(self, variant: Variant, block: int | None) -> PDENet:
         """As a block left it, or as it starts."""
-        net = training.network(self.settings, variant, self.dx, self.seed)
+        net = training.network(self.settings, variant, self.dx / self.length, self.seed)
         if block is not None:
             path = self.space.folder / variant.name / f"block-{block}.pt"
             state = checkpoint.load(path)["model"]
@@ -403,13 +403,18 @@ def outcome(seed: int, run: Future[dict[str, str]]) -> dict[str, str]:
         return {f"seed {seed}": "its process was killed; was there memory enough? The same command goes on with it"}
 
 
-def collect(experiment: Experiment) -> dict[str, dict[int, dict[str, Any]]]:
-    """{variant: {seed: {"blocks": […], "rollout": …, "seconds": …}}} of what is finished."""
+def collect(experiment: Experiment, failed: Mapping[str, str]) -> dict[str, dict[int, dict[str, Any]]]:
+    """{variant: {seed: {"blocks": […], "rollout": …, "seconds": …}}} of what is finished.
+
+    What failed is left out: its files may have been changed since they were made.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for variant in experiment.variants:
         found[variant.name] = {}
         for seed in experiment.seeds:
             folder = experiment.seed_folder(seed)
+            if f"seed {seed}" in failed or f"seed {seed}, {variant.name}" in failed:
+                continue
             if not (folder / "stamps" / f"{variant.name}-rollout.json").exists():
                 continue
             blocks = [read_json(folder / variant.name / f"block-{block}.json") for block in experiment.settings.blocks]

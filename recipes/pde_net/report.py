@@ -43,7 +43,7 @@ GOAL = {2: 0.05, 1: 0.005}  # of a convection coefficient (degree 2) from −1, 
 def write(experiment: Experiment, failed: Mapping[str, str], provenance: Mapping[str, Any]) -> list[Path]:
     """table.md, report.html, three figures and result.json, of what is finished."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    found = collect(experiment)
+    found = collect(experiment, failed)
     folder = experiment.folder
     files: dict[str, bytes] = {"table.md": markdown(experiment, found).encode()}
     images = []
@@ -213,6 +213,12 @@ def sentences(experiment: Experiment, found: Found) -> list[str]:
             )
         else:
             said.append(f"{variant.title}: none of {count} roll-outs blows up.")
+        time, last = errors_at(experiment, runs, 1.0)
+        if lost := sum(error > 1 for error in last):
+            said.append(
+                f"{variant.title}: {lost} of {count} roll-outs are at t = {time:g} further from the truth than a field "
+                f"of zeros (error above 1)."
+            )
         short = [
             (seed, block["block"], block["stopped"])
             for seed, run in found[variant.name].items()

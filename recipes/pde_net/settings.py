@@ -13,6 +13,7 @@ from typing import Any
 from recipes.common.errors import RecipeError
 
 WORDS = ("frozen", "moment", "free")
+MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,13 @@ class Settings:
             raise RecipeError(f"--held-out {self.held_out}: is a share and must lie between 0 and 1")
         if self.horizon is not None and self.dt is not None and self.horizon < self.dt:
             raise RecipeError(f"--horizon {self.horizon}: must be at least --dt {self.dt}")
+        for whole, part in (("dt", "max_dt"), ("run_up", "max_dt"), ("horizon", "dt")):
+            time, step = getattr(self, whole), getattr(self, part)
+            if time is not None and step is not None and time > MOST_STEPS * step:
+                raise RecipeError(
+                    f"--{flag(whole)} {time:g} in steps of --{flag(part)} {step:g} has more than {MOST_STEPS:,}; "
+                    f"take longer steps"
+                )
 
 
 def flag(name: str) -> str:

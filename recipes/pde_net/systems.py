@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from macaron.pde import burgers, reaction_diffusion
+from recipes.common.errors import RecipeError
 from recipes.pde_net.settings import Settings
 
 LENGTH = 2 * math.pi  # of an axis, periodic
@@ -91,6 +92,11 @@ def trajectory(settings: Settings, random: torch.Generator, run_up: bool, times:
     for n in range(times + 1):
         if n:
             u = system.solve(u, dt, LENGTH / fine)
+        if not u.isfinite().all():
+            raise RecipeError(
+                f"--max-dt {settings.max_dt:g}: the solver that makes the data overflows with steps so long on "
+                f"{fine} x {fine} points; make it shorter"
+            )
         yield u[0, :, :: system.refined, :: system.refined]
 
 

@@ -18,6 +18,7 @@ from recipes.pde_net.systems import generator
 
 SYMNET_KNEE, MOMENT_KNEE = 1e-3, 1e-2  # where the sparsity goes from square to absolute value
 GRADIENT_TOLERANCE = 1e-5  # scipy's own
+ROUNDING = 1e-14  # of a sum in float64, relative to its largest terms
 FAR = 10.0  # times the first loss: what BFGS is told where the steps overflow
 
 
@@ -40,10 +41,16 @@ def network(settings: Settings, variant: Variant, dx: float, seed: int) -> PDENe
 
 @torch.no_grad()
 def normalize(net: PDENet, u: Tensor) -> None:
-    """Weigh the SymNets' inputs by their spread, so that no unit of the data makes them large or small."""
+    """Weigh the SymNets' inputs by their spread, so that no unit of the data makes them large or small.
+
+    A derivative that is nothing but rounding has no spread to be weighed by.
+    """
     spread = net.features(u).flatten(0, -2).std(0)
+    largest = u.abs().amax((0, 2, 3))
+    weights = [net.filter(f"fd{a}{b}").kernel().abs().sum() * net.filter(f"fd{a}{b}").scale for a, b in net.orders]
+    rounding = ROUNDING * (largest[:, None] * torch.stack(weights)).flatten()
     for symnet in net.symnets:
-        symnet.nw.copy_(torch.where(spread > 0, 1 / spread, 1.0))  # type: ignore[union-attr, operator]
+        symnet.nw.copy_(torch.where(spread > rounding, 1 / spread, 1.0))  # type: ignore[union-attr, operator]
 
 
 class Free:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from macaron.dynamics import EULER, HEUN, RK4
-from macaron.pde import burgers
+from macaron.pde import burgers, reaction_diffusion
 
 EXACT = {"rtol": 0, "atol": 5e-13}  # float64 and numbers of up to 20, by sums in another order
 
@@ -70,3 +71,19 @@ def test_fields_of_the_original(golden, facts):
 
 def burgers_start(u: torch.Tensor) -> torch.Tensor:
     return u[..., ::4, ::4]
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 1, 8, 8), (1, 3, 8, 8)])
+@pytest.mark.parametrize("solve", [partial(burgers.solve, viscosity=0.05), reaction_diffusion.solve])
+def test_other_fields_and_times_are_refused(solve, shape):
+    with pytest.raises(ValueError, match="B, 2, H, W"):
+        solve(torch.ones(shape), time=0.1, dx=0.1, max_dt=0.1)
+    fields = torch.ones(1, 2, 8, 8)
+    for time, max_dt, message in (
+        (-1.0, 0.1, "time=-1"),
+        (math.nan, 0.1, "time=nan"),
+        (1.0, 0.0, "max_dt=0"),
+        (1.0, 1e-320, "max_dt=1e-320"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            solve(fields, time=time, dx=0.1, max_dt=max_dt)

@@ -31,8 +31,8 @@ def derivative(power: int, order: int, at: float) -> float:
 @pytest.mark.parametrize("order", [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)])
 @pytest.mark.parametrize("constraint", [1, 2, 3])
 def test_a_constrained_filter_is_exact_on_polynomials(size, order, constraint):
-    smallest = size if isinstance(size, int) else min(size)
-    if sum(order) + constraint > smallest:
+    sizes = (size, size) if isinstance(size, int) else size
+    if any(m + constraint > points for m, points in zip(order, sizes, strict=True)):
         with pytest.raises(ValueError, match="enlarge size"):
             DerivativeFilter(order, size, constraint=constraint)
         return
@@ -142,3 +142,71 @@ def test_filters_of_the_original(golden, facts):
             same(module.moment.grad, f"{constraint}/grad")
             checked += 1
     assert checked >= 2 * len(cases)
+
+
+def test_moments_of_whole_numbers_are_fractions():
+    kernel = m2k(torch.tensor([[0, 1, 0]]))
+    torch.testing.assert_close(kernel, torch.tensor([[-0.5, 0.0, 0.5]], dtype=torch.float64))
+    torch.testing.assert_close(k2m(torch.tensor([[0, 0, 1]])), torch.tensor([[1.0, 1.0, 0.5]], dtype=torch.float64))
+    for wrong in (torch.zeros(3), torch.zeros(3, 3, dtype=torch.complex64), torch.zeros(0, 3)):
+        with pytest.raises(ValueError, match="real numbers"):
+            m2k(wrong)
+
+
+@pytest.mark.parametrize(
+    "order, size, constraint",
+    [
+        ((0, 3), (1, 9), 2),
+        ((0, 2), (3, 5), 3),
+        ((1, 1), 3, 2),
+        ((4, 4), 9, 5),
+        ((2, 1), (5, 3), 2),
+        ((1, 0), (4, 2), 2),
+    ],
+)
+def test_a_filter_of_any_shape_is_as_accurate_as_it_says(order, size, constraint):
+    """On x^p y^q with p + q < a + b + c exact, whatever the moments that are free."""
+    torch.manual_seed(0)
+    (a, b), points = order, torch.arange(-12.0, 13.0, dtype=torch.float64)
+    module = DerivativeFilter(order, size, 1.0, constraint)
+    module.moment.data += torch.randn_like(module.moment)
+    for q in range(a + b + constraint):
+        for p in range(a + b + constraint - q):
+            got = module(points[:, None] ** q * points**p)[12, 12].item()
+            # 12^8 in float64 leaves 1e-7
+            assert got == pytest.approx(math.factorial(a) * math.factorial(b) if (q, p) == order else 0.0, abs=1e-5)
+    for height, width in ((a + constraint - 1, 9), (9, b + constraint - 1)):
+        if 1 in (height, width):
+            continue
+        with pytest.raises(ValueError, match=r"no moment|needs"):
+            DerivativeFilter(order, (height, width), 1.0, constraint)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(constraint=1.5), "constraint=1.5"),
+        (dict(constraint=None), "constraint=None"),
+        (dict(order=3), "order=3"),
+        (dict(order=(0.5, 1)), "two whole numbers"),
+        (dict(size=(3, 5, 5)), "size="),
+        (dict(size=5.0), "size=5.0"),
+        (dict(dx=(0.1, 0.2)), "dx="),
+        (dict(dtype=torch.int64), "int64"),
+    ],
+)
+def test_another_kind_of_number_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DerivativeFilter(**{"order": (0, 1)} | arguments)
+
+
+def test_what_a_filter_cannot_take_is_named():
+    module = DerivativeFilter((0, 1))
+    for field in (torch.zeros(8, 8), torch.zeros(8, 8, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"for a filter of torch\.float64"):
+            module(field)
+    assert module.float()(torch.zeros(8, 8)).dtype == torch.float32
+    with pytest.raises(ValueError, match="mirror=0"):
+        module(torch.zeros(8, 8), mirror=0)
+    with pytest.raises(ValueError, match="NaN"):
+        module.set_kernel(torch.full((5, 5), math.nan))

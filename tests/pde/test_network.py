@@ -153,3 +153,46 @@ def test_model_of_the_original(golden, facts, scheme):
     atol = 1e-13 * largest  # float64: small gradients are differences of terms of the largest's size
     for key in given:
         torch.testing.assert_close(parameters[ours(key)].grad, stored[f"grad/{key}"], atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(components=()), "each once"),
+        (dict(components=("u", "u")), "each once"),
+        (dict(components=("u*v",)), r"'u\*v'"),
+        (dict(components=("c1",)), "'c1'"),
+        (dict(size=15, max_order=10), "at most 9"),
+    ],
+)
+def test_names_that_no_equation_could_be_read_from_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PDENet(**arguments)
+
+
+def test_the_same_in_every_mode_of_autograd():
+    torch.manual_seed(0)
+    net, u = PDENet(["a", "b", "c"]), torch.randn(2, 3, 6, 9, dtype=torch.float64)
+    whole = net(u).detach()
+    with torch.no_grad():
+        assert torch.equal(net(u), whole)
+    with torch.inference_mode():
+        assert torch.equal(net(u), whole) and torch.equal(net(u.clone()), whole)
+    with pytest.raises(ValueError, match=r"for a network of torch\.float64"):
+        net(u.float())
+    # Single precision: near the change of wind a point may take the other side.
+    assert (net.float()(u.float()) - whole).abs().median() < 1e-5
+
+
+def test_losses_refuse_what_they_would_sum_up_wrongly():
+    u = torch.zeros(2, 1, 6, 6, dtype=torch.float64)
+    for states, observed, dt, message in (
+        ([u], [u[:1]], 0.1, "the same"), ([], [], 0.1, "the same"), ([u], [u], 0.0, "dt=0.0")
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            data_loss(states, observed, dt)
+    with pytest.raises(ValueError, match="s=0"):
+        sparsity([u], 0)
+    for states, size in (([u, u], 4), ([u], 3)):
+        with pytest.raises(ValueError, match=f"size={size}"):
+            stability_loss(states, size)

@@ -105,3 +105,24 @@ def test_networks_of_the_original(golden, facts):
             if f"{name}/renormalized/{key}" in stored:
                 torch.testing.assert_close(parameter.detach(), stored[f"{name}/renormalized/{key}"], **EXACT)
         torch.testing.assert_close(net(x), stored[f"{name}/output_after_renormalize"], **EXACT)
+
+
+def test_degree_nothing_is_the_constant():
+    torch.manual_seed(0)
+    net = SymNet(["u", "v"], 2)
+    assert net.coefficients(degree=0) == pytest.approx({"1": net(torch.zeros(2, dtype=torch.float64)).item()}, abs=1e-6)
+    with pytest.raises(ValueError, match="degree=-1"):
+        net.coefficients(degree=-1)
+
+
+def test_what_has_no_polynomial_is_refused():
+    for name in ("u*v", "1", ""):
+        with pytest.raises(ValueError, match="monomial"):
+            SymNet([name])
+    net = SymNet(["u", "v"], 1)
+    for shape in ((4, 3), (3, 4, 1), ()):
+        with pytest.raises(ValueError, match="2"):
+            net(torch.zeros(shape, dtype=torch.float64))
+    net.layer0.bias.data[0] = math.nan
+    with pytest.raises(ValueError, match=r"layer0\.bias"):
+        net.formula()

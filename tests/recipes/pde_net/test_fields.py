@@ -172,3 +172,74 @@ def test_windows_are_stretches_of_the_data_new_for_each_block(content, written):
     noisy = fields.windows(training, settings_for("data", samples=5, noise=0.1), 1, 1)
     ratio = (noisy - first).std() / first[0].std((-2, -1)).square().mean().sqrt()
     assert ratio.item() == pytest.approx(0.1, rel=0.1)  # 1,280 numbers: 3 % of sampling error
+
+
+def many(content, fields):
+    return content | {"fields": fields}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: many(c, c["fields"] * 1e200), "magnitudes up to"),
+        (lambda c: many(c, c["fields"] * 1e-200), "magnitudes up to"),
+        (lambda c: many(c, np.broadcast_to(c["fields"][..., :1, :], c["fields"].shape)), "do not vary along y"),
+        (lambda c: many(c, np.broadcast_to(c["fields"][..., :1], c["fields"].shape)), "do not vary along x"),
+        (lambda c: c | {"time": (c["time"] + 1e5).astype(np.float32)}, "save more digits"),
+        (lambda c: c | {"time": 1 + 1e-9 * np.array([0, 1, 2, 3, 4, 5, 6, 17])}, "'time' is not uniform"),
+        (lambda c: c | {"time": c["time"] * 1e300}, "'time' goes on by"),
+        (lambda c: c | {"components": np.array([b"c"])}, "as strings"),
+    ],
+)
+def test_what_would_be_learned_wrongly_is_refused(content, written, change, message):
+    with pytest.raises(RecipeError) as error:
+        fields.read(written(change(content)))
+    assert message in str(error.value)
+
+
+def test_a_pulse_far_from_the_rim_is_no_closed_period(content, written):
+    x = content["x"] - np.pi
+    pulse = np.exp(-12 * (x[:, None] ** 2 + x**2))
+    decay = np.exp(-content["time"])[None, :, None, None, None] * np.arange(1.0, 5.0)[:, None, None, None, None]
+    assert fields.read(written(content | {"fields": decay * pulse})).values.shape == (4, 8, 1, 16, 16)
+
+
+def test_parts_without_anything_to_learn_or_to_compare_are_named(content, written):
+    settings, values = settings_for("data", blocks=(0, 1), samples=2), content["fields"]
+    for changed, message in (
+        (np.concatenate([np.ones_like(values[:3]), values[3:]]), "one and the same value in what is learned from"),
+        (np.concatenate([values[:3], 0 * values[3:]]), "all components are 0"),
+        (np.broadcast_to(values[:, :1], values.shape), "do not change over time"),
+    ):
+        found = fields.read(written(content | {"fields": changed}))
+        with pytest.raises(RecipeError, match=message):
+            fields.split(found, settings)
+
+
+def test_zips_of_other_kinds(content, written, tmp_path: Path):
+    path = tmp_path / "packed.npz"
+    for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(written(content)) as plain, zipfile.ZipFile(path, "w", method) as packed:
+            for name in plain.namelist():
+                packed.writestr(name, plain.read(name))
+        assert np.array_equal(fields.read(path).values.numpy(), content["fields"])
+        whole = path.read_bytes()
+        path.write_bytes(whole[:3000] + b"\x55" * 200 + whole[3200:])
+        with pytest.raises(RecipeError, match="cannot be read as npz"):
+            fields.read(path)
+
+    encrypted = bytearray(written(content).read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        place = -1
+        while (place := encrypted.find(signature, place + 1)) >= 0:
+            encrypted[place + flags] |= 1
+    path.write_bytes(encrypted)
+    with pytest.raises(RecipeError, match="encrypted"):
+        fields.read(path)
+
+    header = b"\x93NUMPY\x01\x00\xf6\x01" + (b"(" * 400).ljust(501) + b"\n"
+    with zipfile.ZipFile(path, "w") as file:
+        for key in fields.KEYS:
+            file.writestr(f"{key}.npy", header)
+    with pytest.raises(RecipeError, match="cannot be read as npz"):
+        fields.read(path)

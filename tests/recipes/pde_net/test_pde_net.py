@@ -154,6 +154,31 @@ def test_a_file_that_changes_under_a_run_is_noticed(content, written):
         pipeline.own_fields(path, ("c",), known)
 
 
+def test_what_was_changed_by_hand_is_told_and_not_in_the_report(tmp_path: Path, capsys, no_figures):
+    out = tmp_path / "out"
+    arguments = [*BURGERS, "--seeds", "1", "2", "--iterations=1", "--out", str(out)]
+    assert main(arguments) == 0
+    record = out / "seed-1" / "2-euler" / "block-1.json"
+    whole = record.read_bytes()
+    for changed in (whole.replace(b'"loss": ', b'"loss": 9'), whole[:100]):
+        record.write_bytes(changed)
+        capsys.readouterr()
+        assert main(arguments) == 1
+        assert "block-1.json: has changed since stage '2-euler-1'" in capsys.readouterr().err
+        assert {name: set(runs) for name, runs in result(out)["runs"].items()} == {
+            "frozen-euler": {"1", "2"}, "2-euler": {"2"},
+        }  # fmt: skip
+    record.write_bytes(whole)
+    # The other seed's data in the place of one's own.
+    own, other = (out / f"seed-{seed}" / "data-1.npz" for seed in (1, 2))
+    kept = own.read_bytes()
+    own.write_bytes(other.read_bytes())
+    assert main(arguments) == 1
+    assert {name: set(runs) for name, runs in result(out)["runs"].items()} == {"frozen-euler": {"2"}, "2-euler": {"2"}}
+    own.write_bytes(kept)
+    assert main(arguments) == 0 and set(result(out)["runs"]["2-euler"]) == {"1", "2"}
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_bits(tmp_path: Path, no_figures):
     arguments = [*BURGERS, "--seeds", "1", "2"]
@@ -174,3 +199,46 @@ def test_equations_are_found(system, tmp_path: Path, no_figures):
             assert equation["coefficients"][name] == pytest.approx(c, abs=0.15 if abs(c) >= 0.2 else 0.03)
         others = [abs(c) for name, c in equation["coefficients"].items() if name not in known]
         assert max(others) < 0.1
+
+
+def test_the_equation_hangs_on_no_unit(content, written, tmp_path: Path, no_figures):
+    """Fields times 1000, time in thousandths, lengths in millionths: the same equation, each term in its units."""
+    found = []
+    for name, field, time, length in (("one", 1.0, 1.0, 1.0), ("other", 1e3, 1e-3, 1e-6)):
+        path = written(
+            content
+            | {"fields": field * content["fields"], "time": time * content["time"]}
+            | {axis: length * content[axis] for axis in "xy"}
+        )
+        out = tmp_path / name
+        assert main(["--data", str(path), "--out", str(out), *OWN, "--constraint", "3"]) == 0
+        (run,) = result(out)["runs"]["3-euler"].values()
+        equation = run["blocks"][-1]["equations"][0]
+        terms = {"c00": 1.0, "c01": length, "c02": length**2, "c20": length**2}
+        found.append([equation["coefficients"][term] * time / unit for term, unit in terms.items()])
+        found.append([equation["shares"][term] for term in terms])
+    # BFGS carries the units' rounding on.
+    assert found[2:] == [pytest.approx(found[0], rel=1e-3), pytest.approx(found[1], rel=1e-3)]
+
+
+def test_a_component_that_rests_in_a_block_is_no_error(content, written, tmp_path: Path, no_figures):
+    """The files of a run are read for what they are, not judged as a user's."""
+    values = np.concatenate([content["fields"], 0 * content["fields"]], 2)
+    values[2, 5, 1] = content["fields"][2, 5, 0]  # so that it is not the same value everywhere
+    path = written(content | {"fields": values, "components": np.array(["c", "d"])})
+    arguments = ["--data", str(path), "--out", str(tmp_path / "out"), *OWN, "--samples=2", "--iterations=2"]
+    assert main([*arguments, "--constraint=frozen"]) == 0
+
+
+def test_too_long_a_step_of_the_solver_is_named(tmp_path: Path, capsys, no_figures):
+    more = ["--max-dt=0.5", "--dt=0.5", "--horizon=40", "--run-up=40", "--seeds=1", "--grid=16"]
+    assert main([*BURGERS, *more, "--out", str(tmp_path / "out")]) == 1
+    assert "--max-dt 0.5: the solver that makes the data overflows" in capsys.readouterr().err
+
+
+def test_the_help_says_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "BFGS in a block, at most (default: 400)" in said
+    assert "solver that makes the data; the original's is 0.000625 (default: 0.0025 with burgers, 0.01 with" in said

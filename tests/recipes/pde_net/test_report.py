@@ -92,3 +92,12 @@ def test_the_other_systems_have_no_talk(found):
     names = [row[0] for row in report.rows_of(experiment, found, 0)[1]]
     assert names == ["true", "frozen filters, euler", "trained filters, constraint 2, euler"]
     assert not any("goal" in text for text in report.sentences(experiment, found))
+
+
+def test_a_roll_out_that_is_lost_without_blowing_up_is_said(experiment, found):
+    for seed in (1, 2):
+        found["2-euler"][seed]["rollout"]["error"][-1] = [1.5, None]
+    said = "\n".join(report.sentences(experiment, found))
+    assert "constraint 2, euler: 2 of 6 roll-outs are at t = 4 further from the truth than a field of zeros" in said
+    assert "frozen filters, euler: none of 6 roll-outs blows up." in said
+    assert said.count("field of zeros") == 1

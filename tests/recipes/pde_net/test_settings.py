@@ -59,6 +59,9 @@ def test_constraint_of_systems():
         (["--seeds", "4294967296"], "--seeds 4294967296"),
         (["--jobs=0"], "--jobs 0"),
         (["--horizon=0.001"], "--horizon 0.001"),
+        (["--max-dt=1e-300"], "--dt 0.01 in steps of --max-dt 1e-300 has more than 1,000,000"),
+        (["--run-up=1e9"], "--run-up 1e+09 in steps"),
+        (["--horizon=1e9"], "--horizon 1e+09 in steps of --dt 0.01"),
     ],
 )
 def test_options_that_no_run_can_have(words, message):
@@ -71,6 +74,8 @@ def test_options_that_no_run_can_have(words, message):
     "words, message",
     [
         (["--size=4"], "size=4"),
+        (["--size=401"], "fewer than the filters, which have --size 401"),
+        (["--size=15", "--max-order=10", "--degree=1"], "at most 9"),
         (["--constraint=9"], "enlarge size"),
         (["--solver=leapfrog"], "leapfrog"),
         (["--degree=7"], "50,388 monomials of 12 derivatives"),

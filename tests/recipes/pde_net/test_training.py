@@ -152,3 +152,14 @@ def test_inputs_are_weighed_by_their_spread():
     torch.testing.assert_close(
         features.flatten(0, -2).std(0).detach(), torch.ones(6, dtype=torch.float64), atol=1e-9, rtol=0
     )
+
+
+def test_a_derivative_that_is_only_rounding_is_not_weighed_up():
+    """u_xy of f(x) + g(y) is nothing: its weight stays 1, and is not the inverse of rounding errors."""
+    net = PDENet(["u"], 0.1, scheme="central")
+    x = torch.arange(16, dtype=torch.float64) * 2 * torch.pi / 16
+    u = (torch.sin(x)[:, None] + torch.cos(2 * x))[None, None]
+    training.normalize(net, u)
+    symnet = net.symnets[0]
+    weights = dict(zip(symnet.channels, symnet.nw.tolist(), strict=True))
+    assert weights["u11"] == 1.0 and weights["u01"] != 1.0 and max(weights.values()) < 10
