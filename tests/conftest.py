@@ -23,6 +23,10 @@ if not torch.cuda.is_available():
     # Read when triton is imported, by whichever test comes first; `Kernel.load` says so if it came too late.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# A shell that starts a job with `&` has it ignore interruptions, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # As in the processes that tests start, so that sums are taken in the same order; and each worker has a core.
 torch.set_num_threads(1)
 

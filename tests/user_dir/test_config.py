@@ -155,6 +155,7 @@ def test_attention_weights_are_there_for_a_criterion_that_may_read_them(task, to
 
 @pytest.mark.parametrize("flags", [["--checkpoint-activations"], ["--compile"], ["--share-all-embeddings"]], ids=str)
 def test_attention_weights_in_training_have_a_gradient(task, flags, monkeypatch):
+    torch._dynamo.reset()
     compiled = torch.compile(ParticleLayer.integrate, dynamic=True, fullgraph=True, backend="eager")
     monkeypatch.setattr(layers, "_compiled", lambda kind: compiled)  # its graphs, without half a minute of C++ for them
     model = task.build_model(composed("macaron_tiny", "--criterion", ALIGNED, *flags).model).train()

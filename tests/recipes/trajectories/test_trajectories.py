@@ -349,14 +349,14 @@ def test_checkpoints_that_are_none(refused, tmp_path: Path, data_folder: Path) -
 
 @pytest.mark.parametrize("evaluations", [1, 2])
 def test_a_rule_across_depth_whose_states_the_layers_do_not_make(refused, evaluations, tmp_path, monkeypatch) -> None:
-    from macaron.dynamics import depth
+    from macaron.dynamics import Step, rules
 
-    def rule(step: depth.Step) -> torch.Tensor:
+    def rule(step: Step) -> torch.Tensor:
         for _ in range(evaluations):
             moved = step.layer(step.x)
         return 2 * moved
 
-    monkeypatch.setitem(depth.RULES, "doubled", lambda depth: rule)
+    monkeypatch.setitem(rules.RULES, "doubled", lambda depth, **_: rule)
     folder = conftest.save_bert(tmp_path / "ruled", depth_rule="doubled")
     said = refused(folder, "--text", write(tmp_path / "text", "the dog"))
     assert "ruled: its depth_rule makes other states than its layers do" in said
