@@ -35,7 +35,7 @@ demo: $(STAMP)/installed  ## learn to translate, write a report, release the mod
 
 # One thread per worker: the models are tiny, and two workers with two threads each are slower than one.
 test: $(STAMP)/installed  ## run the default tests (ARGS="-m slow" for the long ones)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=10 $(ARGS)
 
 lint: $(STAMP)/installed  ## ruff (check and format) and mypy; changes nothing
 	@$(PY) -m ruff check .
