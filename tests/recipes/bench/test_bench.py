@@ -89,6 +89,7 @@ def test_flops_are_not_counted_within_compiled_layers(names, tmp_path, monkeypat
     assert ran
 
 
+@pytest.mark.slow
 def test_cost_over_length_and_vocabulary(bench, tmp_path):
     """Curves, with a contender of a precision of its own."""
     sizes = ["--size", "tiny", "--max-tokens", "300", "--contenders", "fairseq", "macaron:bf16"]
