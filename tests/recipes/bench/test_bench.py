@@ -119,11 +119,10 @@ def test_flops_are_those_of_the_products():
     assert flops(lambda: run(None)) == count == 2 * 6 * 4 * 16
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("op", ["step_norm", "linear_cross_entropy"])
 def test_liger_computes_the_same(op, monkeypatch):
     pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
-    if not torch.cuda.is_available():
-        pytest.skip("liger-kernel needs a GPU")
     monkeypatch.setattr(ops, "DROPOUT", 0.0)
     case = ops.OPS[op](ops.Settings(tokens=90, dim=64, vocabulary=50), torch.device("cuda"))
     torch.testing.assert_close(
