@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -83,6 +84,15 @@ def test_a_plain_model_goes_on(scheme, build, batch, tmp_path):
     randomised(model).save_pretrained(tmp_path / "trained")
     again = MacaronBertForSequenceClassification.from_pretrained(tmp_path / "trained").eval()
     assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+def test_a_folder_that_lost_what_its_rule_learned_is_refused(build, tmp_path):
+    build(depth_rule="multistep").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["layers.rule.bias"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks layers\.rule\.bias"):
+        MacaronBertModel.from_pretrained(tmp_path)
 
 
 def test_the_original_start_of_k_survives_loading(build, tmp_path):
