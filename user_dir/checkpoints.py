@@ -60,6 +60,8 @@ def _check(path: str) -> None:
 def _load_checkpoint_to_cpu(original: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     _check(path)
     state = original(path, *args, **kwargs)
+    if lost := match.lost_numerics(state):
+        raise CheckpointError(f"{path}: {lost}")
     try:
         return _read_original(state)
     except CheckpointError as error:

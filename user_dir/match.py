@@ -1,6 +1,7 @@
 """Whether a checkpoint belongs to the model that takes its weights, where names and shapes do not show it."""
 
 import hashlib
+import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -69,6 +70,21 @@ def changed_options(model: Any, state: Mapping[str, Any]) -> str | None:
     return (
         f"it was trained with {', '.join(changed)}: its weights fit, but the model would compute something else with "
         f"them; give the options that it was trained with"
+    )
+
+
+def lost_numerics(state: Mapping[str, Any]) -> str | None:
+    """What is wrong where a rule or solver was trained whose weights are not there: they would begin anew, unsaid."""
+    stored, names = _model_options(state), [name for name in state.get("model") or () if isinstance(name, str)]
+    trained = [o for o in ("depth_rule", "solver") if stored.get(o) in ("multistep", "rk2_learned", "heun_learned")]
+    # a single layer has no k; and what FSDP has flattened has no names
+    if not trained or not any(re.search(r"layers\.1\.flows\.", name) for name in names):
+        return None
+    if any(re.search(r"layers\.(rule|\d+\.gates)\.", name) for name in names):
+        return None
+    options = " and ".join(f"--{option.replace('_', '-')} {stored[option]}" for option in trained)
+    return (
+        f"it was trained with {options}, and what that learned is not in it; copy it again, or take another checkpoint"
     )
 
 

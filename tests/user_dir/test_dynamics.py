@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import optim
+from fairseq import checkpoint_utils, optim
 from fairseq.models import MODEL_REGISTRY
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from macaron.user_dir.models.macaron_lm import MacaronLanguageModel
@@ -232,6 +232,12 @@ def test_through_the_commands(train, tiny_data_bin, batches, whole, fairseq_cli,
     assert logged[0] != logged[-1]
     weights = first.weights
     assert float(logged[-1][0]) == pytest.approx(float(weights[K[0]].min()), abs=0.006)  # an update of lr 0.005 later
+    state = torch.load(first.checkpoint, weights_only=True)
+    torch.save({**state, "model": {n: t for n, t in state["model"].items() if n not in K}}, tmp_path / "lost.pt")
+    with pytest.raises(
+        ValueError, match=r"lost\.pt: it was trained with --depth-rule multistep, and what that learned"
+    ):
+        checkpoint_utils.load_model_ensemble_and_task([str(tmp_path / "lost.pt")], {"data": str(tiny_data_bin)})
     generated = fairseq_cli(
         *["fairseq-generate", tiny_data_bin, "--user-dir", plugin, "--path", first.checkpoint, "--cpu", "--quiet"],
         *["--batch-size", "10", "--gen-subset", "valid", "--max-len-b", "8", *whole],
