@@ -133,11 +133,16 @@ def recipes_of(experiment: Experiment) -> dict[str, Recipe]:
         )
     found = {}
     for run in experiment.runs:
-        recipe = cli.recipe_from(experiment.recipe, experiment.run_options(run))
+        recipe = cli.recipe_from(experiment.recipe, [*experiment.run_options(run), *experiment.corpus_options])
         if (recipe.scheme.name, recipe.seed) != (run.variant, run.seed):
             raise RecipeError(
                 f"{' '.join(experiment.options)}: sets splitting or seed after --, or another part of the scheme, the "
                 f"same for all runs, so that nothing would be compared; use {experiment.option} and --seeds"
+            )
+        if recipe.patience > 0:
+            raise RecipeError(
+                f"{' '.join(experiment.options)}: stops early, each run after another number of updates, so that they "
+                f"would not be matched; leave --patience out, and give --max-update N"
             )
         found[run.variant] = recipe
     return found

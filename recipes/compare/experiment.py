@@ -103,6 +103,12 @@ class Experiment:
         return self._command("prepare", "--out", self.data, *self.data_options, *self.options)
 
     @property
+    def corpus_options(self) -> tuple[str, ...]:
+        """Where the recipe finds what it chooses by the corpus: in the prepared data, once there are any."""
+        made = (self.data / "stamps" / "prepare.json").exists()
+        return ("--prepared", str(self.data)) if made else self.data_options
+
+    @property
     def cost(self) -> Path:
         """What an update of each variant costs."""
         return self.folder / "cost.json"

@@ -78,8 +78,8 @@ def test_all_of_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     assert facts["kind"] == "toy"
     assert facts["sizes"]["test"] == 5
-    assert facts["sizes"]["train"] + facts["sizes"]["valid"] + facts["dropped"] == 4_300
-    assert facts["dropped"] == 615
+    assert facts["sizes"]["train"] + facts["sizes"]["valid"] + sum(facts["dropped"].values()) == 4_300
+    assert facts["dropped"] == {"one side over 1.5 times as long as the other": 615}
     assert facts["dictionary"]["de"] == facts["dictionary"]["en"] > 10
     assert facts["unknown"]["train.de"] == "0.0%"
     columns = [read_lines(one / kind / f"valid.{side}") for kind in ("raw", "text", "bpe") for side in ("de", "en")]
@@ -216,7 +216,7 @@ def test_the_whole_subset_with_the_joined_dictionary(shared: Path, tmp_path: Pat
     )  # fmt: skip
     assert facts["dictionary"] == {"de": 10_152, "en": 10_152}
     assert facts["sizes"] == {"train": 44_811, "valid": 7_283, "test": 6_750}
-    assert facts["dropped"] == 0
+    assert facts["dropped"] == {}
 
 
 def test_a_missing_dictionary_is_named(data: Path, tmp_path: Path) -> None:
