@@ -62,6 +62,7 @@ def parser(name: str, more: Callable[[argparse.ArgumentParser], None] | None = N
         out=f"translation_output/{'NAME-X-Y' if name == OWN else name}",
         epilog=f"Defaults are those of {whose}; settings.json in the output folder has every value.",
     )
+    p.usage = f"python -m {module(name)} [STAGE] [OPTION …]"  # all of them are listed below
     p.add_argument("stage", nargs="?", choices=STAGES, default=STAGES[-1], metavar="STAGE", help=", ".join(STAGES))
     if more:
         more(p)
@@ -82,14 +83,15 @@ def parser(name: str, more: Callable[[argparse.ArgumentParser], None] | None = N
     data.add_argument("--workers", type=int, metavar="N", help="processes of the preparation (default: all cores)")
     data.add_argument("--bpe-codes", type=Path, metavar="FILE", help="take this sub-word model instead of learning one")
     data.add_argument("--dictionaries", type=Path, metavar="DIR", help="take the dict.*.txt there instead of counting")
+    usual, by_size = ("sentencepiece", " (default: by the size of the corpus)") if name == OWN else ("the recipe's", "")
     data.add_argument(
         "--subword",
         type=lambda given: "subword_nmt" if given == "bpe" else given,
         choices=SUBWORDS,
         metavar="{bpe,sentencepiece}",
-        help="BPE on Moses' tokens, or sentencepiece on raw text",
+        help=f"BPE on Moses' tokens, or sentencepiece on raw text (default: {usual})",
     )
-    data.add_argument("--units", type=int, metavar="N", help="merges, or pieces of sentencepiece")
+    data.add_argument("--units", type=int, metavar="N", help=f"merges, or pieces of sentencepiece{by_size}")
     data.add_argument(
         "--vocabulary",
         choices=("joined", "separate"),
@@ -132,7 +134,9 @@ def parser(name: str, more: Callable[[argparse.ArgumentParser], None] | None = N
     settings = p.add_argument_group("settings (a folder keeps those it was made with)")
     for option, kind, text in HYPER_PARAMETERS:
         metavar = {int: "N", float: "X", str: "NAME"}[kind]
-        settings.add_argument(f"--{option}", type=kind, metavar=metavar, help=text)
+        settings.add_argument(
+            f"--{option}", type=kind, metavar=metavar, help=text + (by_size if option == "arch" else "")
+        )
     settings.add_argument(
         "--scheme",
         metavar="VARIANT",

@@ -73,7 +73,8 @@ def prepare(
     units = job.once("units", lambda: job.units(bpe_codes))
     pieces = job.once("pieces", job.pieces)
     binary = job.once("binary", lambda: job.binary(dictionaries))
-    notice = ". ".join(filter(None, (corpus.notice(pieces["sizes"]), text.get("notice", ""))))
+    foreign = unknown_pieces(binary["unknown"]) if dictionaries else ""
+    notice = ". ".join(filter(None, (corpus.notice(pieces["sizes"]), text.get("notice", ""), foreign)))
     if notice:
         print(f"prepare   {notice}")
     dropped = counts(text["dropped"]) + counts(pieces["dropped"])
@@ -274,6 +275,15 @@ class Preparation:
                 f"with dict.joined.txt, or say --vocabulary separate"
             )
         return found[0]
+
+
+FOREIGN = 2.0  # per cent of the pieces
+
+
+def unknown_pieces(shares: dict[str, str]) -> str:
+    """In words, which sets a dictionary of others does not fit."""
+    found = [f"{share} of {name}" for name, share in shares.items() if float(share.rstrip("%")) > FOREIGN]
+    return f"pieces that the dictionary does not know: {', '.join(found)}" if found else ""
 
 
 def counts(dropped: dict[str, int] | int) -> Counter[str]:

@@ -121,8 +121,8 @@ def test_nothing_there_yet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "count", "expected", "names"),
     [
-        ("highest", 2, 3.5, ["bleu_10.0000", "bleu_9.5001"]),  # by value, not by name
-        ("highest", 9, 3.0, ["bleu_10.0000", "bleu_9.5001", "bleu_9.5000"]),  # all there are
+        ("highest", 2, 3.0, ["bleu_10.0000", "bleu_9.5000"]),  # by value, not by name
+        ("highest", 9, 3.0, ["bleu_10.0000", "bleu_9.5000", "bleu_9.5001"]),  # all there are; the last digit is none
         ("lowest", 2, 2.5, ["bleu_9.5000", "bleu_9.5001"]),
     ],
 )
