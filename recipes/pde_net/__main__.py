@@ -15,7 +15,7 @@ from recipes.common.errors import RecipeError
 from recipes.common.main import command_line, command_shown, module, run_command
 from recipes.common.provenance import environment
 from recipes.common.workspace import Stage, Workspace
-from recipes.pde_net.settings import PRESETS, Settings, blocks, constraints_for, flag, settings_for, variants
+from recipes.pde_net.settings import PRESETS, PDESettings, blocks, constraints_for, flag, settings_for, variants
 
 PACKAGES = ("macaron-net", "torch", "numpy", "scipy", "matplotlib")
 SETTINGS: tuple[tuple[str, type, str], ...] = (
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("pde_net", lambda: command(parser().parse_args(argv)))
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> PDESettings:
     """
     Raises:
         RecipeError: options that do not go together, or numbers that no run can have.
@@ -124,7 +124,7 @@ def command(args: argparse.Namespace) -> int:
         own = fields.read(data, args.components)
         settings = dataclasses.replace(settings, components=own.components, data=digest(data))
     out = args.out or Path("pde_net_output") / (data.stem if data else settings.system)
-    experiment = pipeline.Experiment(settings, tuple(found), seeds, out.resolve(), data)
+    experiment = pipeline.PDEExperiment(settings, tuple(found), seeds, out.resolve(), data)
     pipeline.check(experiment)
     with Workspace(experiment.folder, dataclasses.asdict(settings), restart=args.restart) as space:
         print(f"pde_net   {data or settings.system} in {out}: {len(found)} variants, {len(seeds)} seeds", flush=True)

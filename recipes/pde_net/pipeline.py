@@ -36,7 +36,7 @@ from recipes.common.errors import RecipeError
 from recipes.common.jobs import Call, patience, run_all, tell
 from recipes.common.workspace import Made, Stage, Workspace, read_json, write_json
 from recipes.pde_net import evaluation, fields, systems, training
-from recipes.pde_net.settings import Settings, Variant
+from recipes.pde_net.settings import PDESettings, PDEVariant
 
 FRAMES = 40  # of a roll-out, for systems whose data are made here
 TEST = 2**32  # the key of the test trajectories; no seed from 1 to 2³² − 1 has it
@@ -44,14 +44,14 @@ LONG_BLOCK = 400  # iterations; only the progress bar asks
 
 
 @dataclass(frozen=True)
-class Experiment:
+class PDEExperiment:
     """
     Args:
         data: the user's own fields, None where the recipe makes them.
     """
 
-    settings: Settings
-    variants: tuple[Variant, ...]
+    settings: PDESettings
+    variants: tuple[PDEVariant, ...]
     seeds: tuple[int, ...]
     folder: Path
     data: Path | None
@@ -85,7 +85,7 @@ def own_fields(path: Path, components: tuple[str, ...], expected: str) -> fields
     return fields.read(path, components)
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: PDEExperiment) -> None:
     """What cannot be built or learned from is said before anything is made."""
     dx, _ = experiment.grid()
     settings = experiment.settings
@@ -110,7 +110,7 @@ def check(experiment: Experiment) -> None:
         fields.split(experiment.own(), experiment.settings)
 
 
-def make_test(experiment: Experiment) -> Made:
+def make_test(experiment: PDEExperiment) -> Made:
     """The true trajectories, without noise, from random initial fields or what was held out."""
     settings = experiment.settings
     dx, dt = experiment.grid()
@@ -148,7 +148,7 @@ def load_fields(path: Path) -> Tensor:
 # --- one seed -------------------------------------------------------------------------------------------------
 
 
-def run_seed(experiment: Experiment, seed: int) -> dict[str, str]:
+def run_seed(experiment: PDEExperiment, seed: int) -> dict[str, str]:
     """Everything of a seed that is not done yet; {variant: message} of those that failed.
 
     Raises:
@@ -173,7 +173,7 @@ def run_seed(experiment: Experiment, seed: int) -> dict[str, str]:
 class Seed:
     """The stages of one seed, each done once."""
 
-    def __init__(self, experiment: Experiment, seed: int, space: Workspace) -> None:
+    def __init__(self, experiment: PDEExperiment, seed: int, space: Workspace) -> None:
         self.experiment, self.settings, self.seed, self.space = experiment, experiment.settings, seed, space
         self.dx, self.dt = experiment.grid()
         self.units: evaluation.Units | None = None
@@ -192,7 +192,7 @@ class Seed:
     def data_stages(self) -> list[Stage]:
         return [Stage(f"data-{block}", partial(self.make_data, block), needs=()) for block in self.settings.blocks]
 
-    def stages(self, variant: Variant) -> list[Stage]:
+    def stages(self, variant: PDEVariant) -> list[Stage]:
         """Block after block, each on its own data; the first data are what a network is normalised by."""
         blocks = self.settings.blocks
         made = []
@@ -218,7 +218,7 @@ class Seed:
         tell(units=1.0)
         return Made([path])
 
-    def network(self, variant: Variant, block: int | None) -> PDENet:
+    def network(self, variant: PDEVariant, block: int | None) -> PDENet:
         """As a block left it, or as it starts."""
         net = training.network(self.settings, variant, self.dx / self.length, self.seed)
         if block is not None:
@@ -230,7 +230,7 @@ class Seed:
             training.normalize(net, self.data(self.settings.blocks[0])[0])
         return net
 
-    def train(self, variant: Variant, block: int, before: int | None) -> Made:
+    def train(self, variant: PDEVariant, block: int, before: int | None) -> Made:
         started, net, u = time.time(), self.network(variant, before), self.data(block)
         units, told = cost(variant, block), 0.0
 
@@ -257,7 +257,7 @@ class Seed:
         tell("\n".join([line, *(f"    {shortened(formula)}" for formula in shown)]), units - told)
         return Made([weights, record])
 
-    def roll_out(self, variant: Variant) -> Made:
+    def roll_out(self, variant: PDEVariant) -> Made:
         net = self.network(variant, self.settings.blocks[-1])
         truth = load_fields(self.experiment.folder / "test.npz") / self.scale
         found = evaluation.roll_out(net, truth, self.step, self.experiment.every(), variant.solver, self.dt)
@@ -273,7 +273,7 @@ class Seed:
         return Made([record, middle])
 
 
-def stage_of(variant: Variant, block: int) -> str:
+def stage_of(variant: PDEVariant, block: int) -> str:
     return f"{variant.name}-{block}"
 
 
@@ -282,7 +282,7 @@ def shortened(text: str, most: int = 110) -> str:
     return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
 
 
-def cost(variant: Variant, block: int) -> float:
+def cost(variant: PDEVariant, block: int) -> float:
     """Units of work, for the progress bar; data of a block and a roll-out are about one."""
     return float(max(block, 1) * get_solver(variant.solver).stages)
 
@@ -290,7 +290,7 @@ def cost(variant: Variant, block: int) -> float:
 # --- all seeds ------------------------------------------------------------------------------------------------
 
 
-def work_left(experiment: Experiment) -> float:
+def work_left(experiment: PDEExperiment) -> float:
     """Units of work that are not stamped; what a stamp says is looked at later."""
     total = 0.0
     for seed in experiment.seeds:
@@ -303,7 +303,7 @@ def work_left(experiment: Experiment) -> float:
     return total
 
 
-def run_seeds(experiment: Experiment, jobs: int) -> dict[str, str]:
+def run_seeds(experiment: PDEExperiment, jobs: int) -> dict[str, str]:
     """Every seed; {run: message} of those that failed."""
     torch.set_num_threads(1)  # sums are then added in the same order wherever it runs
     calls = [Call(f"seed {seed}", run_seed, (experiment, seed)) for seed in experiment.seeds]
@@ -315,7 +315,7 @@ def run_seeds(experiment: Experiment, jobs: int) -> dict[str, str]:
     return failed
 
 
-def collect(experiment: Experiment, failed: Mapping[str, str]) -> dict[str, dict[int, dict[str, Any]]]:
+def collect(experiment: PDEExperiment, failed: Mapping[str, str]) -> dict[str, dict[int, dict[str, Any]]]:
     """{variant: {seed: {"blocks": […], "rollout": …, "seconds": …}}} of what is finished.
 
     What failed is left out: its files may have been changed since they were made.

@@ -14,8 +14,8 @@ from macaron import checkpoint
 from macaron.pde.symnet import factors_of, readable
 from recipes.common.report import Figure, Report, Table, Text, write_all
 from recipes.common.workspace import read_json, write_json
-from recipes.pde_net.pipeline import Experiment, collect, load_fields, shortened
-from recipes.pde_net.settings import Settings
+from recipes.pde_net.pipeline import PDEExperiment, collect, load_fields, shortened
+from recipes.pde_net.settings import PDESettings
 from recipes.pde_net.systems import system_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ TALK_MONOMIALS = [["u00*u01", "u10*v00", "u02", "u20"], ["v00*v10", "u00*v01", "
 GOAL = {2: 0.05, 1: 0.005}  # of a convection coefficient (degree 2) from −1, of a diffusion coefficient from ν
 
 
-def write(experiment: Experiment, failed: Mapping[str, str], provenance: Mapping[str, Any]) -> list[Path]:
+def write(experiment: PDEExperiment, failed: Mapping[str, str], provenance: Mapping[str, Any]) -> list[Path]:
     """result.json, table.md, report.html and its figures, of what is finished; returns their paths."""
     found = collect(experiment, failed)
     folder = experiment.folder
@@ -68,7 +68,7 @@ def write(experiment: Experiment, failed: Mapping[str, str], provenance: Mapping
 # --- figures of merit -----------------------------------------------------------------------------------------
 
 
-def truth(settings: Settings) -> list[dict[str, float]] | None:
+def truth(settings: PDESettings) -> list[dict[str, float]] | None:
     """The equations that made the data, None for those of a user."""
     return None if settings.data else system_of(settings).equations
 
@@ -87,7 +87,7 @@ def largest_spurious(run: Mapping[str, Any], component: int, true: Mapping[str, 
     return name, float(others.get(name, 0.0))
 
 
-def monomials(experiment: Experiment, found: Found, component: int) -> list[str]:
+def monomials(experiment: PDEExperiment, found: Found, component: int) -> list[str]:
     """Those of the table: the true ones, or the largest in the median over the seeds of the last block's shares."""
     known = truth(experiment.settings)
     if known is not None:
@@ -111,7 +111,7 @@ def title_of(monomial: str) -> str:
     return " ".join(map(readable, factors_of(monomial))) or "1"
 
 
-def rows_of(experiment: Experiment, found: Found, component: int) -> tuple[list[str], list[list[str]]]:
+def rows_of(experiment: PDEExperiment, found: Found, component: int) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a component's table."""
     settings, known = experiment.settings, truth(experiment.settings)
     form = "+.3f" if known else "+.3g"
@@ -140,7 +140,9 @@ def rows_of(experiment: Experiment, found: Found, component: int) -> tuple[list[
     return [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def errors_at(experiment: Experiment, runs: Iterable[Mapping[str, Any]], fraction: float) -> tuple[float, list[float]]:
+def errors_at(
+    experiment: PDEExperiment, runs: Iterable[Mapping[str, Any]], fraction: float
+) -> tuple[float, list[float]]:
     """(time, error of each trajectory that is still there) at a share of the roll-outs' time, over all seeds."""
     time, values = 0.0, []
     for run in runs:
@@ -157,7 +159,7 @@ def blow_ups(runs: Iterable[Mapping[str, Any]]) -> tuple[list[float], int]:
     return sorted(time for time in all_of if time is not None), len(all_of)
 
 
-def rollout_rows(experiment: Experiment, found: Found) -> tuple[list[str], list[list[str]]]:
+def rollout_rows(experiment: PDEExperiment, found: Found) -> tuple[list[str], list[list[str]]]:
     head, rows = ["", "blown up"], []
     for variant in experiment.variants:
         runs = list(found[variant.name].values())
@@ -175,7 +177,7 @@ def rollout_rows(experiment: Experiment, found: Found) -> tuple[list[str], list[
     return head, rows
 
 
-def sentences(experiment: Experiment, found: Found) -> list[str]:
+def sentences(experiment: PDEExperiment, found: Found) -> list[str]:
     """What follows from the figures: the goal of the talk's table, and blow-ups."""
     said = []
     known = truth(experiment.settings)
@@ -227,7 +229,7 @@ def sentences(experiment: Experiment, found: Found) -> list[str]:
 # --- figures --------------------------------------------------------------------------------------------------
 
 
-def coefficients_figure(experiment: Experiment, found: Found) -> Drawing:
+def coefficients_figure(experiment: PDEExperiment, found: Found) -> Drawing:
     """Rows: components; columns: monomials, and the largest other; lines: median over seeds; bands: range."""
     from matplotlib.figure import Figure as Drawing
 
@@ -277,7 +279,7 @@ def largest_other(run: Mapping[str, Any], component: int, names: Sequence[str], 
     return max((abs(c) for name, c in found.items() if name not in names), default=0.0)
 
 
-def rollouts_figure(experiment: Experiment, found: Found) -> Drawing:
+def rollouts_figure(experiment: PDEExperiment, found: Found) -> Drawing:
     """Error over time, and how many roll-outs are still there."""
     from matplotlib.figure import Figure as Drawing
 
@@ -304,7 +306,7 @@ def rollouts_figure(experiment: Experiment, found: Found) -> Drawing:
     return fig
 
 
-def fields_figure(experiment: Experiment, found: Found) -> Drawing:
+def fields_figure(experiment: PDEExperiment, found: Found) -> Drawing:
     """The first test trajectory in the middle of its time: truth and, of the first seed, each variant."""
     from matplotlib.figure import Figure as Drawing
 
@@ -335,7 +337,7 @@ def iter_times(found: Found) -> Iterable[list[float]]:
 # --- the page -------------------------------------------------------------------------------------------------
 
 
-def brief_report(experiment: Experiment, found: Found, failed: Mapping[str, str], most: int | None = None) -> Report:
+def brief_report(experiment: PDEExperiment, found: Found, failed: Mapping[str, str], most: int | None = None) -> Report:
     """What was learned, in words and tables.
 
     Args:
@@ -368,7 +370,7 @@ def brief_report(experiment: Experiment, found: Found, failed: Mapping[str, str]
     return report
 
 
-def training_rows(experiment: Experiment, found: Found) -> tuple[list[list[str]], list[str]]:
+def training_rows(experiment: PDEExperiment, found: Found) -> tuple[list[list[str]], list[str]]:
     head = ["variant", "seed", "block", "iterations", "loss", "of the data", "seconds", "BFGS stopped"]
     rows = [
         [
