@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
+from recipes.common.main import command_line, positive, run_command
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.bench",
-        description="Measure speed and memory, side by side in one process, contenders taking turns; append rows to "
+    p = command_line(
+        "bench",
+        "Measure speed and memory, side by side in one process, contenders taking turns; append rows to "
         "a CSV file, with hardware, versions and commit.",
     )
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -122,13 +122,6 @@ def translation(p: argparse.ArgumentParser, max_tokens: int) -> None:
     )
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     return run_command("bench", lambda: chosen(parser().parse_args(argv)), "what was finished is in the CSV file")
 
@@ -168,7 +161,7 @@ def benchmark(args: argparse.Namespace) -> None:
         check_choices("--contenders", args.contenders, bert.CONTENDERS)
         if args.lengths != "glue" and not (args.lengths.isdigit() and 0 < int(args.lengths) <= 512):
             raise RecipeError(f"--lengths {args.lengths}: give glue, or a number from 1 to 512")
-        settings = bert.Settings(args.size, args.batch_size, args.lengths, args.data_dir)
+        settings = bert.BertSettings(args.size, args.batch_size, args.lengths, args.data_dir)
         record = Record(
             args.out or RESULTS, "bert", args.precision, args.seed, plan.clock, dataclasses.asdict(settings)
         )
@@ -177,7 +170,7 @@ def benchmark(args: argparse.Namespace) -> None:
     elif args.command in ("train", "cost"):
         from recipes.bench import cost, train
 
-        chosen = train.Settings(args.size, args.max_tokens, args.vocabulary)
+        chosen = train.StepSettings(args.size, args.max_tokens, args.vocabulary)
         record = Record(
             args.out or RESULTS, args.command, args.precision, args.seed, plan.clock, dataclasses.asdict(chosen)
         )
@@ -191,13 +184,13 @@ def benchmark(args: argparse.Namespace) -> None:
 
         check_choices("--contenders", args.contenders, ops.CONTENDERS)
         check_choices("--ops", args.ops or [], ops.OPS)
-        shape = ops.Settings(args.tokens, args.dim, args.vocabulary)
+        shape = ops.OpsSettings(args.tokens, args.dim, args.vocabulary)
         record = Record(args.out or RESULTS, "ops", args.precision, args.seed, plan.clock, dataclasses.asdict(shape))
         ops.run(record, plan, shape, args.ops or list(ops.OPS), args.contenders, args.precision, args.seed)
     elif args.command == "loss":
         from recipes.bench import loss
 
-        sizes = loss.Settings(args.tokens, args.dim)
+        sizes = loss.LossSettings(args.tokens, args.dim)
         record = Record(args.out or RESULTS, "loss", args.precision, args.seed, plan.clock, dataclasses.asdict(sizes))
         loss.run(record, plan, sizes, args.vocabularies, args.precision, args.seed)
 

@@ -47,7 +47,7 @@ FIRST_WORD, MASK_RATE, IGNORED = 1000, 0.15, -100
 
 
 @dataclass(frozen=True)
-class Settings:
+class BertSettings:
     size: str = "base"
     batch_size: int = 32
     lengths: str = "glue"  # or a number: full sequences of that length
@@ -57,7 +57,7 @@ class Settings:
 def run(
     record: Record,
     plan: Plan,
-    settings: Settings,
+    settings: BertSettings,
     cases: list[str],
     names: list[str],
     precision: str,
@@ -122,7 +122,7 @@ def build(name: str, case: str, size: str) -> nn.Module:
     return OURS[case](MacaronBertConfig(**common, **options))
 
 
-def batches(settings: Settings, case: str, device: torch.device, seed: int) -> Iterator[dict[str, Any]]:
+def batches(settings: BertSettings, case: str, device: torch.device, seed: int) -> Iterator[dict[str, Any]]:
     """Random words in sentences of realistic lengths, padded to the longest of the batch."""
     random = np.random.default_rng(seed)
     if settings.lengths == "glue":

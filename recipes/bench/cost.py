@@ -18,7 +18,7 @@ VALUES = {
 def run(
     record: Record,
     plan: Plan,
-    settings: train.Settings,
+    settings: train.StepSettings,
     over: str,
     values: list[int],
     names: list[str],

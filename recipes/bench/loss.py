@@ -20,7 +20,7 @@ SMOOTHING, PADDING = 0.1, 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class LossSettings:
     tokens: int = 1024
     dim: int = 512
 
@@ -38,7 +38,7 @@ def macaron_loss(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 LOSSES = {"fairseq": fairseq_loss, "macaron": macaron_loss}
 
 
-def run(record: Record, plan: Plan, settings: Settings, vocabularies: list[int], precision: str, seed: int) -> None:
+def run(record: Record, plan: Plan, settings: LossSettings, vocabularies: list[int], precision: str, seed: int) -> None:
     for size in vocabularies:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(settings.tokens, settings.dim, generator=generator).to(plan.device).requires_grad_()

@@ -39,7 +39,7 @@ LENGTHS = (128, 256, 512, 1024)  # on both sides of where torch's kernel for a C
 
 
 @dataclass(frozen=True)
-class Settings:
+class OpsSettings:
     tokens: int = 16384
     dim: int = 1024
     vocabulary: int = 32768
@@ -66,19 +66,19 @@ class Case:
     training: bool = True  # or forward only
 
 
-def product(settings: Settings, device: torch.device, training: bool, width: int = 1) -> Tensor:
+def product(settings: OpsSettings, device: torch.device, training: bool, width: int = 1) -> Tensor:
     """(T, B, C) of the newest particle of each sentence, in training of all; `width` times C."""
     shape = (LENGTH if training else 1, settings.batch(), width * settings.dim)
     return torch.randn(shape, device=device)
 
 
-def positions_and_velocity(settings: Settings, device: torch.device, training: bool) -> list[Tensor]:
+def positions_and_velocity(settings: OpsSettings, device: torch.device, training: bool) -> list[Tensor]:
     """Twice (T, B, C): fairseq hands a (B, T, C) over that is transposed, and eager sums keep this layout."""
     x, v = (product(settings, device, training) for _ in range(2))
     return [x.transpose(0, 1).contiguous().transpose(0, 1), v]
 
 
-def at_padding(settings: Settings, device: torch.device, length: int = LENGTH) -> Tensor:
+def at_padding(settings: OpsSettings, device: torch.device, length: int = LENGTH) -> Tensor:
     """(B, T) bool: sentences of half of T to T tokens."""
     lengths = torch.randint(length // 2, length + 1, (settings.batch(length), 1), device=device)
     return torch.arange(length, device=device) >= lengths
@@ -89,7 +89,7 @@ def heads(product: Tensor) -> list[Tensor]:
     return [part.permute(1, 2, 0, 3) for part in product.unbind(2)]
 
 
-def step_norm_case(settings: Settings, device: torch.device, training: bool = True) -> Case:
+def step_norm_case(settings: OpsSettings, device: torch.device, training: bool = True) -> Case:
     C, rate = settings.dim, DROPOUT if training else 0.0
     x, v = positions_and_velocity(settings, device, training)
     weight, bias = torch.ones(C, device=device), torch.zeros(C, device=device)
@@ -113,7 +113,7 @@ def step_norm_case(settings: Settings, device: torch.device, training: bool = Tr
     return Case([x, v, weight, bias], eager, ours, entries, liger=liger, training=training)
 
 
-def euler_step_case(settings: Settings, device: torch.device, training: bool = True) -> Case:
+def euler_step_case(settings: OpsSettings, device: torch.device, training: bool = True) -> Case:
     rate = DROPOUT if training else 0.0
     x, v = positions_and_velocity(settings, device, training)
 
@@ -126,7 +126,7 @@ def euler_step_case(settings: Settings, device: torch.device, training: bool = T
     return Case([x, v], eager, ours, (5 if training else 3) * x.numel(), training=training)  # x, v → y; dy → dv
 
 
-def act_dropout_case(settings: Settings, device: torch.device, training: bool = True) -> Case:
+def act_dropout_case(settings: OpsSettings, device: torch.device, training: bool = True) -> Case:
     """An FFN of half a step is twice as wide as the particles."""
     rate = DROPOUT if training else 0.0
     u = product(settings, device, training, width=2)
@@ -140,7 +140,9 @@ def act_dropout_case(settings: Settings, device: torch.device, training: bool = 
     return Case([u], eager, ours, (5 if training else 2) * u.numel(), training=training)  # u → out; dout, u → du
 
 
-def attention_case(settings: Settings, device: torch.device, causal: bool = False, length: int | None = None) -> Case:
+def attention_case(
+    settings: OpsSettings, device: torch.device, causal: bool = False, length: int | None = None
+) -> Case:
     """Self-attention in training: an encoder's, or a decoder's, which is causal.
 
     With a length, at that one and without dropout, as the architectures have it by default; there `written_out` is the
@@ -169,7 +171,7 @@ def attention_case(settings: Settings, device: torch.device, causal: bool = Fals
     return Case([qkv], eager, ours, 4 * qkv.numel(), others)
 
 
-def cross_attention_case(settings: Settings, device: torch.device) -> Case:
+def cross_attention_case(settings: OpsSettings, device: torch.device) -> Case:
     B, H = settings.batch(), settings.heads
     q = torch.randn(LENGTH, B, 1, H, HEAD_DIM, device=device)
     kv = torch.randn(LENGTH, B, 2, H, HEAD_DIM, device=device)
@@ -186,7 +188,7 @@ def cross_attention_case(settings: Settings, device: torch.device) -> Case:
     return Case([q, kv], eager, ours, 12 * q.numel())
 
 
-def decoding_attention_case(settings: Settings, device: torch.device, cross: bool = False) -> Case:
+def decoding_attention_case(settings: OpsSettings, device: torch.device, cross: bool = False) -> Case:
     """The newest particle of each sentence looks at the keys of its cache, or at those of the memory."""
     B, H = settings.batch(), settings.heads
     newest = torch.randn(1, B, 1 if cross else 3, H, HEAD_DIM, device=device)
@@ -204,7 +206,7 @@ def decoding_attention_case(settings: Settings, device: torch.device, cross: boo
     return Case([newest, k, v], eager, ours, entries, training=False)
 
 
-def linear_cross_entropy_case(settings: Settings, device: torch.device) -> Case:
+def linear_cross_entropy_case(settings: OpsSettings, device: torch.device) -> Case:
     """The criterion's: of fairseq's batch, padding included."""
     C, V = settings.dim, settings.vocabulary
     padding = at_padding(settings, device).flatten()
@@ -226,7 +228,7 @@ def linear_cross_entropy_case(settings: Settings, device: torch.device) -> Case:
     return Case([x, weight], eager, ours, liger=liger)
 
 
-def packed_attention_case(settings: Settings, device: torch.device) -> Case:
+def packed_attention_case(settings: OpsSettings, device: torch.device) -> Case:
     """Macaron BERT's, of sentences of GLUE's lengths; in plain PyTorch padded to one batch, which its inputs already
     are, or, as `buckets`, sorted and padded eight at a time."""
     lengths: list[int] = []
@@ -276,7 +278,7 @@ def liger_functions() -> Any:
         raise RecipeError(f"--contenders liger: {error}; pip install liger-kernel, which needs triton") from error
 
 
-OPS: dict[str, Callable[[Settings, torch.device], Case]] = {
+OPS: dict[str, Callable[[OpsSettings, torch.device], Case]] = {
     "step_norm": step_norm_case,
     "euler_step": euler_step_case,
     "act_dropout": act_dropout_case,
@@ -295,7 +297,7 @@ OPS: dict[str, Callable[[Settings, torch.device], Case]] = {
 
 
 def run(
-    record: Record, plan: Plan, settings: Settings, ops: list[str], names: list[str], precision: str, seed: int
+    record: Record, plan: Plan, settings: OpsSettings, ops: list[str], names: list[str], precision: str, seed: int
 ) -> None:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if "liger" in names:
@@ -344,7 +346,7 @@ def step(name: str, fn: Callable[..., Any], inputs: list[Tensor], training: bool
     return run_once
 
 
-def copying(settings: Settings, plan: Plan, dtype: torch.dtype) -> tuple[Contender, int]:
+def copying(settings: OpsSettings, plan: Plan, dtype: torch.dtype) -> tuple[Contender, int]:
     """A copy of (tokens, dim), and the bytes that it reads and writes: what a bandwidth is compared with."""
     source = torch.randn(settings.tokens, settings.dim, device=plan.device).to(dtype)
     target = torch.empty_like(source)

@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes.bench.record import read
 from recipes.common.errors import RecipeError
+from recipes.common.main import module
 
 Row = dict[str, str]
 UNITS = {"max_tokens": "tokens", "tokens": "tokens", "batch_size": "sentences"}  # of a batch, by the setting's name
@@ -20,7 +21,9 @@ UNITS = {"max_tokens": "tokens", "tokens": "tokens", "batch_size": "sentences"} 
 def draw_all(results: Path, folder: Path) -> None:
     rows = read(results)
     if not rows:
-        raise RecipeError(f"{results}: no results there; measure something first, e.g. python -m recipes.bench bert")
+        raise RecipeError(
+            f"{results}: no results there; measure something first, e.g. python -m {module('bench')} bert"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in latest(rows):

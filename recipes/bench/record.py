@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from recipes.bench.measure import load
 from recipes.common.errors import RecipeError
+from recipes.common.main import PACKAGE, command_shown
 from recipes.common.provenance import environment
 
-RESULTS = Path(__file__).parent / "results.csv"
+# In a clone beside the sources, where the figures of record are; an installed package is not written to.
+RESULTS = (Path(__file__).parent if PACKAGE == "recipes" else Path("bench_output")) / "results.csv"
 PACKAGES = ("torch", "transformers", "fairseq-fixed", "triton", "numpy")
 FIGURES = (
     *("benchmark", "case", "contender", "baseline", "median_ms", "q1_ms", "q3_ms"),
@@ -35,7 +35,7 @@ class Record:
         self.path = path
         self.common: dict[str, Any] = {"benchmark": benchmark, "precision": precision, "seed": seed, "clock": clock}
         self.describe(settings)
-        self.origin = environment(shlex.join(["python", "-m", "recipes.bench", *sys.argv[1:]]), PACKAGES)
+        self.origin = environment(command_shown("bench"), PACKAGES)
         read(path)  # a file of another kind is refused before hours are spent
 
     def describe(self, settings: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
-class Settings:
+class StepSettings:
     size: str = "base"
     max_tokens: int = 2048
     vocabulary: int = 32768
@@ -95,7 +95,7 @@ def parse(name: str, precision: str) -> tuple[str, str]:
 def run(
     record: Record,
     plan: Plan,
-    settings: Settings,
+    settings: StepSettings,
     names: list[str],
     precision: str,
     seed: int,
@@ -147,7 +147,7 @@ def run(
         print(f"\n{it.name}, {sample['ntokens']} tokens\n{profiled(lambda it=it: it.step(sample))}")
 
 
-def trainer(name: str, precision: str, settings: Settings, folder: str, device: torch.device, seed: int) -> Trainer:
+def trainer(name: str, precision: str, settings: StepSettings, folder: str, device: torch.device, seed: int) -> Trainer:
     """What `fairseq-train` would build."""
     ours, chosen, _ = CONTENDERS[name]
     arguments = [folder, *COMMON, *chosen, *SIZES[settings.size][ours], "--seed", str(seed)]
@@ -174,7 +174,7 @@ def step(it: Trainer, backend: str) -> Callable[[dict[str, Any]], None]:
     return train_step
 
 
-def samples(task: FairseqTask, settings: Settings, seed: int) -> Iterator[dict[str, Any]]:
+def samples(task: FairseqTask, settings: StepSettings, seed: int) -> Iterator[dict[str, Any]]:
     """Batches as fairseq makes them: of sentences of similar length, in random order; the words are random."""
     random = np.random.default_rng(seed)
     if settings.length is None:

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.bert_pretrain.settings import PRESETS, Settings, flag, recorded, settings_for
+from recipes.bert_pretrain.settings import PRESETS, PretrainSettings, flag, recorded, settings_for
 from recipes.common.errors import RecipeError
 from recipes.common.leash import end_with_parent
-from recipes.common.main import run_command
+from recipes.common.main import command_line, run_command
 from recipes.common.workspace import Workspace
 
-MACHINE = {  # as in training.Machine, which this file does not import: --help should not wait for torch
+MACHINE = {  # as in training.Devices, which this file does not import: --help should not wait for torch
     "device-batch": (
         int,
         "examples on a device at once, at most; the rest of --batch-size is accumulated (default: 32)",
@@ -29,29 +29,28 @@ MACHINE = {  # as in training.Machine, which this file does not import: --help s
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.bert_pretrain",
-        description="Clean text, train a WordPiece tokenizer, make examples, pre-train a Macaron BERT, report. "
+    p = command_line(
+        "bert_pretrain",
+        "Clean text, train a WordPiece tokenizer, make examples, pre-train a Macaron BERT, report. "
         "Interrupted? Run the same command again: finished stages are kept and the training goes on, exactly, from "
         "its last checkpoint. Several devices: put `torchrun --nproc_per_node N -m` or `accelerate launch -m` in "
         "place of `python -m`; the result is the same as on one, up to rounding and dropout.",
+        out="none; the model is DIR/model",
         epilog="Defaults of the settings depend on the preset; settings.json in the output folder shows them.",
     )
     p.add_argument("--preset", choices=PRESETS, default="tiny", help="tiny: minutes on a CPU; base_original: the "
                    "paper's sizes and schedule; base: one GPU, one day (default: %(default)s)")  # fmt: skip
     p.add_argument("--text", type=Path, nargs="+", default=[], metavar="FILE",
                    help="UTF-8 text, plain, .xz or .gz; --blank-lines blank lines end a document")  # fmt: skip
-    p.add_argument("--out", type=Path, metavar="DIR", help="where the run goes; the model is DIR/model")
     p.add_argument("--data", type=Path, metavar="DIR", help="the prepared text, shared by runs of equal data "
                    "settings (default: OUT/data)")  # fmt: skip
     p.add_argument("--stage", choices=("prepare", "all"), default="all",
                    help="prepare: stop before the training, into --data (default: %(default)s)")  # fmt: skip
-    p.add_argument("--restart", action="store_true", help="set an existing --out aside and begin anew")
     machine = p.add_argument_group("machine (the result does not depend on it, but for rounding)")
     for name, (kind, text) in MACHINE.items():
         machine.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "NAME", help=text)
     machine.add_argument("--compile", action="store_true", default=None, help="torch.compile")
-    for part in dataclasses.fields(Settings):
+    for part in dataclasses.fields(PretrainSettings):
         group = p.add_argument_group(f"{part.name} settings (a folder keeps those it was made with)")
         for field in dataclasses.fields(getattr(PRESETS["tiny"], part.name)):
             add_setting(group, field)
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    parts = (getattr(PRESETS["tiny"], part.name) for part in dataclasses.fields(Settings))
+    parts = (getattr(PRESETS["tiny"], part.name) for part in dataclasses.fields(PretrainSettings))
     names = [field.name for part in parts for field in dataclasses.fields(part)]
     settings = settings_for(args.preset, **{name: getattr(args, name) for name in names})
     if args.stage == "prepare":
@@ -85,19 +84,19 @@ def command(args: argparse.Namespace) -> int:
     return pretrain(settings, args)
 
 
-def prepare_only(settings: Settings, args: argparse.Namespace) -> int:
-    from recipes.bert_pretrain.pipeline import Preparation
+def prepare_only(settings: PretrainSettings, args: argparse.Namespace) -> int:
+    from recipes.bert_pretrain.pipeline import ExamplePreparation
 
     if args.data is None and args.out is None:
         raise RecipeError("--stage prepare: name the folder for the prepared text with --data")
-    Preparation(settings.data, args.text, (args.data or args.out / "data").resolve()).run()
+    ExamplePreparation(settings.data, args.text, (args.data or args.out / "data").resolve()).run()
     return 0
 
 
-def pretrain(settings: Settings, args: argparse.Namespace) -> int:
+def pretrain(settings: PretrainSettings, args: argparse.Namespace) -> int:
     """Every process runs this; the first prepares and reports, all train."""
     from recipes.bert_pretrain import training
-    from recipes.bert_pretrain.pipeline import Preparation, Run, train
+    from recipes.bert_pretrain.pipeline import ExamplePreparation, PretrainRun, train
 
     training.model_config(settings)  # what cannot be built is said before anything is prepared
     if "LOCAL_RANK" in os.environ:  # torchrun and accelerate end them only if they are not killed themselves
@@ -105,7 +104,7 @@ def pretrain(settings: Settings, args: argparse.Namespace) -> int:
     out = args.out.resolve()
     prepared = (args.data or out / "data").resolve()
     given = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in [*MACHINE, "compile"]}
-    machine = training.Machine(**{name: value for name, value in given.items() if value is not None})
+    machine = training.Devices(**{name: value for name, value in given.items() if value is not None})
     targs = training.arguments(settings, machine, out / "checkpoints")
     if targs.process_index:
         with targs.main_process_first(local=False):
@@ -118,11 +117,10 @@ def pretrain(settings: Settings, args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         with targs.main_process_first(local=False):
             record = {"preset": args.preset, **recorded(settings)}
-            space = Workspace(out, record, restart=args.restart)
-            stack.enter_context(space.lock)
+            space = stack.enter_context(Workspace(out, record, restart=args.restart))
             print(f"pre-train {args.preset} in {args.out}", flush=True)
-            Preparation(settings.data, args.text, prepared).run()
-            one = Run(settings, prepared, space, targs)
+            ExamplePreparation(settings.data, args.text, prepared).run()
+            one = PretrainRun(settings, prepared, space, targs)
         show(one.run(), args.out)
     return 0
 

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from recipes.bert_pretrain import text
-from recipes.bert_pretrain.settings import Data, Settings
+from recipes.bert_pretrain.settings import ExampleSettings, PretrainSettings
 from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import Made, Stage, Workspace, digest, files_of, read_json, write_json
@@ -22,7 +22,7 @@ SPLITS = ("train", "valid")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-class Preparation:
+class ExamplePreparation:
     """Text files → examples on the disk. Memory holds one document, one buffer and 16 bytes for each document.
 
     documents.{train,valid}.arrow   cleaned text
@@ -31,7 +31,7 @@ class Preparation:
     {train,valid}.arrow             examples
     """
 
-    def __init__(self, data: Data, files: list[Path], folder: Path):
+    def __init__(self, data: ExampleSettings, files: list[Path], folder: Path):
         self.data = data
         self.folder = folder
         record = folder / "settings.json"
@@ -154,7 +154,7 @@ class Preparation:
         }
 
 
-class Run:
+class PretrainRun:
     """One model in one folder.
 
     data.json      the sha256 of the tokenizer and the examples that it is trained on
@@ -163,7 +163,7 @@ class Run:
     metrics.csv, trainer_state.json, loss.png, throughput.png, report.html, result.json
     """
 
-    def __init__(self, settings: Settings, prepared: Path, space: Workspace, args: Any):
+    def __init__(self, settings: PretrainSettings, prepared: Path, space: Workspace, args: Any):
         self.settings = settings
         self.prepared = prepared
         self.space = space
@@ -225,7 +225,7 @@ class Run:
         return Made(write_report(self.folder, self.prepared, self.space.stamp("train") or {}))
 
 
-def train(settings: Settings, prepared: Path, args: Any) -> Any:
+def train(settings: PretrainSettings, prepared: Path, args: Any) -> Any:
     """Train, or go on from the newest complete checkpoint; every process calls this. Returns the Trainer."""
     import torch
     from transformers import AutoTokenizer

@@ -27,7 +27,7 @@ def option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> A
 
 
 @dataclass(frozen=True)
-class Data:
+class ExampleSettings:
     """From text files to examples."""
 
     objective: str = option("mlm+nsp", "masked tokens, with or without next-sentence pairs", OBJECTIVES)
@@ -50,7 +50,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSettings:
     """Fields of MacaronBertConfig under the same names; its own checks apply."""
 
     splitting: str = option(
@@ -87,7 +87,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSettings:
     """From examples to weights."""
 
     seed: int = option(1, "of weights, order, masks and dropout")
@@ -125,12 +125,12 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Settings:
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    training: Training = field(default_factory=Training)
+class PretrainSettings:
+    data: ExampleSettings = field(default_factory=ExampleSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
 
-    def check(self) -> Settings:
+    def check(self) -> PretrainSettings:
         for record in (self.data, self.model, self.training):
             for name, value in dataclasses.asdict(record).items():
                 if isinstance(value, float) and not math.isfinite(value):
@@ -142,34 +142,34 @@ class Settings:
 
 PRESETS = {
     # Minutes on a CPU.
-    "tiny": Settings(
-        Data(max_length=128, vocab_size=8192),
-        Model(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, hidden_dropout_prob=0.0,
+    "tiny": PretrainSettings(
+        ExampleSettings(max_length=128, vocab_size=8192),
+        ModelSettings(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, hidden_dropout_prob=0.0,
               attention_probs_dropout_prob=0.0, classifier_dropout=0.1),
-        Training(updates=4000, batch_size=16, lr=2e-3, warmup_updates=400, beta2=0.98, eval_every=500,
+        TrainingSettings(updates=4000, batch_size=16, lr=2e-3, warmup_updates=400, beta2=0.98, eval_every=500,
                  valid_examples=1000),
     ),
     # The paper's sizes and schedule (arXiv:1906.02762 and its code): 128k tokens in an update, Adam (.9, .999, 1e-6),
     # lr 3e-4, linear to 800k updates. Its warm-up of one update went on from an earlier stage; this one is real.
-    "base_original": Settings(
-        Data(max_length=512, vocab_size=32768),
-        Model(first_hidden_act="relu", norm_affine=False, position_embedding_type="sinusoidal", position_offset=2,
-              scale_embeddings=True, segment_padding_idx=0, mlm_bias=False),
-        Training(updates=800_000, batch_size=256, lr=3e-4, warmup_updates=10_000, decay_all=True, clip_norm=0.0,
+    "base_original": PretrainSettings(
+        ExampleSettings(max_length=512, vocab_size=32768),
+        ModelSettings(first_hidden_act="relu", norm_affine=False, position_embedding_type="sinusoidal",
+                      position_offset=2, scale_embeddings=True, segment_padding_idx=0, mlm_bias=False),
+        TrainingSettings(updates=800_000, batch_size=256, lr=3e-4, warmup_updates=10_000, decay_all=True, clip_norm=0.0,
                  eval_every=5000),
     ),
     # Meant for one day on one GPU of the H100 class; not measured. Packed sequences of equal length, so that no
     # position is padding; short ones and one pass of high rate as in Cramming (arXiv:2212.14034).
-    "base": Settings(
-        Data(objective="mlm", max_length=128, vocab_size=32768),
-        Model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.1),
-        Training(updates=100_000, batch_size=2048, lr=1e-3, warmup_updates=5000, beta2=0.98, adam_eps=1e-12,
+    "base": PretrainSettings(
+        ExampleSettings(objective="mlm", max_length=128, vocab_size=32768),
+        ModelSettings(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.1),
+        TrainingSettings(updates=100_000, batch_size=2048, lr=1e-3, warmup_updates=5000, beta2=0.98, adam_eps=1e-12,
                  clip_norm=0.5, precision="bf16", eval_every=2000),
     ),
 }  # fmt: skip
 
 
-def settings_for(preset: str, **overrides: Any) -> Settings:
+def settings_for(preset: str, **overrides: Any) -> PretrainSettings:
     """The preset with the given values (None: keep) in place of its own."""
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = PRESETS[preset]
@@ -186,16 +186,18 @@ def settings_for(preset: str, **overrides: Any) -> Settings:
     splitting = portable(model.splitting, f"{cannot}: --splitting")
     chosen = Variant.of(splitting, {name: getattr(model, name) for name in SCHEME}, cannot)
     # in one spelling, the default's where it means that
-    spelt = {name: Model.__dataclass_fields__[name].default if v is None else v for name, v in chosen.values.items()}
+    spelt = {
+        name: ModelSettings.__dataclass_fields__[name].default if v is None else v for name, v in chosen.values.items()
+    }
     parts["model"] = dataclasses.replace(model, splitting=splitting, **spelt)
-    return Settings(**parts).check()
+    return PretrainSettings(**parts).check()
 
 
-def recorded(settings: Settings) -> dict[str, Any]:
+def recorded(settings: PretrainSettings) -> dict[str, Any]:
     """For a run's settings.json: every value; of the scheme what is not the default, as before there was a choice."""
     record = dataclasses.asdict(settings)
     for name in SCHEME:
-        if record["model"][name] == Model.__dataclass_fields__[name].default:
+        if record["model"][name] == ModelSettings.__dataclass_fields__[name].default:
             del record["model"][name]
     return record
 

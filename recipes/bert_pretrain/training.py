@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 
 from recipes.bert_pretrain.masking import IGNORED
-from recipes.bert_pretrain.settings import Settings, Training
+from recipes.bert_pretrain.settings import PretrainSettings, TrainingSettings
 from recipes.common.divergence import ANEW, check_finite
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import not_finite, read_json
@@ -35,7 +35,7 @@ COMPLETE = "complete"  # in a checkpoint folder: everything of it is on the disk
 
 
 @dataclass(frozen=True)
-class Machine:
+class Devices:
     """What a run may change without changing its result, but for rounding."""
 
     device_batch: int = 32
@@ -92,7 +92,7 @@ def spread(examples: datasets.Dataset, most: int) -> datasets.Dataset:
     return examples.select(np.linspace(0, len(examples) - 1, min(most, len(examples))).astype(int))
 
 
-def arguments(settings: Settings, machine: Machine, folder: Path) -> TrainingArguments:
+def arguments(settings: PretrainSettings, machine: Devices, folder: Path) -> TrainingArguments:
     """Trainer's arguments; under torchrun or accelerate this joins the process group."""
     t = settings.training
     args = TrainingArguments(
@@ -248,7 +248,7 @@ class Pretraining(Trainer):
     """
 
     def __init__(
-        self, *args: Any, training: Training, tokens_per_example: float, validation_collator: Any, **kwargs: Any
+        self, *args: Any, training: TrainingSettings, tokens_per_example: float, validation_collator: Any, **kwargs: Any
     ):
         self.training = training
         self.validation_collator = validation_collator
@@ -345,7 +345,7 @@ def validation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return metrics
 
 
-def model_config(settings: Settings, tokenizer: Any = None) -> Any:
+def model_config(settings: PretrainSettings, tokenizer: Any = None) -> Any:
     """The configuration of the model; without a tokenizer what is known before there is one.
 
     Raises:
@@ -367,7 +367,7 @@ def model_config(settings: Settings, tokenizer: Any = None) -> Any:
         raise RecipeError(f"the model cannot be built: {error}") from error
 
 
-def build_model(settings: Settings, tokenizer: Any) -> Any:
+def build_model(settings: PretrainSettings, tokenizer: Any) -> Any:
     """A fresh Macaron BERT, its weights drawn from the seed."""
     from macaron.bert import MacaronBertForMaskedLM, MacaronBertForPreTraining
 

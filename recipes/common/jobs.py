@@ -310,6 +310,8 @@ def run_all(
         def conclude(task: Task, outcome: Outcome) -> None:
             outcomes[task.name] = outcome
             bar.update(total is None)
+            if outcome.trace and sys.flags.dev_mode:
+                tqdm.write(outcome.trace)
             if done is not None:
                 done(task, outcome)
 

@@ -32,9 +32,9 @@ REMEDIES = {
 }
 
 
-def module(recipe: str) -> str:
+def module(recipe: str = "") -> str:
     """The name that `python -m` takes: module("compare.cost")."""
-    return f"{PACKAGE}.{recipe}"
+    return f"{PACKAGE}.{recipe}".rstrip(".")
 
 
 def shown(command: Sequence[str]) -> str:
@@ -83,6 +83,14 @@ def command_line(
     if dry_run:
         shared.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     return p
+
+
+def positive(text: str) -> int:
+    """A type for argparse: a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
 
 
 def run_command(

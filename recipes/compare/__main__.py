@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from recipes.common import jobs
 from recipes.common.errors import RecipeError
-from recipes.common.main import command_line, command_shown, run_command, shown
+from recipes.common.main import command_line, command_shown, module, run_command, shown
 from recipes.common.provenance import environment
 from recipes.common.schemes import NAMED
 from recipes.common.workspace import Workspace, read_json
 from recipes.compare import cost, matched
-from recipes.compare.experiment import EQUAL, Experiment
+from recipes.compare.experiment import EQUAL, MatchedExperiment
 from recipes.compare.progress import Progress
 from recipes.translation.recipe import RECIPES, Recipe
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     out = args.out or Path("compare_output") / "-".join(filter(None, (args.recipe, args.size)))
-    experiment = Experiment(
+    experiment = MatchedExperiment(
         recipe=args.recipe,
         variants=tuple(args.variants or args.splittings or ("lie", "strang")),
         option="--splittings" if args.splittings else "--variants",
@@ -111,7 +111,7 @@ def compare(args: argparse.Namespace) -> int:
         return publish(experiment, recipe, difference, facts, failed)
 
 
-def recipes_of(experiment: Experiment) -> dict[str, Recipe]:
+def recipes_of(experiment: MatchedExperiment) -> dict[str, Recipe]:
     """{variant: what the recipe's own command line makes of the options}.
 
     Raises:
@@ -163,7 +163,7 @@ def check_before(recipes: dict[str, Recipe], option: str) -> None:
         )
 
 
-def plan(experiment: Experiment, cost_updates: int) -> None:
+def plan(experiment: MatchedExperiment, cost_updates: int) -> None:
     """The commands that would be run."""
     print(shown(experiment.prepare_command()))
     if experiment.equal == "cost":
@@ -174,7 +174,7 @@ def plan(experiment: Experiment, cost_updates: int) -> None:
         print(shown(experiment.run_command(run)) + (f"  # {state}" if state else ""))
 
 
-def measure(experiment: Experiment, space: Workspace, slot: Mapping[str, str], updates: int) -> None:
+def measure(experiment: MatchedExperiment, space: Workspace, slot: Mapping[str, str], updates: int) -> None:
     """What an update of each variant costs, of those for which that is not known; as one of the runs would find it."""
     known = cost.read(experiment.cost, experiment.variants[0])
     if all(variant in known for variant in experiment.variants):
@@ -185,7 +185,7 @@ def measure(experiment: Experiment, space: Workspace, slot: Mapping[str, str], u
         raise RecipeError(f"the cost of an update could not be measured; see above. The command was: {shown(command)}")
 
 
-def with_budgets(experiment: Experiment, recipe: Recipe) -> Experiment:
+def with_budgets(experiment: MatchedExperiment, recipe: Recipe) -> MatchedExperiment:
     """The experiment with the updates of those variants whose cost is known; under equal updates itself.
 
     Args:
@@ -198,14 +198,14 @@ def with_budgets(experiment: Experiment, recipe: Recipe) -> Experiment:
     return dataclasses.replace(experiment, budgets=budgets)
 
 
-def prepare(experiment: Experiment, space: Workspace) -> None:
+def prepare(experiment: MatchedExperiment, space: Workspace) -> None:
     """Once for all runs; its progress is on the terminal."""
     command = experiment.prepare_command()
     if jobs.call(command, space.lock, stderr=None, env=jobs.environment()):
         raise RecipeError(f"the data could not be prepared; see above. The command was: {shown(command)}")
 
 
-def show_sizes(experiment: Experiment, recipes: dict[str, Recipe]) -> float:
+def show_sizes(experiment: MatchedExperiment, recipes: dict[str, Recipe]) -> float:
     """The largest difference from the first variant, relative to it; with the real vocabulary."""
     sizes = {name: matched.size_of(recipe.tree, experiment.data / "data-bin") for name, recipe in recipes.items()}
     matched.check_sizes(sizes, next(iter(recipes.values())).tree["model"])
@@ -215,7 +215,7 @@ def show_sizes(experiment: Experiment, recipes: dict[str, Recipe]) -> float:
 
 
 def train(
-    experiment: Experiment, space: Workspace, slots: list[dict[str, str]], updates: Mapping[str, int]
+    experiment: MatchedExperiment, space: Workspace, slots: list[dict[str, str]], updates: Mapping[str, int]
 ) -> list[str]:
     """All runs that are not finished, of so many updates a variant; the names of those that failed."""
     (experiment.folder / "runs").mkdir(exist_ok=True)
@@ -254,7 +254,9 @@ def end_of(log: Path) -> str:
         return str(error)
 
 
-def publish(experiment: Experiment, recipe: Recipe, difference: float, facts: dict[str, Any], failed: list[str]) -> int:
+def publish(
+    experiment: MatchedExperiment, recipe: Recipe, difference: float, facts: dict[str, Any], failed: list[str]
+) -> int:
     """Results of what is finished; status 1 if a run failed or the runs were not matched."""
     from recipes.compare import report, results
 
@@ -268,12 +270,12 @@ def publish(experiment: Experiment, recipe: Recipe, difference: float, facts: di
         "commands": {run.name: shown(experiment.run_command(run)) for run in experiment.runs},
     }
     files = report.write(found, experiment.folder)
-    print(results.markdown(found))
+    print(report.brief_report(found).markdown())
     print("\n".join(f"  {path}" for path in files))
     if failed:
         print(
-            f"recipes.compare: {len(failed)} runs failed ({', '.join(failed)}); the others are kept. When the cause is "
-            f"gone, the same command does what is missing",
+            f"{module('compare')}: {len(failed)} runs failed ({', '.join(failed)}); the others are kept. When the "
+            f"cause is gone, the same command does what is missing",
             file=sys.stderr,
         )
     incomplete = found["unreadable"] or found["matched"]["violations"] or found["matched"]["unknown"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
+from recipes.common.main import command_line, command_shown, module, run_command
 from recipes.common.provenance import environment
 from recipes.common.schemes import Variant
 from recipes.common.workspace import read_json, write_json
@@ -217,9 +217,9 @@ def batches(it: Trainer) -> Iterator[list[dict[str, Any]]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.compare.cost",
-        description="Measure what an update of each variant costs, on prepared data. Variants that a file has already "
+    p = command_line(
+        "compare.cost",
+        "Measure what an update of each variant costs, on prepared data. Variants that a file has already "
         "are kept, the others are measured against the first anew.",
         epilog="Options of the recipe follow --, as in recipes.compare.",
     )
@@ -244,7 +244,7 @@ def command(args: argparse.Namespace) -> None:
     if args.updates < 3:
         raise RecipeError(f"--updates {args.updates}: a measurement needs 3 or more")
     if not (args.data / "data-bin").is_dir():
-        raise RecipeError(f"--data {args.data}: no data-bin there; prepare it: python -m recipes.{args.recipe} prepare")
+        raise RecipeError(f"--data {args.data}: no data-bin there; prepare it: python -m {module(args.recipe)} prepare")
     names = list(dict.fromkeys(Variant.parse(given, "--variants").name for given in args.variants))
     known = read(args.out, names[0])
     todo = [name for name in names if name not in known]
@@ -263,7 +263,7 @@ def command(args: argparse.Namespace) -> None:
         "baseline": names[0],
         "variants": {name: asdict(cost) for name, cost in known.items()},
         "measured in": round(time.time() - started, 1),
-        "environment": environment(" ".join(["python", "-m", "recipes.compare.cost", *sys.argv[1:]]), PACKAGES),
+        "environment": environment(command_shown("compare.cost"), PACKAGES),
     }
     write_json(args.out, record)
     print("cost      of an update: " + ", ".join(f"{name} {cost.ratio:.3f}" for name, cost in known.items()))

@@ -17,7 +17,7 @@ EQUAL = ("updates", "cost")
 
 
 @dataclass(frozen=True)
-class Run:
+class MatchedRun:
     """One training: everything but the variant of the scheme and the seed is the same in all runs of an experiment."""
 
     variant: str
@@ -39,7 +39,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class MatchedExperiment:
     """Every variant with every seed, and all else the same.
 
     Args:
@@ -86,10 +86,10 @@ class Experiment:
         return self.folder / "data"
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[MatchedRun]:
         """Seed by seed, so that whole pairs are done first."""
         return [
-            Run(variant, seed, self.folder / "runs" / f"{folder_name(variant)}-seed{seed}")
+            MatchedRun(variant, seed, self.folder / "runs" / f"{folder_name(variant)}-seed{seed}")
             for seed in self.seeds
             for variant in self.variants
         ]
@@ -118,13 +118,13 @@ class Experiment:
         command += ["--data", str(self.data), "--out", str(self.cost), "--updates", str(updates)]
         return [*command, "--", *self.options] if self.options else command
 
-    def run_options(self, run: Run) -> list[str]:
+    def run_options(self, run: MatchedRun) -> list[str]:
         """For the recipe; what comes later goes first."""
         scheme = "--splitting" if Variant.parse(run.variant).is_splitting else "--scheme"
         budget = self.budgets[run.variant].options if run.variant in self.budgets else ()
         return [scheme, run.variant, "--seed", str(run.seed), *self.options, *budget]
 
-    def run_command(self, run: Run) -> list[str]:
+    def run_command(self, run: MatchedRun) -> list[str]:
         return self._command("score", "--out", run.folder, "--prepared", self.data, *self.run_options(run))
 
     def _command(self, *arguments: object) -> list[str]:

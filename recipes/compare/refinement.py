@@ -10,7 +10,6 @@ import argparse
 import itertools
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ import torch
 from macaron.cli import main as macaron
 from macaron.dynamics.solvers import SOLVERS
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
+from recipes.common.main import command_line, command_shown, run_command
 from recipes.common.provenance import environment
+from recipes.common.report import Table
 from recipes.common.workspace import read_json, write_json
 from recipes.multi30k_de_en.corpus import NAMES, read_verified
 from recipes.translation.commands import ENVIRONMENT, KEEP_LAST_BATCH, USER_DIR, fairseq, quiet
@@ -39,9 +39,9 @@ TRAINING = [
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.compare.refinement",
-        description="Train a tiny model of each scheme on Multi30k, and measure how far its validation loss moves when "
+    p = command_line(
+        "compare.refinement",
+        "Train a tiny model of each scheme on Multi30k, and measure how far its validation loss moves when "
         "`macaron refine` doubles its layers and halves its step. The same command goes on where it was interrupted.",
     )
     p.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="with Multi30k's files")
@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace) -> None:
     write_json(out / "settings.json", settings)
     data = prepare(args.data_dir, out)
     rows = []
-    about = environment(" ".join(["python -m recipes.compare.refinement", *sys.argv[1:]]), PACKAGES)
+    about = environment(command_shown("compare.refinement"), PACKAGES)
     for splitting, solver in itertools.product(args.splittings, args.solvers):
         folder = out / f"{re.sub(r'[^a-z]+', '_', splitting)}-{solver}"
         print(f"train     {folder.name}", flush=True)
@@ -163,12 +163,12 @@ def table(rows: list[dict[str, Any]], times: int) -> str:
     arrows = [f"{a} → {b}" for a, b in itertools.pairwise(depths)]
     head = ["splitting", "solver", f"loss, {depths[0]} layers", *(f"loss {arrow}" for arrow in arrows)]
     head += [f"a word, {arrow}" for arrow in arrows]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in rows:
         jumps = [f"{b - a:+.4f}" for a, b in itertools.pairwise(row["loss"])]
         moved = [f"{value:.4f}" for value in row["moved"]]
         lines.append([row["splitting"], row["solver"], f"{row['loss'][0]:.4f}", *jumps, *moved])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return Table(lines, head).markdown() + "\n"
 
 
 if __name__ == "__main__":

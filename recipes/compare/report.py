@@ -1,56 +1,66 @@
-"""The report of an experiment: one HTML file that needs no network, and its figure as PNG."""
+"""The report of an experiment: one HTML file that needs no network, the same as Markdown, and its figure as PNG."""
 
 from __future__ import annotations
 
-import base64
-import html
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common.page import STYLE, png, table
+from recipes.common.report import Figure, Report, Table, Text, write_all
 from recipes.common.workspace import write_json
 from recipes.compare import results as tables
-from recipes.compare.results import Results, metrics_of
+from recipes.compare.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
 COLOURS = tuple(f"C{number}" for number in range(10))
 SCHEMES = {"strang": "strang (Macaron)", "lie": "lie (Transformer)"}
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """results.json, .csv, .md, curves.png and index.html; returns their paths."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    files: dict[str, bytes] = {
-        "results.md": tables.markdown(results).encode(),
-        "runs.csv": tables.csv_text(results).encode(),
-    }
-    image = ""
+    """results.json, runs.csv, index.html, results.md and curves.png; returns their paths."""
+    target = folder / "results.json"
+    write_json(target, results)
+    csv = write_all(folder, {"runs.csv": tables.csv_text(results)})
+    return [target, *csv, *report_of(results).write(folder, "index.html", "results.md")]
+
+
+def brief_report(results: Results) -> Report:
+    """What was found, in words and tables."""
+    names = " against ".join([*results["differences"], results["baseline"]])
+    report = Report(f"{results['recipe']}: {names}")
+    for text in tables.statements(results):
+        report.add(Text(text, "warning" if "NOT" in text or "not comparable" in text else "plain"))
+    if results["systems"]:
+        for make in (tables.systems_table, tables.differences_table, tables.runs_table):
+            head, rows = make(results)
+            report.add(Table(rows, head))
+        first = next(iter(results["systems"].values()))
+        signatures = (f"{first[name]['title']}: {first[name]['signature']}" for name in tables.metrics_of(results))
+        report.add(*(Text(text, "item") for text in signatures))
+    return report
+
+
+def report_of(results: Results) -> Report:
+    report = brief_report(results)
     if results["runs"]:
-        image = png(figure(results))
-        files["curves.png"] = base64.b64decode(image)
-    files["index.html"] = page(results, image).encode()
-    write_json(folder / "results.json", results)
-    for name, content in files.items():
-        partial = folder / f"{name}.part"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
-    return [folder / name for name in ("results.json", *files)]
+        report.section("Learning curves and scores", Figure("curves", figure(results), "learning curves and scores"))
+    report.section("How it was made", Table.of(results["environment"]))
+    for name, command in results["commands"].items():
+        report.add(Text(name, "subheading"), Text(command, "code"))
+    return report
 
 
-def figure(results: Results) -> Figure:
+def figure(results: Results) -> Drawing:
     """Validation loss with its spread over seeds, and the scores of every run; lines join equal seeds."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-    fig = Figure(figsize=(11, 4.2), layout="constrained")
-    metrics = metrics_of(results)
+    fig = Drawing(figsize=(11, 4.2), layout="constrained")
+    metrics = tables.metrics_of(results)
     left, *rights = fig.subplots(1, 1 + len(metrics), width_ratios=[2.2, *[1] * len(metrics)])
     for colour, variant in zip(COLOURS * len(results["systems"]), results["systems"], strict=False):
         ratio = results["costs"][variant]["ratio"] if results["costs"] else 1.0
@@ -97,34 +107,3 @@ def draw_scores(axes: Axes, systems: Mapping[str, Mapping[str, Any]], name: str)
     axes.set_xlim(-0.5, len(systems) - 0.5)
     axes.set_title(next(iter(systems.values()))[name]["title"].replace(" tokenized", "\ntokenized"), fontsize=9)
     axes.grid(alpha=0.3, axis="y")
-
-
-def page(results: Results, image: str) -> str:
-    names = " against ".join([*results["differences"], results["baseline"]])
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(results["recipe"])}: {names}</title>',
-        f"<style>{STYLE}</style></head><body>",
-        f"<h1>{html.escape(results['recipe'])}: {html.escape(names)}</h1>",
-        *(f"<p>{mark(text)}</p>" for text in tables.statements(results)),
-    ]
-    if results["systems"]:
-        first = next(iter(results["systems"].values()))
-        for make in (tables.systems_table, tables.differences_table):
-            head, rows = make(results)
-            parts.append(table(rows, head))
-        parts.append(f'<img alt="learning curves and scores" src="data:image/png;base64,{image}">')
-        head, rows = tables.runs_table(results)
-        parts += ["<h2>Every run</h2>", table(rows, head)]
-        parts += [
-            "<h2>Signatures</h2>",
-            table([[first[name]["title"], first[name]["signature"]] for name in metrics_of(results)]),
-        ]
-    parts += ["<h2>How it was made</h2>", table([[name, str(value)] for name, value in results["environment"].items()])]
-    parts += [f"<h3>{html.escape(n)}</h3><pre>{html.escape(c)}</pre>" for n, c in results["commands"].items()]
-    return "\n".join([*parts, "</body></html>\n"])
-
-
-def mark(text: str) -> str:
-    escaped = html.escape(text)
-    return f'<strong class="wrong">{escaped}</strong>' if "NOT" in text or "not comparable" in text else escaped

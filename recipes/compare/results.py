@@ -1,4 +1,4 @@
-"""From finished runs to figures: mean ± sd, differences with their tests; as JSON, CSV and Markdown."""
+"""From finished runs to figures: mean ± sd, differences with their tests; as tables, statements and CSV."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from recipes.common.workspace import read_json, read_lines
 from recipes.compare import matched
 from recipes.compare.cost import Cost
 from recipes.compare.cost import read as read_costs
-from recipes.compare.experiment import Experiment, Run
+from recipes.compare.experiment import MatchedExperiment, MatchedRun
 from recipes.translation import commands, scoring
 from recipes.translation.recipe import Recipe
 from recipes.translation.scoring import Output
 
 METRICS = ("paper", "sacreBLEU", "chrF2")  # the first where there are papers about the corpus
+PER_CENT = (0.0, 100.0)  # the range of each
 Results = dict[str, Any]
 
 
-def row(run: Run) -> dict[str, Any]:
+def row(run: MatchedRun) -> dict[str, Any]:
     """What one finished run says of itself."""
     train = read_json(run.folder / "stamps" / "train.json")
     curve = commands.learning_curve(run.folder / "train.log")
@@ -72,7 +73,7 @@ def text(value: Any) -> str:
     return value
 
 
-def read(run: Run, recipe: Recipe, reference: Output) -> tuple[dict[str, Any], Output]:
+def read(run: MatchedRun, recipe: Recipe, reference: Output) -> tuple[dict[str, Any], Output]:
     """A finished run: its figures, and its translations of the test set.
 
     Raises:
@@ -90,7 +91,7 @@ def read(run: Run, recipe: Recipe, reference: Output) -> tuple[dict[str, Any], O
     return figures, made
 
 
-def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPLES) -> Results:
+def collect(experiment: MatchedExperiment, recipe: Recipe, samples: int = scoring.SAMPLES) -> Results:
     """Everything about the seeds that all variants have finished; runs that cannot be read are named and left out."""
     baseline, *others = experiment.variants
     try:
@@ -132,7 +133,7 @@ def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPL
     }
 
 
-def costs_of(experiment: Experiment) -> dict[str, Cost]:
+def costs_of(experiment: MatchedExperiment) -> dict[str, Cost]:
     """Of an update of each variant, where these were measured; {} under equal updates."""
     if experiment.equal == "updates":
         return {}
@@ -140,7 +141,7 @@ def costs_of(experiment: Experiment) -> dict[str, Cost]:
     return {variant: known[variant] for variant in experiment.variants}
 
 
-def check(experiment: Experiment, results: Results, recipe: Recipe) -> dict[str, Any]:
+def check(experiment: MatchedExperiment, results: Results, recipe: Recipe) -> dict[str, Any]:
     """Whether the runs of each seed were matched, from their logs and stamps."""
     of_seed: dict[int, dict[str, Any]] = {seed: {} for seed in results["seeds"]}
     logs: dict[int, dict[str, Path]] = {seed: {} for seed in results["seeds"]}
@@ -187,19 +188,16 @@ def difference(
     metrics: scoring.MetricSet,
     samples: int,
 ) -> dict[str, Any]:
-    """second − first, per metric: over seeds (t-test), over sentences (bootstrap of the means), and seed by seed."""
+    """second − first, per metric: over seeds (t-test), over sentences (bootstrap of the means); and seed by seed."""
     over_sentences = scoring.compare_over_seeds(first_texts, second_texts, reference, metrics, samples)
-    per_seed = [
-        scoring.compare(a, b, reference, metrics, samples) for a, b in zip(first_texts, second_texts, strict=True)
-    ]
     result = {}
     for name in over_sentences:
         values = [[r["scores"][name]["score"] for r in rows] for rows in (first, second)]
         result[name] = {
             "title": first[0]["scores"][name]["title"],
             "over_sentences": dataclasses.asdict(over_sentences[name]),
-            "over_seeds": dataclasses.asdict(paired_t_test(*values)) if len(first) > 1 else None,
-            "per_seed": {r["seed"]: test[name] for r, test in zip(first, per_seed, strict=True)},
+            "over_seeds": dataclasses.asdict(paired_t_test(*values, PER_CENT)) if len(first) > 1 else None,
+            "per_seed": {r["seed"]: {"difference": b - a} for r, a, b in zip(first, *values, strict=True)},
         }
     losses = [[r["valid_bits"] for r in rows] for rows in (first, second)]
     if len(first) > 1 and None not in (*losses[0], *losses[1]):
@@ -259,14 +257,14 @@ def differences_table(results: Results) -> Table:
         "mean",
         "over seeds: 95 % interval, p (t-test)",
         "over test sentences: 95 % interval, p (paired bootstrap)",
-        "seed by seed (p, paired bootstrap)",
+        "seed by seed",
     ]
     rows = []
     for other, metrics in results["differences"].items():
         for entry in metrics.values():
             seeds, sentences = entry.get("over_seeds"), entry.get("over_sentences")
             digits = 2 if sentences else 3
-            each = [f"{e['difference']:+.2f} ({p_value(e['p'])})" for e in entry.get("per_seed", {}).values()]
+            each = [f"{e['difference']:+.2f}" for e in entry.get("per_seed", {}).values()]
             rows.append(
                 [
                     f"{other} − {results['baseline']}",
@@ -347,22 +345,6 @@ def cost_statement(results: Results) -> str:
         f"{results['baseline']} divided by it. Learning-rate schedules that follow the number of updates are shorter "
         f"accordingly; warm-ups are the same."
     )
-
-
-def markdown(results: Results) -> str:
-    parts = [f"# {results['recipe']}: {' against '.join([*results['differences'], results['baseline']])}"]
-    parts += statements(results)
-    if results["systems"]:
-        parts += map(markdown_table, (systems_table(results), differences_table(results), runs_table(results)))
-        first = next(iter(results["systems"].values()))
-        parts += ["\n".join(f"* {first[name]['title']}: `{first[name]['signature']}`" for name in metrics_of(results))]
-    parts.append("\n".join(f"* {name}: {value}" for name, value in results["environment"].items()))
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(table: Table) -> str:
-    head, rows = table
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def csv_text(results: Results) -> str:

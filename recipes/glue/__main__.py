@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
+from recipes.common.main import command_line, module, run_command, shown
 from recipes.common.workspace import Workspace
 from recipes.glue.data import HUB, load
-from recipes.glue.settings import PRESETS, SCHEDULES, Setting, plan
+from recipes.glue.settings import PRESETS, SCHEDULES, FineTuning, FineTuningOptions, Setting, plan
 from recipes.glue.tasks import TASKS, Task, tasks_named
-
-if TYPE_CHECKING:
-    from recipes.glue.finetune import Run
 
 OVERRIDES = ("epochs", "lr", "batch_size", "weight_decay", "schedule", "warmup", "max_length", "max_train_examples")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.glue",
-        description="Fine-tune an encoder on GLUE, score it on the dev sets, and write what the GLUE server takes. Any "
+    p = command_line(
+        "glue",
+        "Fine-tune an encoder on GLUE, score it on the dev sets, and write what the GLUE server takes. Any "
         "model works that AutoModelForSequenceClassification loads. Finished runs are kept; the same command goes on "
         "with an interrupted one from its last checkpoint.",
-        epilog="Two models side by side: python -m recipes.glue compare --runs A B. Several processes for one run: "
-        "python -m torch.distributed.run --nproc_per_node 2 -m recipes.glue …",
+        out="",
+        seeds=(),
+        jobs="runs at a time (default: one per GPU, 1 without)",
+        epilog=f"Two models side by side: python -m {module('glue')} compare --runs A B. Several processes for one "
+        f"run: python -m torch.distributed.run --nproc_per_node 2 -m {module('glue')} …",
     )
     p.add_argument(
         "--model",
@@ -44,9 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--task", nargs="+", default=["all"], metavar="TASK",
         help=f"{', '.join(TASKS)}, or all (default); ax is answered by the model of mnli",
     )  # fmt: skip
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
     p.add_argument("--name", help="of the model in tables (default: the folder's)")
-    p.add_argument("--restart", action="store_true", help="set an existing --out aside and begin anew")
     data = p.add_argument_group("data")
     data.add_argument("--data-dir", type=Path, metavar="DIR", help="TSV files as in the official zip, plain or .xz")
     data.add_argument("--dataset", default=HUB, help="for `datasets`: hub name or local folder (default: %(default)s)")
@@ -55,7 +51,6 @@ def parser() -> argparse.ArgumentParser:
         "--preset", choices=PRESETS, default="paper",
         help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()) + " (default: %(default)s)",
     )  # fmt: skip
-    how.add_argument("--seeds", type=int, nargs="+", metavar="N", help="in place of the preset's")
     kinds = {"lr": float, "weight_decay": float, "warmup": float, "schedule": str}
     for name in OVERRIDES:
         words = name.replace("_", " ")
@@ -67,7 +62,6 @@ def parser() -> argparse.ArgumentParser:
             help=f"in place of the preset's {words}",
         )
     run = p.add_argument_group("how it is run (results do not depend on these, but for rounding)")
-    run.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, 1 without)")
     run.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches that a batch is cut into")
     run.add_argument("--eval-batch-size", type=int, default=64, metavar="N")
     run.add_argument("--save-steps", type=int, default=500, metavar="N", help="updates between checkpoints")
@@ -85,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
 def compare_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m recipes.glue compare",
+        prog=f"python -m {module('glue')} compare",
         description="Print two models side by side, with paired tests, and a Markdown table.",
     )
     p.add_argument(
@@ -121,7 +115,7 @@ def finetune(args: argparse.Namespace, words: list[str]) -> int:
     overrides = {name: getattr(args, name) for name in OVERRIDES}
     plans = {task.name: plan(args.preset, task, args.seeds, **overrides) for task in tasks}
     from recipes.glue import runner
-    from recipes.glue.finetune import Options, Run, load_model, quiet_hosts
+    from recipes.glue.finetune import load_model, quiet_hosts
 
     identity = runner.model_identity(args.model)
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -132,12 +126,12 @@ def finetune(args: argparse.Namespace, words: list[str]) -> int:
         raise RecipeError("nothing to fine-tune: " + "; ".join(notes))
     for note in notes if runner.rank() == 0 else []:
         print(f"data      {note}")
-    fields = {field.name for field in dataclasses.fields(Options)}
-    options = Options(**{name: value for name, value in vars(args).items() if name in fields})
-    runs: dict[str, Run] = {}
+    fields = {field.name for field in dataclasses.fields(FineTuningOptions)}
+    options = FineTuningOptions(**{name: value for name, value in vars(args).items() if name in fields})
+    runs: dict[str, FineTuning] = {}
     for task in trainable:
         for setting, seed in plans[task.name]:
-            run = Run(identity["model"], task.trained_as, setting, seed, Path())
+            run = FineTuning(identity["model"], task.trained_as, setting, seed, Path())
             runs[run.stage] = dataclasses.replace(run, folder=args.out.resolve() / "runs" / run.stage)
     jobs = job_count(args, len(runs))
     options = dataclasses.replace(options, quiet=jobs > 1 or runner.rank() > 0)
@@ -146,8 +140,7 @@ def finetune(args: argparse.Namespace, words: list[str]) -> int:
     if runner.rank():
         runner.execute(list(runs.values()), options, None, jobs)
         return 0
-    space = Workspace(args.out.resolve(), record, restart=args.restart)
-    with contextlib.closing(space.lock):
+    with Workspace(args.out.resolve(), record, restart=args.restart) as space:
         failed = runner.execute(list(runs.values()), options, space, jobs)
         return conclude(args, words, space, record, notes, failed, plans)
 
@@ -168,13 +161,14 @@ def survey(tasks: list[Task], args: argparse.Namespace) -> tuple[list[Task], lis
 
 
 def job_count(args: argparse.Namespace, runs: int) -> int:
+    from recipes.common.jobs import visible_gpus
     from recipes.glue import runner
 
     if runner.world_size() > 1:
         if args.jobs and args.jobs > 1:
             raise RecipeError("--jobs and several processes for one run (torch.distributed.run) exclude each other")
         return 1
-    gpus = [] if args.cpu else runner.visible_gpus()
+    gpus = [] if args.cpu else visible_gpus()
     jobs = min(args.jobs or max(1, len(gpus)), max(1, runs))
     if jobs == 1 and gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]  # or Trainer would spread a batch over all of them
@@ -206,7 +200,7 @@ def conclude(
         "notes": list(dict.fromkeys([*notes, *remarks])),
         "failed": failed,
         "settings": record,
-        "environment": environment(shlex.join(["python", "-m", "recipes.glue", *words]), report.PACKAGES),
+        "environment": environment(shown([sys.executable, "-m", module("glue"), *words]), report.PACKAGES),
     }
     files = report.write_report(space, facts, table, runs)
     if table:
@@ -243,8 +237,9 @@ def submit(args: argparse.Namespace, space: Workspace, table: dict[str, Any]) ->
 
 
 def show_comparison(args: argparse.Namespace) -> int:
+    from recipes.common.report import Table
     from recipes.glue.compare import EXPLANATION, Side, compare, comparison_table
-    from recipes.glue.results import as_markdown, as_text
+    from recipes.glue.results import as_text
 
     if args.samples < 1:
         raise RecipeError(f"--samples is {args.samples} but must be at least 1")
@@ -253,7 +248,7 @@ def show_comparison(args: argparse.Namespace) -> int:
     first, second = (Side([Path(part) for part in word.split(",")]) for word in args.runs)
     names = args.names or [first.name, second.name]
     table = comparison_table(*names, compare(first, second, args.samples))
-    markdown = f"{as_markdown(*table)}\n\n{EXPLANATION}\n"
+    markdown = f"{Table(table[1], table[0]).markdown()}\n\n{EXPLANATION}\n"
     print(f"{as_text(*table)}\n\n{markdown}", end="")
     if args.markdown:
         args.markdown.write_text(markdown, encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from recipes.common.errors import RecipeError
-from recipes.glue.data import Split
+from recipes.glue.data import TaskSplit
 
 IGNORED = -100  # label of examples that only fill a micro-batch; what Trainer leaves out of its counts too
 POOL = 50  # batches' worth of examples that are sorted by length together
@@ -99,7 +99,7 @@ class Loader(DataLoader):
 class Examples(torch.utils.data.Dataset):
     """A split as (first sentence, second or None, label or None), by Item or by row."""
 
-    def __init__(self, split: Split):
+    def __init__(self, split: TaskSplit):
         self.split = split
 
     def __len__(self) -> int:

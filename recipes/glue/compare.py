@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from recipes.common.errors import RecipeError
+from recipes.common.main import module
 from recipes.common.statistics import Difference, Summary, paired_bootstrap, paired_t_test, summary
 from recipes.glue.finetune import load_predictions
 from recipes.glue.metrics import main_figure, of_rows
@@ -50,7 +51,7 @@ class Side:
                 names.append(str(result["name"]))
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise RecipeError(
-                    f"{folder / 'result.json'}: not what python -m recipes.glue writes ({error!r}); "
+                    f"{folder / 'result.json'}: not what python -m {module('glue')} writes ({error!r}); "
                     f"give the --out folder of one that has ended"
                 ) from error
         self.name = names[0]
@@ -108,7 +109,7 @@ def compare(first: Side, second: Side, samples: int = 1000) -> list[Comparison]:
                 summary(figures[0]),
                 summary(figures[1]),
                 paired_bootstrap(of_rows(task), predictions_a, predictions_b, samples=samples),
-                paired_t_test(*figures) if len(common) >= LEAST_SEEDS else None,
+                paired_t_test(*figures, range_of(task)) if len(common) >= LEAST_SEEDS else None,
                 "; ".join(remarks(task, first, second, len(labels))),
             )
         )
@@ -117,6 +118,11 @@ def compare(first: Side, second: Side, samples: int = 1000) -> list[Comparison]:
             "compare: no task with equal seeds on both sides; fine-tune both with the same --task, --seeds"
         )
     return rows
+
+
+def range_of(task: Task) -> tuple[float, float]:
+    """Of the mean of its figures, in per cent: correlations may be negative, those of one task are of one kind."""
+    return (-100.0 if {"mcc", "pearson", "spearman"} & set(task.metrics) else 0.0), 100.0
 
 
 def remarks(task: Task, first: Side, second: Side, examples: int) -> list[str]:

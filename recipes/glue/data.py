@@ -30,7 +30,7 @@ WITHOUT_LAST_LINE_END = {("cola", "dev"), ("ax", "test")}  # of the official fil
 
 
 @dataclass
-class Split:
+class TaskSplit:
     """Sentences, in pairs or alone, and labels: class numbers, scores, or nothing (test)."""
 
     first: list[str]
@@ -40,9 +40,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.first)
 
-    def subset(self, rows: Iterable[int]) -> Split:
+    def subset(self, rows: Iterable[int]) -> TaskSplit:
         rows = list(rows)
-        return Split(
+        return TaskSplit(
             [self.first[i] for i in rows],
             None if self.second is None else [self.second[i] for i in rows],
             None if self.labels is None else self.labels[rows],
@@ -58,21 +58,21 @@ class Split:
 
 
 @dataclass
-class Data:
+class TaskData:
     """What is there of a task. Absent splits are None; `notes` says what is absent, dropped or not canonical."""
 
-    train: Split | None = None
-    dev: Split | None = None
-    test: Split | None = None
+    train: TaskSplit | None = None
+    dev: TaskSplit | None = None
+    test: TaskSplit | None = None
     notes: list[str] = field(default_factory=list)
     subset: bool = False  # made here from a part of the official training set
 
-    def present(self) -> dict[str, Split]:
+    def present(self) -> dict[str, TaskSplit]:
         return {name: split for name in SPLITS if (split := getattr(self, name)) is not None}
 
 
 @functools.lru_cache(maxsize=4)  # the runs of a task follow each other
-def load(task_name: str, data_dir: Path | None = None, dataset: str = HUB) -> Data:
+def load(task_name: str, data_dir: Path | None = None, dataset: str = HUB) -> TaskData:
     """A task from the TSV files in `data_dir`, else from `dataset`: a name on the hub or a local folder of parquet.
 
     Raises:
@@ -95,7 +95,7 @@ def load(task_name: str, data_dir: Path | None = None, dataset: str = HUB) -> Da
     return data
 
 
-def limited(split: Split, count: int) -> Split:
+def limited(split: TaskSplit, count: int) -> TaskSplit:
     if not count or count >= len(split):
         return split
     return split.subset(np.random.default_rng(SUBSET_SEED).permutation(len(split))[:count].tolist())
@@ -109,7 +109,7 @@ def first_line(error: BaseException) -> str:
 # --- TSV files ------------------------------------------------------------------------------------------------
 
 
-def from_files(task: Task, data_dir: Path) -> Data:
+def from_files(task: Task, data_dir: Path) -> TaskData:
     if not data_dir.is_dir():
         raise RecipeError(
             f"--data-dir {data_dir}: no such folder; it must hold CoLA/train.tsv, MRPC/train.tsv … "
@@ -117,7 +117,7 @@ def from_files(task: Task, data_dir: Path) -> Data:
         )
     present = {path.name.lower(): path for path in data_dir.iterdir() if path.is_dir()} | {".": data_dir}
     candidates = [present[name.lower()] for name in FOLDERS.get(task.name, (task.title,)) if name.lower() in present]
-    data = Data()
+    data = TaskData()
     for name, stem in zip(SPLITS, task.splits, strict=True):
         stems = (stem, "AX") if task.name == "ax" and stem else (stem,)
         paths = (folder / f"{stem}.tsv{end}" for folder in candidates for stem in stems if stem for end in ("", ".xz"))
@@ -135,12 +135,12 @@ def from_files(task: Task, data_dir: Path) -> Data:
     return data
 
 
-def qqp_subset(task: Task, folder: Path) -> Data:
+def qqp_subset(task: Task, folder: Path) -> TaskData:
     """Labelled pairs of the training set alone: the last of a fixed shuffle are the dev set."""
     path = next((p for end in ("", ".xz") if (p := folder / f"qqp_subset.tsv{end}").is_file()), None)
     if path is None:
-        return Data(notes=[f"{task.title}: no qqp_subset.tsv in {folder}"])
-    data = Data(subset=True)
+        return TaskData(notes=[f"{task.title}: no qqp_subset.tsv in {folder}"])
+    data = TaskData(subset=True)
     pairs = read_split(task, path, labelled=True, notes=data.notes)
     if len(pairs) <= QQP_DEV:
         raise RecipeError(
@@ -177,7 +177,7 @@ def ends_with_line_end(path: Path) -> bool:
         return raw.read() == b"\n"
 
 
-def read_split(task: Task, path: Path, labelled: bool, notes: list[str]) -> Split:
+def read_split(task: Task, path: Path, labelled: bool, notes: list[str]) -> TaskSplit:
     rows = read_tsv(path)
     if task.name == "cola" and labelled:  # no header: source, label, the author's star, sentence
         head = ["source", "label", "star", "sentence"]
@@ -234,7 +234,7 @@ def is_label(task: Task, text: str) -> bool:
 
 def split(
     task: Task, sentences: Sequence[Sequence[str]], labels: list[float | int] | None, where: str, notes: list[str]
-) -> Split:
+) -> TaskSplit:
     """What both sources are held to.
 
     Args:
@@ -249,17 +249,17 @@ def split(
     if empty:
         notes.append(f"{task.title}: {empty} of {len(sentences)} examples of {Path(where).name} have an empty sentence")
     if labels is None:
-        return Split(first, second)
+        return TaskSplit(first, second)
     target = np.asarray(labels, dtype=np.float64 if task.head == SCORE else np.int64)
     if task.head == SCORE and not (target.min() >= 0 and target.max() <= SCORE_MAX):
         raise RecipeError(f"{where}: scores from {target.min()} to {target.max()} must lie within 0 and {SCORE_MAX}")
-    return Split(first, second, target)
+    return TaskSplit(first, second, target)
 
 
 # --- the hub --------------------------------------------------------------------------------------------------
 
 
-def from_hub(task: Task, dataset: str) -> Data:
+def from_hub(task: Task, dataset: str) -> TaskData:
     """With `datasets`: from the hub, from its cache when offline, or from a local folder of parquet files.
 
     Raises:
@@ -281,7 +281,7 @@ def from_hub(task: Task, dataset: str) -> Data:
             f"{task.title}: datasets cannot load {dataset!r}, configuration {configuration!r}: "
             f"{first_line(error)}. {remedy} or give TSV files with --data-dir"
         ) from error
-    data = Data()
+    data = TaskData()
     for name, part in zip(SPLITS, names, strict=True):
         if not part:
             continue
@@ -292,7 +292,7 @@ def from_hub(task: Task, dataset: str) -> Data:
     return data
 
 
-def hub_split(task: Task, part: Any, labelled: bool, where: str, notes: list[str]) -> Split:
+def hub_split(task: Task, part: Any, labelled: bool, where: str, notes: list[str]) -> TaskSplit:
     where = f"{task.title}: {where}"
     names = [*task.hub_columns, *(["label"] if labelled else [])]
     missing = [name for name in names if name not in part.column_names]

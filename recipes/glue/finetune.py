@@ -11,7 +11,6 @@ import shutil
 import time
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,48 +32,14 @@ from recipes.common.errors import RecipeError
 from recipes.common.workspace import write_json
 from recipes.glue.batches import IGNORED, Batches, Collator, Examples, Loader
 from recipes.glue.card import card
-from recipes.glue.data import Data, Split, first_line, limited, load
+from recipes.glue.data import TaskData, TaskSplit, first_line, limited, load
 from recipes.glue.metrics import score
 from recipes.glue.model import load_model
 from recipes.glue.origin import BEGUN, made_from
-from recipes.glue.settings import Setting
+from recipes.glue.settings import FineTuning, FineTuningOptions, Setting
 from recipes.glue.tasks import BINARY, CLASSES, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task, evaluated_with
 
 MANY_UNKNOWN = 0.05  # share of the training text's pieces, above which the result says so
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run does not depend on, but for rounding."""
-
-    data_dir: Path | None = None
-    dataset: str = "nyu-mll/glue"
-    accumulate: int = 1
-    eval_batch_size: int = 64
-    save_steps: int = 500
-    precision: str = "auto"  # bf16 on a GPU that has it
-    cpu: bool = False
-    workers: int = 0  # processes that tokenise
-    save_model: bool = False
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class Run:
-    """A task to train on, how, and where its result goes."""
-
-    model: str
-    task: str  # one that trains: not mnli-mm, not ax
-    setting: Setting
-    seed: int
-    folder: Path
-
-    @property
-    def stage(self) -> str:
-        return f"{self.task}-{self.setting.name}-s{self.seed}"
-
-    def record(self) -> dict[str, Any]:
-        return {"task": self.task, "seed": self.seed, "setting": dataclasses.asdict(self.setting)}
 
 
 class GlueTrainer(Trainer):
@@ -146,7 +111,7 @@ class Bar(TrainerCallback):
 class Diverged(TrainerCallback):
     """Ends a run whose loss is no number any more: nothing brings the weights back."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: FineTuning):
         self.run = run
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -156,14 +121,14 @@ class Diverged(TrainerCallback):
                 raise diverged(self.run, f"{name} is {value} at update {state.global_step}")
 
 
-def diverged(run: Run, what: str) -> RecipeError:
+def diverged(run: FineTuning, what: str) -> RecipeError:
     return RecipeError(
         f"{what}: the training diverged (lr {run.setting.lr:g}, batch size {run.setting.batch_size}); "
         f"try a smaller --lr in another --out"
     )
 
 
-def check_finite(run: Run, model: torch.nn.Module) -> None:
+def check_finite(run: FineTuning, model: torch.nn.Module) -> None:
     broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if broken:
         raise diverged(
@@ -177,7 +142,7 @@ def length_limit(setting: Setting, tokenizer: Any, model: Any) -> int:
     return min(setting.max_length, tokenizer.model_max_length, positions)
 
 
-def training_arguments(run: Run, options: Options, updates: int) -> TrainingArguments:
+def training_arguments(run: FineTuning, options: FineTuningOptions, updates: int) -> TrainingArguments:
     s = run.setting
     cpu = options.cpu or not torch.cuda.is_available()
     bf16 = options.precision == "bf16" or (options.precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
@@ -211,7 +176,7 @@ def training_arguments(run: Run, options: Options, updates: int) -> TrainingArgu
     )
 
 
-def run_one(run: Run, options: Options) -> dict[str, Any]:
+def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
     """Train, predict, score; writes result.json and predictions.npz into the run's folder, and returns the former.
 
     Goes on from the last whole checkpoint of an interrupted attempt.
@@ -304,14 +269,14 @@ def two_step(model: Any) -> dict[str, Any]:
 
 
 def evaluate(
-    trainer: GlueTrainer, collator: Collator, trained: str, options: Options
+    trainer: GlueTrainer, collator: Collator, trained: str, options: FineTuningOptions
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]], list[str]]:
     """Outputs for the dev and test sets of all tasks that the model answers, and dev scores."""
     arrays: dict[str, np.ndarray] = {}
     scores: dict[str, dict[str, float]] = {}
     notes: list[str] = []
     for task in evaluated_with(trained):
-        data: Data = load(task.name, options.data_dir, options.dataset)
+        data: TaskData = load(task.name, options.data_dir, options.dataset)
         notes += data.notes
         for name in ("dev", "test"):
             split = getattr(data, name)
@@ -324,7 +289,7 @@ def evaluate(
     return arrays, scores, notes
 
 
-def predict(trainer: GlueTrainer, collator: Collator, split: Split) -> np.ndarray:
+def predict(trainer: GlueTrainer, collator: Collator, split: TaskSplit) -> np.ndarray:
     """Logits (N, num_labels) in the order of `split`; batches hold sentences of like length."""
     lengths, *_ = measure(collator.tokenizer, split, collator.max_length)
     order = np.argsort(-np.asarray(lengths), kind="stable")
@@ -336,7 +301,7 @@ def predict(trainer: GlueTrainer, collator: Collator, split: Split) -> np.ndarra
     return logits
 
 
-def measure(tokenizer: Any, split: Split, limit: int) -> tuple[list[int], int, float]:
+def measure(tokenizer: Any, split: TaskSplit, limit: int) -> tuple[list[int], int, float]:
     """Tokens per example after truncation, how many were truncated, and the share of pieces that are unknown."""
     full = tokenizer(split.first, split.second, return_attention_mask=False, return_token_type_ids=False, verbose=False)
     lengths = [len(ids) for ids in full["input_ids"]]
@@ -359,7 +324,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def drop_checkpoints(run: Run) -> None:
+def drop_checkpoints(run: FineTuning) -> None:
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
 

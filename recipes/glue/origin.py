@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import read_json
 from recipes.glue.data import limited, load
 from recipes.glue.model import tokenizer_digest
+from recipes.glue.settings import FineTuning, FineTuningOptions
 from recipes.glue.tasks import evaluated_with
-
-if TYPE_CHECKING:
-    from recipes.glue.finetune import Options, Run
 
 BEGUN = "begun.json"
 
 
-def made_from(run: Run, options: Options) -> dict[str, Any]:
+def made_from(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
     """Digests of what a run learns from and is scored on. Runs of one task in one folder must not differ in them."""
     data = load(run.task, options.data_dir, options.dataset)
     assert data.train is not None
@@ -29,7 +27,7 @@ def made_from(run: Run, options: Options) -> dict[str, Any]:
     return facts if tokenizer is None else {**facts, "tokenizer": tokenizer}
 
 
-def check_made_from(run: Run, options: Options) -> None:
+def check_made_from(run: FineTuning, options: FineTuningOptions) -> None:
     """Raise RecipeError where another run of the task, or this one before it was interrupted, was made from others."""
     facts = made_from(run, options)
     for name in (BEGUN, "result.json"):

@@ -1,109 +1,68 @@
-"""What a finished command leaves: result.json, table.csv, report.md, report.html (which needs no network)."""
+"""What a finished command leaves: result.json, table.csv, report.md, and report.html, which needs no network."""
 
 from __future__ import annotations
 
-import html
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.common.page import STYLE, png, table
+from recipes.common.report import Figure, Report, Table, Text, write_all
 from recipes.common.workspace import Workspace, write_json
 from recipes.glue import results
 from recipes.glue.tasks import TASKS
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
 PACKAGES = ("macaron-net", "torch", "transformers", "datasets", "tokenizers", "scikit-learn", "scipy", "numpy")
+
+FIGURES = (
+    "Per cent. MRPC and QQP: F1/accuracy; STS-B: Pearson/Spearman; CoLA: Matthews correlation; else accuracy. The "
+    "average leaves WNLI out and takes two figures of a task as their mean."
+)
 
 
 def write_report(
     space: Workspace, facts: dict[str, Any], tasks: dict[str, results.Result], runs: list[results.Result]
 ) -> list[Path]:
-    """Write all four; returns their paths. `facts`: name, parameters, notes, failed, environment, settings."""
+    """Write all of them; returns their paths. `facts`: name, parameters, notes, failed, environment, settings."""
+    target = space.folder / "result.json"
+    write_json(target, {**facts, "tasks": tasks})
+    csv = write_all(space.folder, {"table.csv": results.as_csv(*results.details(tasks))})
+    return [target, *csv, *report_of(facts, tasks, runs).write(space.folder, markdown="report.md")]
+
+
+def report_of(facts: dict[str, Any], tasks: dict[str, results.Result], runs: list[results.Result]) -> Report:
     head, rows = results.dev_table({facts["name"]: tasks})
-    details = results.details(tasks)
-    write_json(space.folder / "result.json", {**facts, "tasks": tasks})
-    notes = facts["notes"] + [f"failed: {stage}: {message}" for stage, message in facts["failed"].items()]
-    files = {
-        "table.csv": results.as_csv(*details),
-        "report.md": markdown(facts, (head, rows), details, notes),
-        "report.html": page(facts, (head, rows), details, notes, tasks, runs),
-    }
-    for name, content in files.items():
-        partial = space.folder / f"{name}.part"
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, space.folder / name)
-    return [space.folder / name for name in ("result.json", *files)]
-
-
-Table = tuple[list[str], list[list[str]]]
-
-
-def markdown(facts: dict[str, Any], dev: Table, details: Table, notes: list[str]) -> str:
-    command = facts["environment"]["command"]
-    parts = [f"# GLUE: {facts['name']}", results.as_markdown(*dev), f"`{command}`", results.as_markdown(*details)]
-    return "\n\n".join([*parts, *(f"* {note}" for note in notes)]) + "\n"
-
-
-def page(
-    facts: dict[str, Any],
-    dev: Table,
-    details: Table,
-    notes: list[str],
-    tasks: dict[str, results.Result],
-    runs: list[results.Result],
-) -> str:
+    report = Report(f"GLUE: {facts['name']}", [Table(rows, head)])
+    report.add(Text(FIGURES))
+    report.add(*(Text(note, "item") for note in facts["notes"]))
+    report.add(*(Text(f"failed: {stage}: {message}", "item") for stage, message in facts["failed"].items()))
+    head, rows = results.details(tasks)
+    report.section("Per task", Table(rows, head))
+    if tasks:
+        report.section("Training loss", Figure("loss", loss_figure(tasks, runs), "training loss"))
     searched = [
-        [
-            TASKS[name].title,
-            *(str(value) for value in line["setting"].values()),
-            str(line["seeds"]),
-            f"{line['mean']:.2f}",
-        ]
+        [TASKS[name].title, *map(str, line["setting"].values()), str(line["seeds"]), f"{line['mean']:.2f}"]
         for name, entry in tasks.items()
         if len(entry["searched"]) > 1
         for line in entry["searched"]
     ]
-    fields = list(next(iter(tasks.values()))["setting"]) if tasks else []
-    figure = png(loss_figure(tasks, runs)) if tasks else ""
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><title>GLUE</title>',
-            f"<style>{STYLE} body {{ max-width: 80rem }}</style></head><body>",
-            f"<h1>GLUE: {html.escape(facts['name'])}</h1>",
-            table(dev[1], dev[0]),
-            "<p>Per cent. MRPC and QQP: F1/accuracy; STS-B: Pearson/Spearman; CoLA: Matthews correlation; else "
-            "accuracy. The average leaves WNLI out and takes two figures of a task as their mean.</p>",
-            *(["<ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"] if notes else []),
-            "<h2>Per task</h2>",
-            table(details[1], details[0]),
-            *(
-                [f'<h2>Training loss</h2>\n<img alt="training loss" src="data:image/png;base64,{figure}">']
-                if figure
-                else []
-            ),
-            *(["<h2>Search</h2>", table(searched, ["task", *fields, "seeds", "mean"])] if searched else []),
-            "<h2>How it was made</h2>",
-            table([[key, str(value)] for key, value in facts["environment"].items()]),
-            table([[key, str(value)] for key, value in facts["settings"].items()]),
-            "</body></html>\n",
-        ]
-    )
+    if searched:
+        fields = list(next(iter(tasks.values()))["setting"])
+        report.section("Search", Table(searched, ["task", *fields, "seeds", "mean"]))
+    return report.section("How it was made", Table.of(facts["environment"]), Table.of(facts["settings"]))
 
 
-def loss_figure(tasks: dict[str, results.Result], runs: list[results.Result]) -> Figure:
+def loss_figure(tasks: dict[str, results.Result], runs: list[results.Result]) -> Drawing:
     """Loss per update of the chosen setting's runs, one panel per task."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     by_name = {run["run"]: run for run in runs}
     shown = {name: entry for name, entry in tasks.items() if not TASKS[name].trains_on}
     shown = shown or tasks
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
-    figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
+    figure = Drawing(figsize=(4 * columns, 3 * lines), layout="constrained")
     for axes, (name, entry) in zip(figure.subplots(lines, columns, squeeze=False).flat, shown.items(), strict=False):
         for run in entry["runs"]:
             points = by_name[run]["loss"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from recipes.common.errors import RecipeError
+from recipes.common.main import module
 from recipes.common.statistics import Summary, summary
 from recipes.common.workspace import Workspace, read_json
 from recipes.glue.metrics import main_figure
@@ -162,12 +163,6 @@ def as_text(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows])
 
 
-def as_markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in lines]  # names are the user's
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
-
-
 def as_csv(head: list[str], rows: list[list[str]]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([head, *rows])
@@ -182,8 +177,10 @@ def read_results(folder: Path) -> Result:
     """
     path = folder / "result.json"
     if not path.is_file():
-        raise RecipeError(f"{folder}: no result.json; give the --out folder of a python -m recipes.glue that has ended")
+        raise RecipeError(
+            f"{folder}: no result.json; give the --out folder of a python -m {module('glue')} that has ended"
+        )
     result = read_json(path)
     if not isinstance(result, dict):
-        raise RecipeError(f"{path}: holds no table of results; give the --out folder of python -m recipes.glue")
+        raise RecipeError(f"{path}: holds no table of results; give the --out folder of python -m {module('glue')}")
     return result

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-import queue
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from recipes.common.errors import RecipeError
-from recipes.common.leash import end_with_parent
+from recipes.common.jobs import Call, Outcome, Task, run_all, slots
 from recipes.common.workspace import Workspace, digest
-from recipes.glue.data import first_line
-from recipes.glue.finetune import Options, Run, drop_checkpoints, run_one
+from recipes.glue.finetune import drop_checkpoints, run_one
 from recipes.glue.origin import check_made_from
+from recipes.glue.settings import FineTuning, FineTuningOptions
 
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
@@ -62,7 +57,9 @@ def shared_by_all(value: Any, cpu: bool) -> Any:
     return box[0]
 
 
-def execute(runs: Sequence[Run], options: Options, space: Workspace | None, jobs: int) -> dict[str, str]:
+def execute(
+    runs: Sequence[FineTuning], options: FineTuningOptions, space: Workspace | None, jobs: int
+) -> dict[str, str]:
     """Do the runs that are not stamped yet; {stage: message} of those that failed. `space` is None but on rank 0.
 
     A run that fails, for whatever reason, leaves the others alone; where several processes share one, all end with it.
@@ -77,125 +74,42 @@ def execute(runs: Sequence[Run], options: Options, space: Workspace | None, jobs
     if space and len(todo) < len(runs):
         print(f"runs      {len(runs) - len(todo)} of {len(runs)} done before")
     failed = {}
-    outcomes = in_parallel(todo, options, jobs) if jobs > 1 and len(todo) > 1 else in_turn(todo, options)
-    for run, outcome, seconds in outcomes:
-        if isinstance(outcome, str):
-            failed[run.stage] = outcome
-            tqdm.write(f"{run.stage}: {outcome}")
+    of_stage = {run.stage: run for run in todo}
+
+    def conclude(task: Task, outcome: Outcome) -> None:
+        run = of_stage[task.name]
+        if outcome.error:
+            failed[run.stage] = explained(run, outcome)
+            if world_size() > 1:
+                raise RecipeError(f"{run.stage}: {failed[run.stage]}")  # the other processes stop at it too
+            tqdm.write(f"{run.stage}: {failed[run.stage]}")
         elif space is not None:
             made = [run.folder / "result.json", run.folder / "predictions.npz"]
-            space.finish(run.stage, made, time.time() - seconds)
+            space.finish(run.stage, made, time.time() - outcome.seconds)
             drop_checkpoints(run)
-            tqdm.write(shown(run, outcome, seconds))
+            tqdm.write(shown(run, outcome.value, outcome.seconds))
+
+    beside = min(jobs, len(todo))
+    calls = [Call(run.stage, run_one, (run, options)) for run in todo]
+    run_all(calls, slots(beside, share=True) if beside > 1 else (), done=conclude)
     return failed
 
 
-def explained(run: Run, error: Exception) -> str:
+def explained(run: FineTuning, outcome: Outcome) -> str:
     """In one line; what the user cannot mend is kept in full beside the run."""
-    if isinstance(error, RecipeError):
-        return first_line(error)
-    message = f"{type(error).__name__}: {first_line(error)}"
+    message = " ".join(outcome.error.split())
+    if not outcome.trace:
+        return message
     try:
-        (run.folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        (run.folder / "error.txt").write_text(outcome.trace, encoding="utf-8")
     except OSError:
         return message
     return f"{message} (the whole of it is in {run.folder / 'error.txt'})"
 
 
-def shown(run: Run, result: dict[str, Any], seconds: float) -> str:
+def shown(run: FineTuning, result: dict[str, Any], seconds: float) -> str:
     scores = "; ".join(
         f"{task} " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
         for task, metrics in result["scores"].items()
     )
     return f"{run.stage:<40} {scores}   ({seconds:.0f} s)"
-
-
-def in_turn(runs: Sequence[Run], options: Options) -> Iterator[tuple[Run, dict[str, Any] | str, float]]:
-    for run in runs:
-        outcome, seconds = timed(run, options)
-        if isinstance(outcome, str) and world_size() > 1:
-            raise RecipeError(f"{run.stage}: {outcome}")  # the other processes stop at it too
-        yield run, outcome, seconds
-
-
-def in_parallel(runs: Sequence[Run], options: Options, jobs: int) -> Iterator[tuple[Run, dict[str, Any] | str, float]]:
-    """`jobs` processes, each with a GPU of its own where there are any, else with its share of the cores."""
-    workers: queue.Queue[Worker] = queue.Queue()
-    for place in range(min(jobs, len(runs))):
-        workers.put(Worker(place, jobs))
-
-    def run_in_one(run: Run) -> tuple[dict[str, Any] | str, float]:
-        worker = workers.get()
-        try:
-            return worker(run, options)
-        finally:
-            workers.put(worker)
-
-    pool = ThreadPoolExecutor(workers.qsize())
-    try:
-        futures = {pool.submit(run_in_one, run): run for run in runs}
-        for future in tqdm(as_completed(futures), total=len(runs), desc="runs", unit="run"):
-            yield futures[future], *future.result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        while not workers.empty():
-            workers.get().close()
-
-
-class Worker:
-    """A process that does one run after another; a new one where it was killed."""
-
-    def __init__(self, place: int, jobs: int):
-        self.place, self.jobs = place, jobs
-        self.open()
-
-    def open(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.process = ProcessPoolExecutor(1, mp_context=context, initializer=prepare, initargs=(self.place, self.jobs))
-
-    def close(self) -> None:
-        self.process.shutdown()
-
-    def __call__(self, run: Run, options: Options) -> tuple[dict[str, Any] | str, float]:
-        try:
-            return self.process.submit(timed, run, options).result()
-        except BrokenProcessPool:
-            self.close()
-            self.open()
-            return "its process was killed; was there memory enough? The same command goes on with it", 0.0
-
-
-def timed(run: Run, options: Options) -> tuple[dict[str, Any] | str, float]:
-    """(the result, or what went wrong, and seconds)"""
-    started = time.time()
-    try:
-        outcome: dict[str, Any] | str = run_one(run, options)
-    except Exception as error:
-        outcome = explained(run, error)
-    return outcome, time.time() - started
-
-
-def prepare(place: int, jobs: int) -> None:
-    """A worker: takes a GPU or its share of the cores, and ends with the process that started it."""
-    import torch
-
-    gpus = visible_gpus()
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    end_with_parent()
-
-
-def visible_gpus() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES, without starting CUDA here."""
-    import torch
-
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return given.split(",")[:count] if given else [str(index) for index in range(count)]

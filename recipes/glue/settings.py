@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
@@ -100,3 +101,37 @@ def plan(preset: str, task: Task, seeds: list[int] | None = None, **overrides: A
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = list(dict.fromkeys(dataclasses.replace(setting, **given) for setting in settings))
     return [(setting, seed) for setting in settings for seed in dict.fromkeys(seeds or own)]
+
+
+@dataclass(frozen=True)
+class FineTuningOptions:
+    """What a run does not depend on, but for rounding."""
+
+    data_dir: Path | None = None
+    dataset: str = "nyu-mll/glue"
+    accumulate: int = 1
+    eval_batch_size: int = 64
+    save_steps: int = 500
+    precision: str = "auto"  # bf16 on a GPU that has it
+    cpu: bool = False
+    workers: int = 0  # processes that tokenise
+    save_model: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """A task to train on, how, and where its result goes."""
+
+    model: str
+    task: str  # one that trains: not mnli-mm, not ax
+    setting: Setting
+    seed: int
+    folder: Path
+
+    @property
+    def stage(self) -> str:
+        return f"{self.task}-{self.setting.name}-s{self.seed}"
+
+    def record(self) -> dict[str, Any]:
+        return {"task": self.task, "seed": self.seed, "setting": dataclasses.asdict(self.setting)}

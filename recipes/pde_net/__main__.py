@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
+from recipes.common.main import command_line, command_shown, module, run_command
 from recipes.common.provenance import environment
-from recipes.common.workspace import Workspace
-from recipes.pde_net.settings import PRESETS, Settings, blocks, constraints_for, flag, settings_for, variants
+from recipes.common.workspace import Stage, Workspace
+from recipes.pde_net.settings import PRESETS, PDESettings, blocks, constraints_for, flag, settings_for, variants
 
 PACKAGES = ("macaron-net", "torch", "numpy", "scipy", "matplotlib")
 SETTINGS: tuple[tuple[str, type, str], ...] = (
@@ -40,12 +40,15 @@ SETTINGS: tuple[tuple[str, type, str], ...] = (
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.pde_net",
-        description="PDE-Net 2.0: equations are learned from fields by filters that are derivatives by construction "
+    p = command_line(
+        "pde_net",
+        "PDE-Net 2.0: equations are learned from fields by filters that are derivatives by construction "
         "and networks that are polynomials, block by block, and printed. The talk's table: true equation, frozen and "
         "trained filters, over seeds; long roll-outs, and whether the learned equation blows up. Interrupted? The same "
         "command goes on after the last finished block; seeds, constraints and solvers can be added.",
+        out="pde_net_output/SYSTEM",
+        seeds=(1, 2, 3),
+        jobs="seeds at a time, a process of one thread each (default: as many as cores)",
         epilog="Times are dimensionless, an axis is 2 pi long; with --data both are in the file's units, and so is the "
         "equation. settings.json and the report in the output folder show all settings. With --data "
         "FILE.npz: fields (samples, time, components, y, x), time, components, x, y.",
@@ -54,17 +57,12 @@ def parser() -> argparse.ArgumentParser:
                    "(default: burgers)")  # fmt: skip
     p.add_argument("--data", type=Path, metavar="FILE", help="fields of your own, npz, in the place of --system")
     p.add_argument("--components", nargs="+", metavar="NAME", help="with --data: those to use (default: all)")
-    p.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: pde_net_output/SYSTEM)")
-    p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default: 1 2 3")
     p.add_argument("--constraint", nargs="+", metavar="C",
                    help="of the filters: frozen, moment, free, or the order of accuracy that is held (default: "
                    "frozen 2; with other systems than burgers frozen and --max-order + 1)")  # fmt: skip
     p.add_argument("--solver", nargs="+", default=["euler"], metavar="NAME",
                    help="of the time steps, such as euler heun, which are then compared on equal data (default: "
                    "euler)")  # fmt: skip
-    p.add_argument("--jobs", type=int, metavar="N", help="seeds at a time, a process of one thread each (default: as "
-                   "many as cores)")  # fmt: skip
-    p.add_argument("--restart", action="store_true", help="set an existing --out aside and begin anew")
     group = p.add_argument_group("settings (a folder keeps those it was made with)")
     group.add_argument("--blocks", metavar="B", help="steps of each block of training, such as 0-6,9,12; 0: the "
                        "warm-up, a step without regularisation and with the filters as they start")  # fmt: skip
@@ -92,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("pde_net", lambda: command(parser().parse_args(argv)))
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> PDESettings:
     """
     Raises:
         RecipeError: options that do not go together, or numbers that no run can have.
@@ -126,16 +124,15 @@ def command(args: argparse.Namespace) -> int:
         own = fields.read(data, args.components)
         settings = dataclasses.replace(settings, components=own.components, data=digest(data))
     out = args.out or Path("pde_net_output") / (data.stem if data else settings.system)
-    experiment = pipeline.Experiment(settings, tuple(found), seeds, out.resolve(), data)
+    experiment = pipeline.PDEExperiment(settings, tuple(found), seeds, out.resolve(), data)
     pipeline.check(experiment)
-    space = Workspace(experiment.folder, dataclasses.asdict(settings), restart=args.restart)
-    with space.lock:
+    with Workspace(experiment.folder, dataclasses.asdict(settings), restart=args.restart) as space:
         print(f"pde_net   {data or settings.system} in {out}: {len(found)} variants, {len(seeds)} seeds", flush=True)
         started, spent = time.time(), cpu_seconds()
-        facts = environment(shlex.join(["python", "-m", "recipes.pde_net", *sys.argv[1:]]), PACKAGES)
+        facts = environment(command_shown("pde_net"), PACKAGES)
         facts |= {"threads": 1, "seeds at a time": min(jobs, len(seeds))}
-        pipeline.make_test(experiment, space)
-        failed = pipeline.run_all(experiment, jobs)
+        space.run([Stage("test", partial(pipeline.make_test, experiment))])
+        failed = pipeline.run_seeds(experiment, jobs)
         facts["load average at the end"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
         facts["processor time of this call"] = f"{(cpu_seconds() - spent) / 60:.1f} min"
         facts["wall time of this call"] = f"{(time.time() - started) / 60:.1f} min"
@@ -143,7 +140,7 @@ def command(args: argparse.Namespace) -> int:
     print((experiment.folder / "table.md").read_text(encoding="utf-8"))
     print("\n".join(f"  {path}" for path in paths))
     for run, message in failed.items():
-        print(f"recipes.pde_net: {run} failed: {message}", file=sys.stderr)
+        print(f"{module('pde_net')}: {run} failed: {message}", file=sys.stderr)
     return 1 if failed else 0
 
 

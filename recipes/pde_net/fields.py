@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from recipes.common.errors import RecipeError
-from recipes.pde_net.settings import Settings
+from recipes.pde_net.settings import PDESettings
 from recipes.pde_net.systems import generator
 
 KEYS = ("time", "components", "x", "y", "fields")
@@ -205,7 +205,7 @@ def stored(path: Path) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Split:
+class FieldSplit:
     """What is learned from, and what the roll-outs are held against: (samples, T, C, H, W) each."""
 
     training: Tensor
@@ -213,7 +213,7 @@ class Split:
     rule: str
 
 
-def split(fields: Fields, settings: Settings) -> Split:
+def split(fields: Fields, settings: PDESettings) -> FieldSplit:
     """The last samples are held out; of a single sample the last times.
 
     Raises:
@@ -223,10 +223,14 @@ def split(fields: Fields, settings: Settings) -> Split:
     samples, times = fields.values.shape[:2]
     if samples > 1:
         kept = samples - min(samples - 1, max(1, round(samples * settings.held_out)))
-        parts = Split(fields.values[:kept], fields.values[kept:], f"the last {samples - kept} of {samples} samples")
+        parts = FieldSplit(
+            fields.values[:kept], fields.values[kept:], f"the last {samples - kept} of {samples} samples"
+        )
     else:
         kept = times - max(2, round(times * settings.held_out))
-        parts = Split(fields.values[:, :kept], fields.values[:, kept:], f"the last {times - kept} of {times} times")
+        parts = FieldSplit(
+            fields.values[:, :kept], fields.values[:, kept:], f"the last {times - kept} of {times} times"
+        )
     for index, name in enumerate(fields.components):
         if not parts.training[:, :, index].std() > 0:
             raise RecipeError(
@@ -258,7 +262,7 @@ def split(fields: Fields, settings: Settings) -> Split:
     return parts
 
 
-def windows(training: Tensor, settings: Settings, seed: int, block: int) -> Tensor:
+def windows(training: Tensor, settings: PDESettings, seed: int, block: int) -> Tensor:
     """Data of a block, drawn anew for each: (steps + 1, samples, C, H, W), with settings.noise on every time."""
     steps, random = max(block, 1), generator(seed, block)
     starts = training.shape[1] - steps
@@ -268,5 +272,5 @@ def windows(training: Tensor, settings: Settings, seed: int, block: int) -> Tens
     return u + scale * torch.randn(u.shape, generator=random, dtype=u.dtype)
 
 
-def with_names(settings: Settings, fields: Fields, digest: str) -> Settings:
+def with_names(settings: PDESettings, fields: Fields, digest: str) -> PDESettings:
     return dataclasses.replace(settings, components=fields.components, data=digest)

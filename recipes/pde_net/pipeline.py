@@ -13,15 +13,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import multiprocessing
 import os
-import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +33,25 @@ from macaron.pde import PDENet
 from macaron.pde.symnet import MOST_TERMS
 from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
-from recipes.common.leash import end_with_parent
-from recipes.common.workspace import Workspace, read_json, write_json
+from recipes.common.jobs import Call, patience, run_all, tell
+from recipes.common.workspace import Made, Stage, Workspace, read_json, write_json
 from recipes.pde_net import evaluation, fields, systems, training
-from recipes.pde_net.settings import Settings, Variant
+from recipes.pde_net.settings import PDESettings, PDEVariant
 
 FRAMES = 40  # of a roll-out, for systems whose data are made here
 TEST = 2**32  # the key of the test trajectories; no seed from 1 to 2³² − 1 has it
 LONG_BLOCK = 400  # iterations; only the progress bar asks
-Tell = Callable[[str, float], None]  # a line or "", and how many units of work are done
 
 
 @dataclass(frozen=True)
-class Experiment:
+class PDEExperiment:
     """
     Args:
         data: the user's own fields, None where the recipe makes them.
     """
 
-    settings: Settings
-    variants: tuple[Variant, ...]
+    settings: PDESettings
+    variants: tuple[PDEVariant, ...]
     seeds: tuple[int, ...]
     folder: Path
     data: Path | None
@@ -90,7 +85,7 @@ def own_fields(path: Path, components: tuple[str, ...], expected: str) -> fields
     return fields.read(path, components)
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: PDEExperiment) -> None:
     """What cannot be built or learned from is said before anything is made."""
     dx, _ = experiment.grid()
     settings = experiment.settings
@@ -115,11 +110,9 @@ def check(experiment: Experiment) -> None:
         fields.split(experiment.own(), experiment.settings)
 
 
-def make_test(experiment: Experiment, space: Workspace) -> None:
+def make_test(experiment: PDEExperiment) -> Made:
     """The true trajectories, without noise, from random initial fields or what was held out."""
-    if space.stamp("test") is not None:
-        return
-    started, settings = time.time(), experiment.settings
+    settings = experiment.settings
     dx, dt = experiment.grid()
     if experiment.data:
         truth = fields.split(experiment.own(), settings).test.movedim(0, 1)
@@ -133,8 +126,7 @@ def make_test(experiment: Experiment, space: Workspace) -> None:
             for i in tqdm(range(settings.test), desc="test trajectories", unit="run", mininterval=patience())
         ]
         truth = torch.stack(rows, 1)
-    path = save_fields(experiment.folder / "test.npz", truth, settings.components, dx, dt)
-    space.finish("test", [path], started)
+    return Made([save_fields(experiment.folder / "test.npz", truth, settings.components, dx, dt)])
 
 
 def save_fields(path: Path, u: Tensor, components: Sequence[str], dx: float, dt: float) -> Path:
@@ -156,34 +148,33 @@ def load_fields(path: Path) -> Tensor:
 # --- one seed -------------------------------------------------------------------------------------------------
 
 
-def run_seed(experiment: Experiment, seed: int, tell: Tell) -> dict[str, str]:
-    """Everything of a seed that is not done yet; {variant: message} of those that failed."""
+def run_seed(experiment: PDEExperiment, seed: int) -> dict[str, str]:
+    """Everything of a seed that is not done yet; {variant: message} of those that failed.
+
+    Raises:
+        RecipeError: the seed's data cannot be made, or are not what they were.
+    """
     record = dataclasses.asdict(experiment.settings) | {"seed": seed}
-    space = Workspace(experiment.seed_folder(seed), record)
-    with space.lock:
-        one = Seed(experiment, seed, space, tell)
-        one.chain({f"data-{block}": partial_block(one.make_data, block) for block in experiment.settings.blocks})
+    with Workspace(experiment.seed_folder(seed), record) as space:
+        one = Seed(experiment, seed, space)
+        of_variants = {variant.name: one.stages(variant) for variant in experiment.variants}
+        stages = [*one.data_stages(), *(stage for of_one in of_variants.values() for stage in of_one)]
+        wrong = space.run(stages, keep_going=True, say=lambda line: None)
+        if data := [message for stage, message in wrong.items() if stage.startswith("data-")]:
+            raise RecipeError(data[0])
         failed = {}
-        for variant in experiment.variants:
-            try:
-                one.chain(one.stages(variant))
-            except RecipeError as error:
-                failed[f"seed {seed}, {variant.name}"] = str(error)
-                tell(f"seed {seed}  {variant.name}: {error}", 0.0)
+        for variant, of_one in of_variants.items():
+            if message := next((wrong[stage.name] for stage in of_one if stage.name in wrong), ""):
+                failed[f"seed {seed}, {variant}"] = message
+                tell(f"seed {seed}  {variant}: {message}")
         return failed
-
-
-def partial_block(work: Callable[[int, str, float], None], block: int) -> Callable[[str, float], None]:
-    return lambda stage, started: work(block, stage, started)
 
 
 class Seed:
     """The stages of one seed, each done once."""
 
-    def __init__(self, experiment: Experiment, seed: int, space: Workspace, tell: Tell) -> None:
-        self.experiment, self.settings, self.seed, self.space, self.tell = (
-            experiment, experiment.settings, seed, space, tell,
-        )  # fmt: skip
+    def __init__(self, experiment: PDEExperiment, seed: int, space: Workspace) -> None:
+        self.experiment, self.settings, self.seed, self.space = experiment, experiment.settings, seed, space
         self.dx, self.dt = experiment.grid()
         self.units: evaluation.Units | None = None
         self.length = 1.0
@@ -198,31 +189,25 @@ class Seed:
         """Δt in the network's time."""
         return self.dt / (self.units.time if self.units else 1.0)
 
-    def chain(self, stages: Mapping[str, Callable[[str, float], None]]) -> None:
-        """As `Workspace.run`: what follows a stage that had to be done is done again."""
-        names = list(stages)
-        for number, (stage, work) in enumerate(stages.items()):
-            if self.space.stamp(stage) is None:
-                for later in names[number:]:
-                    (self.space.folder / "stamps" / f"{later}.json").unlink(missing_ok=True)
-                work(stage, time.time())
+    def data_stages(self) -> list[Stage]:
+        return [Stage(f"data-{block}", partial(self.make_data, block), needs=()) for block in self.settings.blocks]
 
-    def stages(self, variant: Variant) -> dict[str, Callable[[str, float], None]]:
+    def stages(self, variant: PDEVariant) -> list[Stage]:
+        """Block after block, each on its own data; the first data are what a network is normalised by."""
         blocks = self.settings.blocks
-        made: dict[str, Callable[[str, float], None]] = {}
+        made = []
         for before, block in zip((None, *blocks), blocks, strict=False):
-            made[stage_of(variant, block)] = self.block_of(variant, block, before)
-        made[f"{variant.name}-rollout"] = lambda stage, started: self.roll_out(variant, stage, started)
-        return made
-
-    def block_of(self, variant: Variant, block: int, before: int | None) -> Callable[[str, float], None]:
-        return lambda stage, started: self.train(variant, block, before, stage, started)
+            needs = {f"data-{blocks[0]}", f"data-{block}", *(() if before is None else (stage_of(variant, before),))}
+            work = partial(self.train, variant, block, before)
+            made.append(Stage(stage_of(variant, block), work, needs=tuple(sorted(needs))))
+        last = stage_of(variant, blocks[-1])
+        return [*made, Stage(f"{variant.name}-rollout", partial(self.roll_out, variant), needs=(last,))]
 
     def data(self, block: int) -> Tensor:
         """In the network's units."""
         return load_fields(self.space.folder / f"data-{block}.npz") / self.scale
 
-    def make_data(self, block: int, stage: str, started: float) -> None:
+    def make_data(self, block: int) -> Made:
         own = self.experiment.data is not None
         if own:
             training_part = fields.split(self.experiment.own(), self.settings).training
@@ -230,10 +215,10 @@ class Seed:
         else:
             u = systems.observed(self.settings, self.seed, block)
         path = save_fields(self.space.folder / f"data-{block}.npz", u, self.settings.components, self.dx, self.dt)
-        self.space.finish(stage, [path], started)
-        self.tell("", 1.0)
+        tell(units=1.0)
+        return Made([path])
 
-    def network(self, variant: Variant, block: int | None) -> PDENet:
+    def network(self, variant: PDEVariant, block: int | None) -> PDENet:
         """As a block left it, or as it starts."""
         net = training.network(self.settings, variant, self.dx / self.length, self.seed)
         if block is not None:
@@ -245,15 +230,15 @@ class Seed:
             training.normalize(net, self.data(self.settings.blocks[0])[0])
         return net
 
-    def train(self, variant: Variant, block: int, before: int | None, stage: str, started: float) -> None:
-        net, u = self.network(variant, before), self.data(block)
+    def train(self, variant: PDEVariant, block: int, before: int | None) -> Made:
+        started, net, u = time.time(), self.network(variant, before), self.data(block)
         units, told = cost(variant, block), 0.0
 
         def progress(iterations: int) -> None:
             nonlocal told
             now = units * min(0.95, iterations / LONG_BLOCK)
             if now - told > units / 50:
-                self.tell("", now - told)
+                tell(units=now - told)
                 told = now
 
         result = training.train_block(net, u, block, self.step, variant.solver, self.settings, progress)
@@ -264,15 +249,15 @@ class Seed:
         weights, record = folder / f"block-{block}.pt", folder / f"block-{block}.json"
         checkpoint.save({"model": net.state_dict()}, weights)
         write_json(record, result)
-        self.space.finish(stage, [weights, record], started)
         line = (
             f"seed {self.seed}  {variant.name}  block {block}: {result['iterations']} iterations, loss "
             f"{result['loss']:.3g}, {result['seconds']:.0f} s"
         )
         shown = [equation["formula"] for equation in result["equations"]] if block else []
-        self.tell("\n".join([line, *(f"    {shortened(formula)}" for formula in shown)]), units - told)
+        tell("\n".join([line, *(f"    {shortened(formula)}" for formula in shown)]), units - told)
+        return Made([weights, record])
 
-    def roll_out(self, variant: Variant, stage: str, started: float) -> None:
+    def roll_out(self, variant: PDEVariant) -> Made:
         net = self.network(variant, self.settings.blocks[-1])
         truth = load_fields(self.experiment.folder / "test.npz") / self.scale
         found = evaluation.roll_out(net, truth, self.step, self.experiment.every(), variant.solver, self.dt)
@@ -280,15 +265,15 @@ class Seed:
         record, middle = folder / "rollout.json", folder / "middle.pt"
         write_json(record, found.record())
         checkpoint.save({"model": {"middle": found.last * self.scale}}, middle)
-        self.space.finish(stage, [record, middle], started)
         gone = [t for t in found.blown_up if t is not None]
         text = f"BLOWS UP in {len(gone)} of {len(found.blown_up)} roll-outs, first at t = {min(gone):g}" if gone else (
             f"none of {len(found.blown_up)} roll-outs to t = {found.times[-1]:g} blows up"
         )  # fmt: skip
-        self.tell(f"seed {self.seed}  {variant.name}  {text}", 1.0)
+        tell(f"seed {self.seed}  {variant.name}  {text}", 1.0)
+        return Made([record, middle])
 
 
-def stage_of(variant: Variant, block: int) -> str:
+def stage_of(variant: PDEVariant, block: int) -> str:
     return f"{variant.name}-{block}"
 
 
@@ -297,7 +282,7 @@ def shortened(text: str, most: int = 110) -> str:
     return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
 
 
-def cost(variant: Variant, block: int) -> float:
+def cost(variant: PDEVariant, block: int) -> float:
     """Units of work, for the progress bar; data of a block and a roll-out are about one."""
     return float(max(block, 1) * get_solver(variant.solver).stages)
 
@@ -305,7 +290,7 @@ def cost(variant: Variant, block: int) -> float:
 # --- all seeds ------------------------------------------------------------------------------------------------
 
 
-def work_left(experiment: Experiment) -> float:
+def work_left(experiment: PDEExperiment) -> float:
     """Units of work that are not stamped; what a stamp says is looked at later."""
     total = 0.0
     for seed in experiment.seeds:
@@ -318,92 +303,19 @@ def work_left(experiment: Experiment) -> float:
     return total
 
 
-def patience() -> float:
-    """Seconds between two states of a progress bar: often on a terminal, seldom in a log."""
-    return 0.5 if os.isatty(2) else 60.0
-
-
-def run_all(experiment: Experiment, jobs: int) -> dict[str, str]:
+def run_seeds(experiment: PDEExperiment, jobs: int) -> dict[str, str]:
     """Every seed; {run: message} of those that failed."""
     torch.set_num_threads(1)  # sums are then added in the same order wherever it runs
-    form = "{l_bar}{bar}| {elapsed}, {remaining} left"
-    with tqdm(total=work_left(experiment), desc="train", bar_format=form, mininterval=patience()) as bar:
-
-        def tell(line: str, units: float) -> None:
-            if line:
-                bar.write(line)
-            bar.update(min(units, max(0.0, bar.total - bar.n)))
-
-        if jobs == 1 or len(experiment.seeds) == 1:
-            failed: dict[str, str] = {}
-            for seed in experiment.seeds:
-                failed |= attempt(experiment, seed, tell)
-            return failed
-        return in_processes(experiment, min(jobs, len(experiment.seeds)), tell)
-
-
-_news: Any = None
-
-
-def begin(news: Any) -> None:
-    """A worker: one thread, ends with the process that started it."""
-    global _news
-    _news = news
-    torch.set_num_threads(1)
-    end_with_parent()
-
-
-def run_in_worker(experiment: Experiment, seed: int) -> dict[str, str]:
-    return attempt(experiment, seed, lambda line, units: _news.put((line, units)))
-
-
-def attempt(experiment: Experiment, seed: int, tell: Tell) -> dict[str, str]:
-    """`run_seed`; a seed that cannot begin leaves the others alone."""
-    try:
-        return run_seed(experiment, seed, tell)
-    except RecipeError as error:
-        return {f"seed {seed}": str(error)}
-
-
-@contextmanager
-def workers(jobs: int, news: Any, context: Any) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=begin, initargs=(news,))
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    pool.shutdown()
-
-
-def in_processes(experiment: Experiment, jobs: int, tell: Tell) -> dict[str, str]:
-    context = multiprocessing.get_context("spawn")
-    news = context.Queue()
+    calls = [Call(f"seed {seed}", run_seed, (experiment, seed)) for seed in experiment.seeds]
+    beside = min(jobs, len(calls))
+    slots = [{"OMP_NUM_THREADS": "1"}] * beside if beside > 1 else []
     failed: dict[str, str] = {}
-    with workers(jobs, news, context) as pool:
-        runs = {seed: pool.submit(run_in_worker, experiment, seed) for seed in experiment.seeds}
-        while True:
-            over = all(run.done() for run in runs.values())
-            try:
-                tell(*news.get(timeout=0.1 if over else 0.5))
-            except queue.Empty:
-                if over:
-                    break
-        for seed, run in runs.items():
-            failed |= outcome(seed, run)
+    for name, outcome in run_all(calls, slots, desc="train", total=work_left(experiment)).items():
+        failed |= {name: outcome.error} if outcome.error else outcome.value
     return failed
 
 
-def outcome(seed: int, run: Future[dict[str, str]]) -> dict[str, str]:
-    try:
-        return run.result()
-    except BrokenProcessPool:
-        return {f"seed {seed}": "its process was killed; was there memory enough? The same command goes on with it"}
-
-
-def collect(experiment: Experiment, failed: Mapping[str, str]) -> dict[str, dict[int, dict[str, Any]]]:
+def collect(experiment: PDEExperiment, failed: Mapping[str, str]) -> dict[str, dict[int, dict[str, Any]]]:
     """{variant: {seed: {"blocks": […], "rollout": …, "seconds": …}}} of what is finished.
 
     What failed is left out: its files may have been changed since they were made.

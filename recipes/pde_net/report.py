@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import logging
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,14 +12,14 @@ import numpy as np
 
 from macaron import checkpoint
 from macaron.pde.symnet import factors_of, readable
-from recipes.common.page import STYLE, png, table
+from recipes.common.report import Figure, Report, Table, Text, write_all
 from recipes.common.workspace import read_json, write_json
-from recipes.pde_net.pipeline import Experiment, collect, load_fields, shortened
-from recipes.pde_net.settings import Settings
+from recipes.pde_net.pipeline import PDEExperiment, collect, load_fields, shortened
+from recipes.pde_net.settings import PDESettings
 from recipes.pde_net.systems import system_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
 Found = dict[str, dict[int, dict[str, Any]]]  # variant ↦ seed ↦ what it gave
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
@@ -40,44 +36,39 @@ TALK_MONOMIALS = [["u00*u01", "u10*v00", "u02", "u20"], ["v00*v10", "u00*v01", "
 GOAL = {2: 0.05, 1: 0.005}  # of a convection coefficient (degree 2) from −1, of a diffusion coefficient from ν
 
 
-def write(experiment: Experiment, failed: Mapping[str, str], provenance: Mapping[str, Any]) -> list[Path]:
-    """table.md, report.html, three figures and result.json, of what is finished."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+def write(experiment: PDEExperiment, failed: Mapping[str, str], provenance: Mapping[str, Any]) -> list[Path]:
+    """result.json, table.md, report.html and its figures, of what is finished; returns their paths."""
     found = collect(experiment, failed)
     folder = experiment.folder
-    files: dict[str, bytes] = {"table.md": markdown(experiment, found).encode()}
-    images = []
+    target = folder / "result.json"
+    content = {
+        "settings": read_json(folder / "settings.json"),
+        "truth": truth(experiment.settings),
+        "runs": {name: {str(seed): run for seed, run in runs.items()} for name, runs in found.items()},
+        "failed": dict(failed),
+        "environment": dict(provenance),
+    }
+    write_json(target, content)
+    brief = brief_report(experiment, found, failed, 300)
+    whole = brief_report(experiment, found, failed)
     if any(found.values()):
         for name, title, draw in (
             ("coefficients", "Coefficients after each block", coefficients_figure),
             ("rollouts", "Roll-outs", rollouts_figure),
             ("fields", "A roll-out in the middle of its time", fields_figure),
         ):
-            image = png(draw(experiment, found))
-            files[f"{name}.png"] = base64.b64decode(image)
-            images.append((title, image))
-    files["report.html"] = page(experiment, found, failed, provenance, images).encode()
-    for name, content in files.items():
-        partial = folder / f"{name}.part"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
-    write_json(
-        folder / "result.json",
-        {
-            "settings": read_json(folder / "settings.json"),
-            "truth": truth(experiment.settings),
-            "runs": {name: {str(seed): run for seed, run in runs.items()} for name, runs in found.items()},
-            "failed": dict(failed),
-            "environment": dict(provenance),
-        },
-    )
-    return [folder / name for name in ("result.json", *files)]
+            whole.section(title, Figure(name, draw(experiment, found), title))
+    rows, head = training_rows(experiment, found)
+    whole.section("Training", Table(rows, head))
+    whole.section("How it was made", Table.of(provenance))
+    whole.add(Text("settings", "subheading"), Table.of(vars(experiment.settings)))
+    return [target, *write_all(folder, {"table.md": brief.markdown()}), *whole.write(folder)]
 
 
 # --- figures of merit -----------------------------------------------------------------------------------------
 
 
-def truth(settings: Settings) -> list[dict[str, float]] | None:
+def truth(settings: PDESettings) -> list[dict[str, float]] | None:
     """The equations that made the data, None for those of a user."""
     return None if settings.data else system_of(settings).equations
 
@@ -96,7 +87,7 @@ def largest_spurious(run: Mapping[str, Any], component: int, true: Mapping[str, 
     return name, float(others.get(name, 0.0))
 
 
-def monomials(experiment: Experiment, found: Found, component: int) -> list[str]:
+def monomials(experiment: PDEExperiment, found: Found, component: int) -> list[str]:
     """Those of the table: the true ones, or the largest in the median over the seeds of the last block's shares."""
     known = truth(experiment.settings)
     if known is not None:
@@ -120,7 +111,7 @@ def title_of(monomial: str) -> str:
     return " ".join(map(readable, factors_of(monomial))) or "1"
 
 
-def rows_of(experiment: Experiment, found: Found, component: int) -> tuple[list[str], list[list[str]]]:
+def rows_of(experiment: PDEExperiment, found: Found, component: int) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a component's table."""
     settings, known = experiment.settings, truth(experiment.settings)
     form = "+.3f" if known else "+.3g"
@@ -149,7 +140,9 @@ def rows_of(experiment: Experiment, found: Found, component: int) -> tuple[list[
     return [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def errors_at(experiment: Experiment, runs: Iterable[Mapping[str, Any]], fraction: float) -> tuple[float, list[float]]:
+def errors_at(
+    experiment: PDEExperiment, runs: Iterable[Mapping[str, Any]], fraction: float
+) -> tuple[float, list[float]]:
     """(time, error of each trajectory that is still there) at a share of the roll-outs' time, over all seeds."""
     time, values = 0.0, []
     for run in runs:
@@ -166,7 +159,7 @@ def blow_ups(runs: Iterable[Mapping[str, Any]]) -> tuple[list[float], int]:
     return sorted(time for time in all_of if time is not None), len(all_of)
 
 
-def rollout_rows(experiment: Experiment, found: Found) -> tuple[list[str], list[list[str]]]:
+def rollout_rows(experiment: PDEExperiment, found: Found) -> tuple[list[str], list[list[str]]]:
     head, rows = ["", "blown up"], []
     for variant in experiment.variants:
         runs = list(found[variant.name].values())
@@ -184,7 +177,7 @@ def rollout_rows(experiment: Experiment, found: Found) -> tuple[list[str], list[
     return head, rows
 
 
-def sentences(experiment: Experiment, found: Found) -> list[str]:
+def sentences(experiment: PDEExperiment, found: Found) -> list[str]:
     """What follows from the figures: the goal of the talk's table, and blow-ups."""
     said = []
     known = truth(experiment.settings)
@@ -233,33 +226,17 @@ def sentences(experiment: Experiment, found: Found) -> list[str]:
     return said
 
 
-def markdown(experiment: Experiment, found: Found) -> str:
-    parts = []
-    for component, name in enumerate(experiment.settings.components):
-        parts += [f"Equation of {name}: {name}_t =\n", lines_of(*rows_of(experiment, found, component))]
-    parts += [lines_of(*rollout_rows(experiment, found)), "\n".join(sentences(experiment, found)) + "\n"]
-    for variant in experiment.variants:
-        for seed, run in found[variant.name].items():
-            formulas = [shortened(equation["formula"], 300) for equation in run["blocks"][-1]["equations"]]
-            parts.append("\n".join([f"{variant.title}, seed {seed}:\n", *(f"    {text}" for text in formulas), ""]))
-    return "\n".join(parts)
-
-
-def lines_of(head: list[str], rows: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
-
-
 # --- figures --------------------------------------------------------------------------------------------------
 
 
-def coefficients_figure(experiment: Experiment, found: Found) -> Figure:
+def coefficients_figure(experiment: PDEExperiment, found: Found) -> Drawing:
     """Rows: components; columns: monomials, and the largest other; lines: median over seeds; bands: range."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     settings, known = experiment.settings, truth(experiment.settings)
     names = [monomials(experiment, found, component) for component in range(len(settings.components))]
     columns = max(map(len, names)) + 1
-    fig = Figure(figsize=(2.6 * columns, 2.4 * len(names)), layout="constrained")
+    fig = Drawing(figsize=(2.6 * columns, 2.4 * len(names)), layout="constrained")
     axes = fig.subplots(len(names), columns, squeeze=False)
     places = range(len(settings.blocks))
     for component, row in enumerate(axes):
@@ -302,11 +279,11 @@ def largest_other(run: Mapping[str, Any], component: int, names: Sequence[str], 
     return max((abs(c) for name, c in found.items() if name not in names), default=0.0)
 
 
-def rollouts_figure(experiment: Experiment, found: Found) -> Figure:
+def rollouts_figure(experiment: PDEExperiment, found: Found) -> Drawing:
     """Error over time, and how many roll-outs are still there."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-    fig = Figure(figsize=(11, 4.2), layout="constrained")
+    fig = Drawing(figsize=(11, 4.2), layout="constrained")
     left, right = fig.subplots(1, 2)
     for colour, variant in zip(COLOURS * len(experiment.variants), experiment.variants, strict=False):
         runs = list(found[variant.name].values())
@@ -329,9 +306,9 @@ def rollouts_figure(experiment: Experiment, found: Found) -> Figure:
     return fig
 
 
-def fields_figure(experiment: Experiment, found: Found) -> Figure:
+def fields_figure(experiment: PDEExperiment, found: Found) -> Drawing:
     """The first test trajectory in the middle of its time: truth and, of the first seed, each variant."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     true = load_fields(experiment.folder / "test.npz")
     frame = len(true) // 2
@@ -341,7 +318,7 @@ def fields_figure(experiment: Experiment, found: Found) -> Figure:
             path = experiment.seed_folder(seed) / variant.name / "middle.pt"
             pictures.append((f"{variant.title}\nseed {seed}", checkpoint.load(path)["model"]["middle"]))
     rows = len(experiment.settings.components)
-    fig = Figure(figsize=(2.8 * len(pictures), 2.6 * rows), layout="constrained")
+    fig = Drawing(figsize=(2.8 * len(pictures), 2.6 * rows), layout="constrained")
     axes = fig.subplots(rows, len(pictures), squeeze=False)
     for row, name in enumerate(experiment.settings.components):
         low, high = (float(value) for value in (true[frame, 0, row].min(), true[frame, 0, row].max()))
@@ -360,50 +337,40 @@ def iter_times(found: Found) -> Iterable[list[float]]:
 # --- the page -------------------------------------------------------------------------------------------------
 
 
-def page(
-    experiment: Experiment,
-    found: Found,
-    failed: Mapping[str, str],
-    provenance: Mapping[str, Any],
-    images: Sequence[tuple[str, str]],
-) -> str:
+def brief_report(experiment: PDEExperiment, found: Found, failed: Mapping[str, str], most: int | None = None) -> Report:
+    """What was learned, in words and tables.
+
+    Args:
+        most: characters of an equation.
+    """
     settings = experiment.settings
     name = "fields of one's own" if settings.data else system_of(settings).title
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>PDE-Net 2.0: {html.escape(name)}</title>',
-        f"<style>{STYLE}</style></head><body>",
-        f"<h1>PDE-Net 2.0: {html.escape(name)}</h1>",
-        *(f"<p>{html.escape(text)}</p>" for text in sentences(experiment, found)),
-        *(f'<p class="wrong">{html.escape(run)} failed: {html.escape(why)}</p>' for run, why in failed.items()),
-    ]
+    report = Report(f"PDE-Net 2.0: {name}", [Text(text) for text in sentences(experiment, found)])
+    report.add(*(Text(f"{run} failed: {why}", "warning") for run, why in failed.items()))
     for component, symbol in enumerate(settings.components):
         head, rows = rows_of(experiment, found, component)
-        parts += [f"<h2>{html.escape(symbol)}_t</h2>", table(rows, head)]
-    parts.append("<p>Median [range] over seeds. Largest other: of what the truth does not have, median over seeds. "
-                 "Beyond the degree: share of du/dt that higher monomials make.</p>")  # fmt: skip
+        report.section(f"{symbol}_t", Table(rows, head))
+    report.add(Text("Median [range] over seeds. Largest other: of what the truth does not have, median over seeds. "
+                    "Beyond the degree: share of du/dt that higher monomials make."))  # fmt: skip
     if settings.system == "burgers":
-        parts.append(f"<p>{html.escape(SLIP)}</p>")
+        report.add(Text(SLIP))
     head, rows = rollout_rows(experiment, found)
-    parts += ["<h2>Long roll-outs</h2>", table(rows, head), "<p>Relative squared error Σ (û − u)² / Σ u² of a frame, "
-              "median [quartiles] over seeds and the trajectories that are left. Blown up: NaN, or ten times the "
-              "largest value of the true trajectory.</p>"]  # fmt: skip
-    parts += [
-        f'<h2>{html.escape(title)}</h2>\n<img alt="{html.escape(title)}" src="data:image/png;base64,{image}">'
-        for title, image in images
-    ]
-    parts.append("<h2>Equations</h2>")
+    report.section(
+        "Long roll-outs",
+        Table(rows, head),
+        Text("Relative squared error Σ (û − u)² / Σ u² of a frame, median [quartiles] over seeds and the trajectories "
+             "that are left. Blown up: NaN, or ten times the largest value of the true trajectory."),
+    )  # fmt: skip
+    report.add(Text("Equations", "heading"))
     for variant in experiment.variants:
         for seed, run in found[variant.name].items():
-            lines = "\n".join(equation["formula"] for equation in run["blocks"][-1]["equations"])
-            parts.append(f"<h3>{html.escape(variant.title)}, seed {seed}</h3><pre>{html.escape(lines)}</pre>")
-    parts += ["<h2>Training</h2>", table(*training_rows(experiment, found)), "<h2>How it was made</h2>"]
-    parts.append(table([[key, str(value)] for key, value in provenance.items()]))
-    parts += ["<h3>settings</h3>", table([[key, str(value)] for key, value in vars(settings).items()])]
-    return "\n".join([*parts, "</body></html>\n"])
+            formulas = [equation["formula"] for equation in run["blocks"][-1]["equations"]]
+            lines = "\n".join(formula if most is None else shortened(formula, most) for formula in formulas)
+            report.add(Text(f"{variant.title}, seed {seed}", "subheading"), Text(lines, "code"))
+    return report
 
 
-def training_rows(experiment: Experiment, found: Found) -> tuple[list[list[str]], list[str]]:
+def training_rows(experiment: PDEExperiment, found: Found) -> tuple[list[list[str]], list[str]]:
     head = ["variant", "seed", "block", "iterations", "loss", "of the data", "seconds", "BFGS stopped"]
     rows = [
         [

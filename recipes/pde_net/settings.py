@@ -17,7 +17,7 @@ MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Settings:
+class PDESettings:
     """The settings that a result depends on, but for constraint, solver and seed, which make the runs of a folder."""
 
     system: str  # burgers, reaction_diffusion or data
@@ -80,7 +80,7 @@ def flag(name: str) -> str:
 
 
 PRESETS = {
-    "burgers": Settings(
+    "burgers": PDESettings(
         system="burgers",
         blocks=(0, 1, 2, 3, 4),
         samples=12,
@@ -101,7 +101,7 @@ PRESETS = {
         test=8,
         horizon=4.0,
     ),
-    "reaction_diffusion": Settings(
+    "reaction_diffusion": PDESettings(
         system="reaction_diffusion",
         blocks=(0, 1, 2, 3),
         samples=12,
@@ -121,7 +121,7 @@ PRESETS = {
         test=8,
         horizon=4.0,
     ),
-    "data": Settings(
+    "data": PDESettings(
         system="data",
         blocks=(0, 1, 2, 3),
         samples=12,
@@ -140,7 +140,7 @@ PRESETS = {
 }
 
 
-def settings_for(system: str, **overrides: Any) -> Settings:
+def settings_for(system: str, **overrides: Any) -> PDESettings:
     """The preset with the given values (None: keep) in place of its own.
 
     Raises:
@@ -185,7 +185,7 @@ def constraint(text: str) -> int | str:
 
 
 @dataclass(frozen=True)
-class Variant:
+class PDEVariant:
     """What is compared on equal data."""
 
     constraint: int | str
@@ -203,7 +203,7 @@ class Variant:
         return f"{kind}, {self.solver}"
 
 
-def constraints_for(settings: Settings) -> tuple[str, str]:
+def constraints_for(settings: PDESettings) -> tuple[str, str]:
     """Burgers' as in the talk. Where u itself is a term, its filter must have no moment to be a derivative with.
 
     A filter of order m whose moments are held below order m + c may be any mixture with derivatives of order m + c
@@ -212,6 +212,6 @@ def constraints_for(settings: Settings) -> tuple[str, str]:
     return ("frozen", "2" if settings.system == "burgers" else str(settings.max_order + 1))
 
 
-def variants(constraints: Sequence[str], solvers: Sequence[str]) -> list[Variant]:
+def variants(constraints: Sequence[str], solvers: Sequence[str]) -> list[PDEVariant]:
     """Each once, in the order given."""
-    return list(dict.fromkeys(Variant(constraint(c), s) for s in solvers for c in constraints))
+    return list(dict.fromkeys(PDEVariant(constraint(c), s) for s in solvers for c in constraints))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from macaron.pde import burgers, reaction_diffusion
 from recipes.common.errors import RecipeError
-from recipes.pde_net.settings import Settings
+from recipes.pde_net.settings import PDESettings
 
 LENGTH = 2 * math.pi  # of an axis, periodic
 WAVES = 4  # of the initial fields, an axis
@@ -39,7 +39,7 @@ class System:
     solve: Callable[[Tensor, float, float], Tensor]
 
 
-def system_of(settings: Settings) -> System:
+def system_of(settings: PDESettings) -> System:
     if settings.system == "burgers":
         nu, max_dt = settings.viscosity, settings.max_dt
         assert nu is not None and max_dt is not None
@@ -75,7 +75,7 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def trajectory(settings: Settings, random: torch.Generator, run_up: bool, times: int, dt: float) -> Iterator[Tensor]:
+def trajectory(settings: PDESettings, random: torch.Generator, run_up: bool, times: int, dt: float) -> Iterator[Tensor]:
     """`times` + 1 states (C, H, W) on the coarse grid, without noise.
 
     Args:
@@ -100,7 +100,7 @@ def trajectory(settings: Settings, random: torch.Generator, run_up: bool, times:
         yield u[0, :, :: system.refined, :: system.refined]
 
 
-def observed(settings: Settings, seed: int, block: int) -> Tensor:
+def observed(settings: PDESettings, seed: int, block: int) -> Tensor:
     """Fresh data of a block: (steps + 1, samples, C, H, W), half of it after the run-up, with noise on every time."""
     assert settings.dt is not None
     random, steps = generator(seed, block), max(block, 1)

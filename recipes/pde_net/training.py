@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from macaron.dynamics import get_solver
 from macaron.pde import PDENet, data_loss, sparsity
 from recipes.common.errors import RecipeError
-from recipes.pde_net.settings import Settings, Variant
+from recipes.pde_net.settings import PDESettings, PDEVariant
 from recipes.pde_net.systems import generator
 
 SYMNET_KNEE, MOMENT_KNEE = 1e-3, 1e-2  # where the sparsity goes from square to absolute value
@@ -22,7 +22,7 @@ ROUNDING = 1e-14  # of a sum in float64, relative to its largest terms
 FAR = 10.0  # times the first loss: what BFGS is told where the steps overflow
 
 
-def network(settings: Settings, variant: Variant, dx: float, seed: int) -> PDENet:
+def network(settings: PDESettings, variant: PDEVariant, dx: float, seed: int) -> PDENet:
     """As it starts; the SymNets of a seed are the same in all variants.
 
     Raises:
@@ -90,7 +90,7 @@ def states(net: PDENet, u: Tensor, steps: int, dt: float, solver: str) -> Iterat
     return every
 
 
-def losses(net: PDENet, u: Tensor, block: int, dt: float, solver: str, settings: Settings) -> tuple[Tensor, Tensor]:
+def losses(net: PDENet, u: Tensor, block: int, dt: float, solver: str, settings: PDESettings) -> tuple[Tensor, Tensor]:
     """(total, of the data alone):
 
         Σ_{i=1…n} mean(((u_i − observed_i)/Δt)²) + n λ₁ Σ h(SymNets) + n λ₂ Σ h(moments),    n = block
@@ -110,7 +110,7 @@ def train_block(
     block: int,
     dt: float,
     solver: str,
-    settings: Settings,
+    settings: PDESettings,
     progress: Callable[[int], None] = lambda iterations: None,
 ) -> dict[str, Any]:
     """Minimise the loss of a block; the network is left at the minimum.

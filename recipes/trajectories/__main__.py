@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.main import run_command
+from recipes.common.main import command_line, positive, run_command
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.trajectories",
-        description="Look inside a model: where the words of sentences are after each substep of each layer, how fast "
+    p = command_line(
+        "trajectories",
+        "Look inside a model: where the words of sentences are after each substep of each layer, how fast "
         "they move and turn, how well a layer's step solves its equation, and which word the output layer would read "
         "on the way. Writes tokens.csv, layers.csv, layers.png and trajectories.html, a page that opens offline.",
     )
@@ -37,13 +37,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shown", type=positive, default=12, metavar="N", help="on the page (default: the first 12)")
     p.add_argument("--device", default="cpu", help="cpu, cuda, … (default: %(default)s)")
     return p
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

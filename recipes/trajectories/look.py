@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shlex
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 from macaron.text import is_blank
 from recipes.common.errors import RecipeError
+from recipes.common.main import module, shown
 from recipes.common.provenance import environment
 from recipes.common.textfile import lines
 from recipes.trajectories import figure, page, tables
@@ -115,7 +115,7 @@ def facts(
 ) -> list[tuple[str, str]]:
     """What the page says about how it was made."""
     words = sys.argv[1:] if argv is None else argv
-    made = environment(shlex.join(["python", "-m", "recipes.trajectories", *map(str, words)]), PACKAGES)
+    made = environment(shown([sys.executable, "-m", module("trajectories"), *words]), PACKAGES)
     parameters = sum({id(p): p.numel() for p in opened.model.parameters()}.values())
     sides = {s.side: s for s in sighted}
     rows = {side: f"{s.substeps[-1][0]} layers: {notation(s)}" for side, s in sides.items()}

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common.page import table
 from recipes.trajectories.measure import Array, Sighted
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -26,10 +25,11 @@ def render(shown: list[Sighted], about: list[tuple[str, str]], figure: bytes, ti
         figure: layers.png.
         title: of the model.
     """
+    facts = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in about)
     values = {
         "title": html.escape(title),
         "figure": base64.b64encode(figure).decode("ascii"),
-        "facts": table([list(row) for row in about]),
+        "facts": f"<table>{facts}</table>",
         "data": in_script({"views": [view(s) for s in shown]}),
     }
     # all at once, so that nothing in a value is taken for a place

@@ -120,25 +120,6 @@ def score(
     }
 
 
-def compare(
-    first: Output, second: Output, reference: Output, metrics: str | MetricSet, samples: int = SAMPLES
-) -> Scores:
-    """Is `second` better than `first`? Per metric the difference, its interval and two-sided p (`paired_bootstrap`).
-
-    `sacrebleu --paired-bs` counts only one tail, so its p is about half of this one.
-    """
-    metric_set = look_up(metrics)
-    texts = [prepared(system, reference, metric_set) for system in (first, second)]
-    result: Scores = {}
-    for name in texts[0]:
-        (a, ref), (b, _) = (of_system[name] for of_system in texts)
-        metric = metric_of(name, metric_set)
-        rows = [sufficient_statistics(metric, hypotheses, ref) for hypotheses in (a, b)]
-        result[name] = as_dict(paired_bootstrap(lambda r, m=metric: from_rows(m, r), *rows, samples=samples))
-        result[name]["title"] = title(name, metric_set)
-    return result
-
-
 def compare_over_seeds(
     first: Sequence[Output],
     second: Sequence[Output],
@@ -149,6 +130,7 @@ def compare_over_seeds(
     """The difference of the mean scores over seeds, for the systems that were trained and other test sentences.
 
     Resamples sentences, the same for all runs; what another *seed* would do is the question of `paired_t_test`.
+    `sacrebleu --paired-bs` counts only one tail, so its p is about half of this one.
     """
     metric_set = look_up(metrics)
     result = {}
@@ -282,10 +264,6 @@ def sufficient_statistics(metric: Metric, hypotheses: Sequence[str], references:
 
 def from_rows(metric: Metric, rows: np.ndarray) -> float:
     return float(metric._compute_score_from_stats(rows.sum(0)).score)
-
-
-def as_dict(difference: Difference) -> dict[str, Any]:
-    return {"difference": difference.value, "low": difference.low, "high": difference.high, "p": difference.p}
 
 
 # --- texts ------------------------------------------------------------------------------------------------------

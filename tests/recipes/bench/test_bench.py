@@ -124,7 +124,7 @@ def test_flops_are_those_of_the_products():
 def test_liger_computes_the_same(op, monkeypatch):
     pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
     monkeypatch.setattr(ops, "DROPOUT", 0.0)
-    case = ops.OPS[op](ops.Settings(tokens=90, dim=64, vocabulary=50), torch.device("cuda"))
+    case = ops.OPS[op](ops.OpsSettings(tokens=90, dim=64, vocabulary=50), torch.device("cuda"))
     torch.testing.assert_close(
         case.liger(*case.inputs), case.eager(*case.inputs), rtol=1e-4, atol=1e-4
     )  # float32, sums in another order, and products that may be TF32
@@ -142,7 +142,7 @@ def test_what_liger_is_asked_for_is_the_same(monkeypatch):
     monkeypatch.setattr(ops, "DROPOUT", 0.0)
     monkeypatch.setattr(ops, "liger_functions", lambda: stand_in)
     for op in ("step_norm", "linear_cross_entropy"):
-        case = ops.OPS[op](ops.Settings(tokens=90, dim=64, vocabulary=50), CPU)
+        case = ops.OPS[op](ops.OpsSettings(tokens=90, dim=64, vocabulary=50), CPU)
         torch.testing.assert_close(
             case.liger(*case.inputs), case.eager(*case.inputs), rtol=1e-5, atol=1e-5
         )  # float32, sums in another order
@@ -166,7 +166,7 @@ def test_loss_and_ops_are_appended_and_drawn(tmp_path, capsys):
 @pytest.mark.parametrize("op", ops.OPS)
 def test_contenders_compute_the_same(op, monkeypatch):
     monkeypatch.setattr(ops, "DROPOUT", 0.0)
-    case = ops.OPS[op](ops.Settings(tokens=900, dim=128, vocabulary=50), CPU)
+    case = ops.OPS[op](ops.OpsSettings(tokens=900, dim=128, vocabulary=50), CPU)
     found, expected = case.macaron(*case.inputs), case.eager(*case.inputs)
     for other in case.others.values():
         torch.testing.assert_close(found, other(*case.inputs), rtol=1e-5, atol=1e-5)  # as below
@@ -223,7 +223,7 @@ def test_batches_have_the_lengths_of_the_table():
     random = np.random.default_rng(0)
     # the median of 10,000 draws is known to half a percentile, and 5 % are 3 tokens here: five standard deviations
     assert np.percentile(lengths.draw(lengths.GLUE["rte"], 10_000, random), 50) == pytest.approx(55, abs=1.5)
-    works = bert.batches(bert.Settings(batch_size=16), "mlm", CPU, seed=0)
+    works = bert.batches(bert.BertSettings(batch_size=16), "mlm", CPU, seed=0)
     for _, work in zip(range(9), works, strict=False):
         ids, mask = work["inputs"]["input_ids"], work["inputs"]["attention_mask"].bool()
         assert ids.size(0) == 16
@@ -232,7 +232,7 @@ def test_batches_have_the_lengths_of_the_table():
         assert not ids[~mask].any()
         labels = work["inputs"]["labels"]
         assert (labels[~mask] == bert.IGNORED).all()
-    (fixed, *_) = [next(bert.batches(bert.Settings(batch_size=2, lengths="7"), "finetune", CPU, seed=0))]
+    (fixed, *_) = [next(bert.batches(bert.BertSettings(batch_size=2, lengths="7"), "finetune", CPU, seed=0))]
     assert fixed["inputs"]["attention_mask"].tolist() == [[1] * 7] * 2
 
 

@@ -18,7 +18,7 @@ from macaron.particles.layer import TextLayer
 from recipes.bench import ops, train
 
 CPU = torch.device("cpu")
-SETTINGS = ops.Settings(tokens=4 * ops.LENGTH, dim=128, vocabulary=52)
+SETTINGS = ops.OpsSettings(tokens=4 * ops.LENGTH, dim=128, vocabulary=52)
 TRAINING = ["step_norm", "euler_step", "act_dropout", "attention", "causal_attention", "cross_attention"]
 Calls = set[tuple[Any, ...]]
 
@@ -71,7 +71,7 @@ class Recorder:
             module.register_forward_pre_hook(lambda *_: setattr(self, "active", True))
             module.register_forward_hook(lambda *_: setattr(self, "active", False))
 
-    def of_cases(self, names: list[str], settings: ops.Settings = SETTINGS) -> Calls:
+    def of_cases(self, names: list[str], settings: ops.OpsSettings = SETTINGS) -> Calls:
         """The calls of these cases of the benchmark."""
         self.calls, self.active = set(), True
         for name in names:
@@ -96,7 +96,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> Any
     for language in ("en", "de"):
         words = (f"w{i} 1\n" for i in range(SETTINGS.vocabulary - train.UNUSUAL))
         folder.joinpath(f"dict.{language}.txt").write_text("".join(words))
-    return train.trainer("macaron", "fp32", train.Settings("narrow"), str(folder), CPU, seed=1)
+    return train.trainer("macaron", "fp32", train.StepSettings("narrow"), str(folder), CPU, seed=1)
 
 
 def padded_batch(length: int = ops.LENGTH) -> dict[str, Any]:

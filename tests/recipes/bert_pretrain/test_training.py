@@ -70,7 +70,7 @@ def test_the_batch_is_the_same_whatever_fits(
     tmp_path: Path, batch: int, device: int, expected: tuple[int, int]
 ) -> None:
     args = training.arguments(
-        settings_for("tiny", batch_size=batch), training.Machine(device_batch=device), tmp_path / "checkpoints"
+        settings_for("tiny", batch_size=batch), training.Devices(device_batch=device), tmp_path / "checkpoints"
     )
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == expected
     assert not (tmp_path / "checkpoints").exists()
@@ -148,7 +148,7 @@ def test_weight_decay_of_everything(tmp_path: Path) -> None:
         model = training.build_model(s, Tokenizer())
         trainer = training.Pretraining(
             model=model,
-            args=training.arguments(s, training.Machine(), tmp_path),
+            args=training.arguments(s, training.Devices(), tmp_path),
             eval_dataset=training.Passes(rows(2), 2, seed=None),
             training=s.training,
             tokens_per_example=1.0,

@@ -18,7 +18,7 @@ import pytest
 
 from recipes.common import jobs, multistep
 from recipes.compare import __main__ as cli
-from recipes.compare.experiment import Experiment
+from recipes.compare.experiment import MatchedExperiment
 from recipes.compare.matched import Size
 from recipes.translation.checkpoints import load
 
@@ -64,7 +64,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).write_text(content)
     (folder / "fake.py").write_text(FAKE.format(templates=str(folder)))
     command = [sys.executable, str(folder / "fake.py")]
-    monkeypatch.setattr(Experiment, "_command", lambda _, *arguments: [*command, *map(str, arguments)])
+    monkeypatch.setattr(MatchedExperiment, "_command", lambda _, *arguments: [*command, *map(str, arguments)])
     monkeypatch.setattr("recipes.compare.matched.size_of", lambda *_: Size(8, 2))
     monkeypatch.setattr("recipes.common.jobs.POLL_SECONDS", 0.02)
     return folder
@@ -210,7 +210,7 @@ def test_equal_cost(
 ) -> None:
     """What costs 1.25 times as much gets 1/1.25 of the updates; measured once, and again for what is added."""
     monkeypatch.setattr(
-        Experiment,
+        MatchedExperiment,
         "cost_command",
         lambda of, updates: [sys.executable, "-c", COSTS, str(of.cost), *of.variants],
     )

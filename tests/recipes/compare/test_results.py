@@ -16,7 +16,7 @@ import pytest
 
 from recipes.common.errors import RecipeError
 from recipes.compare import report, results
-from recipes.compare.experiment import Experiment
+from recipes.compare.experiment import MatchedExperiment
 from recipes.translation import scoring
 from recipes.translation.recipe import load
 
@@ -72,8 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def experiment(folder: Path, seeds: tuple[int, ...] = SEEDS, **others: Any) -> Experiment:
-    return Experiment("multi30k_de_en", ("lie", "strang"), seeds, folder, **others)
+def experiment(folder: Path, seeds: tuple[int, ...] = SEEDS, **others: Any) -> MatchedExperiment:
+    return MatchedExperiment("multi30k_de_en", ("lie", "strang"), seeds, folder, **others)
 
 
 def collect(folder: Path, seeds: tuple[int, ...] = SEEDS) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def test_matched(found: dict[str, Any]) -> None:
 
 
 def test_markdown(found: dict[str, Any]) -> None:
-    text = results.markdown(found)
+    text = report.report_of(found).markdown()
     mean, sd = (found["systems"]["strang"]["paper"][key] for key in ("mean", "sd"))
     assert f"| strang | 1,000 | 20 | {mean:.2f} ± {sd:.2f} |" in text
     assert NOTICE in text and "Matched: parameters within 0.050 % of lie" in text
@@ -147,7 +147,7 @@ def test_csv(found: dict[str, Any]) -> None:
 
 def test_report_opens_offline(found: dict[str, Any], tmp_path: Path) -> None:
     names = [path.name for path in report.write(found, tmp_path)]
-    assert names == ["results.json", "results.md", "runs.csv", "curves.png", "index.html"]
+    assert names == ["results.json", "runs.csv", "index.html", "results.md", "curves.png"]
     page = (tmp_path / "index.html").read_text()
     assert f'<strong class="wrong">{NOTICE}</strong>' in page and "b &lt;c&gt;" in page
     assert page.count("data:image/png;base64,") == 1 and not re.search(r'(src|href)="http', page)
@@ -167,7 +167,7 @@ def test_one_seed(folder: Path) -> None:
     """No spread is claimed."""
     found = collect(folder, seeds=(2,))
     assert found["differences"]["strang"]["paper"]["over_seeds"] is None
-    text = results.markdown(found)
+    text = report.report_of(found).markdown()
     assert "one seed: unknown" in text and "±" not in text.split("\n\n")[4]
     report.figure(found)
 
@@ -175,11 +175,14 @@ def test_one_seed(folder: Path) -> None:
 def test_unfinished_runs_are_left_out_and_named(folder: Path, tmp_path: Path) -> None:
     found = collect(folder, seeds=(1, 2, 9))
     assert found["seeds"] == [1, 2] and found["unfinished"] == ["lie-seed9", "strang-seed9"]
-    assert "Unfinished and left out: lie-seed9, strang-seed9." in results.markdown(found)
+    assert "Unfinished and left out: lie-seed9, strang-seed9." in report.report_of(found).markdown()
     nothing = collect(folder, seeds=(9,))
-    assert nothing["systems"] == {} and "lie-seed9" in results.markdown(nothing)
-    assert "nothing to compare" in results.markdown(nothing) and "Matched" not in results.markdown(nothing)
-    assert [path.name for path in report.write(nothing, tmp_path)][-1] == "index.html"
+    assert nothing["systems"] == {} and "lie-seed9" in report.report_of(nothing).markdown()
+    assert (
+        "nothing to compare" in report.report_of(nothing).markdown()
+        and "Matched" not in report.report_of(nothing).markdown()
+    )
+    assert (tmp_path / "index.html") in report.write(nothing, tmp_path)
 
 
 DAMAGE = {
@@ -205,8 +208,8 @@ def test_a_damaged_run_does_not_take_the_others_along(folder: Path, tmp_path: Pa
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     found = collect(copy)
     assert found["seeds"] == [2, 3] and list(found["unreadable"]) == ["strang-seed1"]
-    assert "NOT READABLE and left out: strang-seed1: " in results.markdown(found)
-    assert f"Move {copy / 'runs' / 'strang-seed1'} away" in results.markdown(found)
+    assert "NOT READABLE and left out: strang-seed1: " in report.report_of(found).markdown()
+    assert f"Move {copy / 'runs' / 'strang-seed1'} away" in report.report_of(found).markdown()
     report.write(found, tmp_path)
     assert "NaN" not in (tmp_path / "results.json").read_text()
 
@@ -223,26 +226,26 @@ def test_runs_without_validation(folder: Path, tmp_path: Path) -> None:
     for path in copy.glob("runs/*/train.log"):
         path.write_text("".join(line for line in path.read_text().splitlines(True) if "| valid |" not in line))
     found = collect(copy)
-    assert "not validated" in results.markdown(found) and found["matched"]["violations"] == []
+    assert "not validated" in report.report_of(found).markdown() and found["matched"]["violations"] == []
     report.write(found, tmp_path)
 
 
 def test_logs_that_are_too_short_to_tell(found: dict[str, Any]) -> None:
     short = found | {"matched": {**found["matched"], "unknown": ["seed 1: too few lines"], "windows": {1: 0}}}
-    text = results.markdown(short)
+    text = report.report_of(short).markdown()
     assert "NOT CHECKED: seed 1: too few lines" in text and "Matched:" not in text and "NOT MATCHED" not in text
 
 
 def test_windows_that_are_missing_are_counted(found: dict[str, Any]) -> None:
     cut = found | {"matched": {**found["matched"], "due": {1: 2, 2: 2, 3: 4}}}
-    assert "in all 6 windows of updates that fairseq logged (8 were due" in results.markdown(cut)
+    assert "in all 6 windows of updates that fairseq logged (8 were due" in report.report_of(cut).markdown()
 
 
 def test_runs_that_are_not_matched_say_so(folder: Path, found: dict[str, Any], tmp_path: Path) -> None:
     broken = found | {"matched": {**found["matched"], "violations": ["seed 1: strang and lie differ in updates"]}}
-    text = results.markdown(broken)
+    text = report.report_of(broken).markdown()
     assert "NOT MATCHED: seed 1: strang and lie differ in updates" in text and "Matched: " not in text
-    assert '<strong class="wrong">NOT MATCHED' in report.page(broken, "")
+    assert '<strong class="wrong">NOT MATCHED' in report.report_of(broken).html()
 
 
 @pytest.mark.parametrize(
@@ -260,4 +263,4 @@ def test_runs_that_are_not_matched_say_so(folder: Path, found: dict[str, Any], t
 def test_experiments_that_make_no_sense(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     given = {"variants": ("lie", "strang"), "seeds": SEEDS, **changes}
     with pytest.raises(RecipeError, match=message):
-        Experiment("multi30k_de_en", folder=tmp_path, **given)
+        MatchedExperiment("multi30k_de_en", folder=tmp_path, **given)

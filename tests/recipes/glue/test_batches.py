@@ -11,7 +11,7 @@ import torch
 
 from recipes.common.errors import RecipeError
 from recipes.glue.batches import IGNORED, Batches, Collator, Examples, Item
-from recipes.glue.data import Split
+from recipes.glue.data import TaskSplit
 from recipes.glue.finetune import TaskLoss
 from recipes.glue.tasks import TASKS
 
@@ -58,7 +58,7 @@ def test_batch_size_must_divide() -> None:
 
 
 def test_examples_swap_and_hide_labels() -> None:
-    examples = Examples(Split(["a", "b"], ["c", "d"], np.array([1, 0])))
+    examples = Examples(TaskSplit(["a", "b"], ["c", "d"], np.array([1, 0])))
     assert examples[Item(0)] == ("a", "c", 1) and examples[1] == ("b", "d", 0)
     assert examples[Item(0, swapped=True)] == ("c", "a", 1)
     assert examples[Item(1, counted=False)] == ("b", "d", IGNORED)

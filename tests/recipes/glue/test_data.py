@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recipes.common.errors import RecipeError
-from recipes.glue.data import Data, from_files, load, read_tsv
+from recipes.glue.data import TaskData, from_files, load, read_tsv
 from recipes.glue.tasks import TASKS, tasks_named
 
 
@@ -229,7 +229,7 @@ def hub_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[n
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
-    def make(name: str, labels: list[object], feature: object = None, **columns: list[object] | None) -> Data:
+    def make(name: str, labels: list[object], feature: object = None, **columns: list[object] | None) -> TaskData:
         texts = {column: ["a", "b", "c"][: len(labels)] for column in TASKS[name].hub_columns}
         rows = {key: value for key, value in {**texts, "label": labels, **columns}.items() if value is not None}
         table = datasets.Dataset.from_dict(rows)

@@ -344,19 +344,15 @@ def test_a_broken_run_leaves_the_others_alone(
 
 
 def test_a_worker_that_is_killed_is_replaced(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None:
-    from recipes.glue.finetune import Options, Run
-    from recipes.glue.runner import Worker
-    from recipes.glue.settings import Setting
+    from recipes.common.jobs import KILLED, Call, run_all
+    from recipes.glue.finetune import run_one
+    from recipes.glue.settings import FineTuning, FineTuningOptions, Setting
 
-    run = Run(str(stock_bert), "cola", Setting(1, 16, 1e-3, max_length=24), 1, tmp_path / "run")
-    options = Options(data_dir=tiny_glue, cpu=True, quiet=True)
-    worker = Worker(0, 1)
-    worker.process.submit(os.kill, worker.process.submit(os.getpid).result(), signal.SIGKILL)
-    message, _ = worker(run, options)
-    assert isinstance(message, str) and "was killed" in message
-    result, seconds = worker(run, options)
-    worker.close()
-    assert isinstance(result, dict) and "cola" in result["scores"] and seconds > 0
+    run = FineTuning(str(stock_bert), "cola", Setting(1, 16, 1e-3, max_length=24), 1, tmp_path / "run")
+    options = FineTuningOptions(data_dir=tiny_glue, cpu=True, quiet=True)
+    outcomes = run_all([Call("kill", os.abort), Call("run", run_one, (run, options))], [{"OMP_NUM_THREADS": "1"}])
+    assert outcomes["kill"].error == KILLED and not outcomes["run"].error
+    assert "cola" in outcomes["run"].value["scores"] and outcomes["run"].seconds > 0
 
 
 def test_runs_of_other_data_or_tokenizers_are_not_mixed(

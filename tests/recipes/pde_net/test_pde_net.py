@@ -28,7 +28,7 @@ def no_figures(monkeypatch) -> None:
     """They take longer to draw than these trainings."""
     for name in ("coefficients_figure", "rollouts_figure", "fields_figure"):
         monkeypatch.setattr(report, name, lambda experiment, found: None)
-    monkeypatch.setattr(report, "png", lambda figure: "")
+    monkeypatch.setattr("recipes.common.report.Figure.png", b"")
 
 
 def networks(out: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from recipes.pde_net import report
-from recipes.pde_net.pipeline import Experiment
-from recipes.pde_net.settings import Variant, settings_for
+from recipes.pde_net.pipeline import PDEExperiment
+from recipes.pde_net.settings import PDEVariant, settings_for
 
-FROZEN, TRAINED = Variant("frozen", "euler"), Variant(2, "euler")
+FROZEN, TRAINED = PDEVariant("frozen", "euler"), PDEVariant(2, "euler")
 
 
 def run(convection: float, diffusion: float, other: float, blown_up: list[float | None]) -> dict:
@@ -33,8 +33,8 @@ def run(convection: float, diffusion: float, other: float, blown_up: list[float 
 
 
 @pytest.fixture
-def experiment() -> Experiment:
-    return Experiment(settings_for("burgers", blocks=(4,)), (FROZEN, TRAINED), (1, 2, 3), Path("/nowhere"), None)
+def experiment() -> PDEExperiment:
+    return PDEExperiment(settings_for("burgers", blocks=(4,)), (FROZEN, TRAINED), (1, 2, 3), Path("/nowhere"), None)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_roll_outs(experiment, found):
 
 
 def test_the_other_systems_have_no_talk(found):
-    experiment = Experiment(
+    experiment = PDEExperiment(
         settings_for("reaction_diffusion", blocks=(4,)), (FROZEN, TRAINED), (1,), Path("/nowhere"), None
     )
     names = [row[0] for row in report.rows_of(experiment, found, 0)[1]]

@@ -10,7 +10,7 @@ import pytest
 
 from recipes.common.errors import RecipeError
 from recipes.pde_net.__main__ import main, parser, settings_of
-from recipes.pde_net.settings import Variant, blocks, constraint, constraints_for, settings_for, variants
+from recipes.pde_net.settings import PDEVariant, blocks, constraint, constraints_for, settings_for, variants
 
 
 def test_blocks():
@@ -31,7 +31,7 @@ def test_constraints():
 def test_variants_are_named_once():
     found = variants(["2", "frozen", "2"], ["euler", "heun"])
     assert [variant.name for variant in found] == ["2-euler", "frozen-euler", "2-heun", "frozen-heun"]
-    assert Variant(2, "heun").title == "trained filters, constraint 2, heun"
+    assert PDEVariant(2, "heun").title == "trained filters, constraint 2, heun"
 
 
 def test_constraint_of_systems():

@@ -9,12 +9,12 @@ import torch
 from macaron.pde import PDENet
 from recipes.common.errors import RecipeError
 from recipes.pde_net import systems, training
-from recipes.pde_net.settings import Settings, Variant, settings_for
+from recipes.pde_net.settings import PDESettings, PDEVariant, settings_for
 
 DX = systems.LENGTH / 12
 
 
-def settings(**more) -> Settings:
+def settings(**more) -> PDESettings:
     return settings_for("data", **({"layers": 1, "samples": 3, "scheme": "central", "iterations": 60} | more))
 
 
@@ -22,7 +22,7 @@ def small(constraint: int | str = 2, solver: str = "euler", seed: int = 1, **mor
     import dataclasses
 
     s = dataclasses.replace(settings(**more), components=("u",))
-    return training.network(s, Variant(constraint, solver), DX, seed)
+    return training.network(s, PDEVariant(constraint, solver), DX, seed)
 
 
 def smooth_data(steps: int, components: int = 1) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipes.common.page import png
+from recipes.common.report import Figure
 from recipes.translation.figures import attention_sample, curve_figure
 
 
@@ -16,4 +16,4 @@ def test_attention_is_shown_for_the_longest_correct_sentence_that_fits() -> None
 
 
 def test_a_curve_without_points_is_drawn() -> None:
-    assert png(curve_figure({"train": [], "valid": [(10, 2.0), (20, 1.0)]})).startswith("iVBOR")
+    assert Figure("curves", curve_figure({"train": [], "valid": [(10, 2.0), (20, 1.0)]})).png.startswith(b"\x89PNG")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from recipes.common.errors import RecipeError
+from recipes.common.statistics import Difference
 from recipes.translation import scoring
 from recipes.translation.scoring import (
     Output,
     bleu_by_length,
     check_pieces,
-    compare,
     metric_set,
     score,
     split_compounds,
@@ -250,27 +250,30 @@ def test_a_corpus_without_papers(target: str, tokenizer: str) -> None:
 # --- between two systems ----------------------------------------------------------------------------------------
 
 
+def between(first: Output, second: Output, references: list[str], samples: int) -> dict[str, Difference]:
+    return scoring.compare_over_seeds([first], [second], Output(None, references), "iwslt14", samples)
+
+
 def test_a_better_system(references: list[str]) -> None:
     worse, better = (Output(None, noisy(references, seed, rate)) for seed, rate in ((4, 0.3), (5, 0.1)))
-    result = compare(worse, better, Output(None, references), "iwslt14", samples=200)
+    result = between(worse, better, references, 200)
     for entry in result.values():
-        assert 0 < entry["low"] < entry["difference"] < entry["high"]
-        assert entry["p"] == pytest.approx(1 / 201)
-    reverse = compare(better, worse, Output(None, references), "iwslt14", samples=40)
-    assert reverse["paper"]["difference"] == pytest.approx(-result["paper"]["difference"])
+        assert 0 < entry.low < entry.value < entry.high
+        assert entry.p == pytest.approx(1 / 201)
+    assert between(better, worse, references, 40)["paper"].value == pytest.approx(-result["paper"].value)
 
 
 def test_systems_alike_but_for_noise(references: list[str]) -> None:
-    systems = [Output(None, noisy(references, seed, 0.2)) for seed in (6, 7)]
-    entry = compare(*systems, Output(None, references), "iwslt14", samples=200)["paper"]
-    assert entry["low"] < 0 < entry["high"] and entry["p"] > 0.05
+    first, second = (Output(None, noisy(references, seed, 0.2)) for seed in (6, 7))
+    entry = between(first, second, references, 200)["paper"]
+    assert entry.low < 0 < entry.high and entry.p > 0.05
 
 
 def test_the_same_system_twice(references: list[str]) -> None:
     """sacrebleu would report p = 1/(samples + 1), the strongest verdict there is."""
     same = Output(None, noisy(references, 8, 0.2))
-    entry = compare(same, same, Output(None, references), "iwslt14", samples=40)["paper"]
-    assert entry["difference"] == 0 and entry["p"] == 1
+    entry = between(same, same, references, 40)["paper"]
+    assert entry.value == 0 and entry.p == 1
 
 
 def test_over_seeds(references: list[str]) -> None:

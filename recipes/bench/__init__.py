@@ -1,0 +1,1 @@
+"""Speed and memory beside fairseq, transformers and plain PyTorch."""

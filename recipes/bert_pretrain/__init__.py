@@ -1,0 +1,1 @@
+"""Text files in, a Macaron BERT out: tokenizer, masked-language-model training, model folder and card."""
