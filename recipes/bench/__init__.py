@@ -1,1 +1,1 @@
-"""Speed and memory beside fairseq, transformers and plain PyTorch."""
+"""Speed and memory beside fairseq, transformers and PyTorch."""

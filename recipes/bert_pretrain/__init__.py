@@ -1,1 +1,1 @@
-"""Text files in, a Macaron BERT out: tokenizer, masked-language-model training, model folder and card."""
+"""Text files in, a pre-trained Macaron BERT out."""

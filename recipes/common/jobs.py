@@ -58,7 +58,7 @@ class Call:
     arguments: tuple[Any, ...] = ()
 
 
-Task = Command | Call
+Job = Command | Call
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Place:
         self.worker: BaseProcess | None = None
         self.pipe: Connection | None = None  # to the worker
 
-    def begin(self, task: Task) -> None:
+    def begin(self, task: Job) -> None:
         """
         Raises:
             OSError: the log of a command cannot be written.
@@ -276,7 +276,7 @@ class Place:
 
 
 def run_all(
-    tasks: Sequence[Task],
+    tasks: Sequence[Job],
     slots: Sequence[Slot] = (),
     *,
     lock: IO[Any] | None = None,
@@ -284,7 +284,7 @@ def run_all(
     unit: str = "run",
     total: float | None = None,
     progress: Callable[[], float] | None = None,
-    done: Callable[[Task, Outcome], object] | None = None,
+    done: Callable[[Job, Outcome], object] | None = None,
 ) -> dict[str, Outcome]:
     """Do every task; {its name: its outcome}. An interruption ends those at work, and goes through.
 
@@ -307,7 +307,7 @@ def run_all(
                 tqdm.write(line)
             bar.update(min(units, max(0.0, size - bar.n)))
 
-        def conclude(task: Task, outcome: Outcome) -> None:
+        def conclude(task: Job, outcome: Outcome) -> None:
             outcomes[task.name] = outcome
             bar.update(total is None)
             if outcome.trace and sys.flags.dev_mode:

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -176,7 +176,3 @@ def untagged(text: str) -> str:
 def cell(text: str) -> str:
     """In one line, and one cell."""
     return untagged(" ".join(text.split())).replace("|", "\\|")
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return Table(list(rows), head).markdown()

@@ -59,7 +59,7 @@ class MissingEntryError(RecipeError, KeyError):
     __str__ = Exception.__str__
 
 
-class Record(dict[str, Any]):
+class JSONObject(dict[str, Any]):
     """An object of a JSON file, which names the file when an entry is missing."""
 
     path: Path
@@ -81,8 +81,8 @@ def read_json(path: Path) -> Any:
         RecipeError: the file cannot be read, or holds something else.
     """
 
-    def record(entries: dict[str, Any]) -> Record:
-        made = Record(entries)
+    def record(entries: dict[str, Any]) -> JSONObject:
+        made = JSONObject(entries)
         made.path = path
         return made
 
@@ -96,7 +96,7 @@ def read_json(path: Path) -> Any:
         raise RecipeError(f"{path}: not valid JSON ({error}); {MENDING}") from error
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); put it back, or use --restart") from error
-    if not isinstance(content, Record):
+    if not isinstance(content, JSONObject):
         raise RecipeError(f"{path}: holds {type(content).__name__}, not an object with named entries; {MENDING}")
     return content
 

@@ -226,7 +226,7 @@ def train(
     if not waiting:
         return []
 
-    def done(task: jobs.Task, outcome: jobs.Outcome) -> None:
+    def done(task: jobs.Job, outcome: jobs.Outcome) -> None:
         state = f"FAILED, it {outcome.error}" if outcome.error else "done"
         tqdm.write(f"run       {task.name} {state}")
 

@@ -1,1 +1,1 @@
-"""An encoder fine-tuned on GLUE, scored over seeds, compared, and written up for the server."""
+"""An encoder fine-tuned on GLUE, scored, compared and submitted."""

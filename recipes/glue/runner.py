@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from recipes.common.errors import RecipeError
-from recipes.common.jobs import Call, Outcome, Task, run_all, slots
+from recipes.common.jobs import Call, Job, Outcome, run_all, slots
 from recipes.common.workspace import Workspace, digest
 from recipes.glue.finetune import drop_checkpoints, run_one
 from recipes.glue.origin import check_made_from
@@ -76,7 +76,7 @@ def execute(
     failed = {}
     of_stage = {run.stage: run for run in todo}
 
-    def conclude(task: Task, outcome: Outcome) -> None:
+    def conclude(task: Job, outcome: Outcome) -> None:
         run = of_stage[task.name]
         if outcome.error:
             failed[run.stage] = explained(run, outcome)

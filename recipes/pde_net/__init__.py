@@ -1,1 +1,1 @@
-"""PDE-Net 2.0: equations learned from fields, read back, and rolled out."""
+"""PDE-Net 2.0: equations learned from fields, and rolled out."""

@@ -16,7 +16,7 @@ import pytest
 
 from recipes.common import jobs
 from recipes.common.errors import RecipeError
-from recipes.common.jobs import Call, Command, Task, run_all
+from recipes.common.jobs import Call, Command, Job, run_all
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def job(folder: Path, name: str, code: str) -> Command:
     return Command(name, [sys.executable, "-c", code], folder / f"{name}.log")
 
 
-def run(folder: Path, tasks: Sequence[Task], slots: list[dict[str, str]]) -> dict[str, int]:
+def run(folder: Path, tasks: Sequence[Job], slots: list[dict[str, str]]) -> dict[str, int]:
     with (folder / ".lock").open("a") as lock:
         return {name: outcome.value for name, outcome in run_all(tasks, slots, lock=lock).items()}
 
