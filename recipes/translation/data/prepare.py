@@ -128,7 +128,9 @@ class Preparation:
         shutil.rmtree(scratch / "unpacked", ignore_errors=True)  # of an attempt that was cut short
         found = locate(self.corpus, data_dir or scratch, scratch / "unpacked")
         print(f"prepare   {found.kind}")
-        inputs = {path.name: digest(path) for _, part in found.parts() for path in part.files}
+        files = dict.fromkeys(path for _, part in found.parts() for path in part.files)
+        same = Counter(path.name for path in files)
+        inputs = {path.name if same[path.name] == 1 else str(path): digest(path) for path in files}
         rules = self.corpus.rules
         every = 0 if found.valid else rules.every
         split_off = {*found.split_off, *(("valid",) if every else ())} if rules.unit == "pieces" else ()

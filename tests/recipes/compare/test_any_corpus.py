@@ -9,13 +9,13 @@ import pytest
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import write_json
 from recipes.compare.__main__ import recipes_of
-from recipes.compare.experiment import Experiment
+from recipes.compare.experiment import MatchedExperiment
 
 
-def experiment(folder: Path, *options: str, recipe: str = "translation") -> Experiment:
+def experiment(folder: Path, *options: str, recipe: str = "translation") -> MatchedExperiment:
     languages = ("--source-lang", "sw", "--target-lang", "ka") if recipe == "translation" else ()
     data = ("--data-dir", str(folder / "tales"))
-    return Experiment(recipe, ("lie", "strang"), (1,), folder / "out", (*languages, *options), data)
+    return MatchedExperiment(recipe, ("lie", "strang"), (1,), folder / "out", (*languages, *options), data)
 
 
 @pytest.fixture

@@ -251,7 +251,8 @@ def test_every_pair_is_kept_or_counted(given: list[tuple[str, str]], copies: boo
     assert copies <= (dropped[COPY] == 0)
 
 
-def test_drops_of_the_whole_step_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [TEXT, TextSettings("de", "en", units=60)], ids=["sentencepiece", "bpe"])
+def test_drops_of_the_whole_step_are_counted(tmp_path: Path, text: TextSettings) -> None:
     """From the files to the pieces: what was read is what is in the three sets and what was counted."""
     good = [(f"moja {n} mbili", f"one {n} two") for n in range(60)]
     bad = [
@@ -262,21 +263,21 @@ def test_drops_of_the_whole_step_are_counted(tmp_path: Path) -> None:
         ("a " * 40, "b " * 40),
         ("k", "m " * 20),
     ]
-    for n, side in enumerate(("sw", "ka")):
+    for n, side in enumerate(text.languages):
         write(tmp_path / "in" / f"t.{side}", [pair[n] for pair in good + bad])
     space = Workspace(tmp_path / "run", {})
-    corpus = own(longest=30, ratio=5.0, valid_pairs=6, test_pairs=4)
-    job = Preparation(corpus, TEXT, space, 1)
-    text = job.once("text", lambda: job.text(tmp_path / "in", {}, False))
+    corpus = own(languages=text.languages, longest=30, ratio=5.0, valid_pairs=6, test_pairs=4)
+    job = Preparation(corpus, text, space, 1)
+    words = job.once("text", lambda: job.text(tmp_path / "in", {}, False))
     job.once("units", lambda: job.units(None))
     pieces = job.once("pieces", job.pieces)
-    dropped = counts(text["dropped"]) + counts(pieces["dropped"])
+    dropped = counts(words["dropped"]) + counts(pieces["dropped"])
     assert dropped[EMPTY] == 2 and dropped[COPY] == 1 and dropped[NOT_UTF8] == 1
     assert sum(pieces["sizes"].values()) + sum(dropped.values()) == len(good) + len(bad)
     for split, size in pieces["sizes"].items():
-        columns = [read_lines(tmp_path / "run" / "bpe" / f"{split}.{side}") for side in ("sw", "ka")]
+        columns = [read_lines(tmp_path / "run" / "bpe" / f"{split}.{side}") for side in text.languages]
         assert [len(column) for column in columns] == [size, size]
-    raw = [read_lines(tmp_path / "run" / "raw" / f"test.{side}") for side in ("sw", "ka")]
+    raw = [read_lines(tmp_path / "run" / "raw" / f"test.{side}") for side in text.languages]
     assert set(zip(*raw, strict=True)) <= set(good + bad)
     space.lock.close()
 
