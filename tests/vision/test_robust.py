@@ -17,11 +17,10 @@ def count(net: nn.Module) -> int:
 
 
 def test_parameters_are_those_of_the_authors() -> None:
-    with torch.device("meta"):
-        assert count(SmallCNN()) == 312_202
-        assert count(preact18()) == 11_171_146
-        used = count(wrn34())
-        unused = nn.Sequential(*(WideBlock(c, 160) for c in (16, 160, 160, 160, 160)))
+    assert count(SmallCNN()) == 312_202
+    assert count(preact18()) == 11_171_146
+    used = count(wrn34())
+    unused = nn.Sequential(*(WideBlock(c, 160) for c in (16, 160, 160, 160, 160)))
     assert used == 46_160_474
     assert used + count(unused) == 48_262_586
 
@@ -39,8 +38,7 @@ def test_parameters_are_those_of_the_authors() -> None:
 )
 def test_published_depths(depth: int, ten: int, trained: int, hundred: int) -> None:
     """What the published code stores, and what of it is ever trained."""
-    with torch.device("meta"):
-        sizes = {n: count(PreActResNet.of_depth(depth, n, scheme=Scheme(depth_rule="multistep"))) for n in (10, 100)}
+    sizes = {n: count(PreActResNet.of_depth(depth, n, scheme=Scheme(depth_rule="multistep"))) for n in (10, 100)}
     # Of each stage a k, the BN behind the first convolution, and with basic blocks a shortcut from 16 to 64 channels.
     unused = 3 + 2 * 16 + (2 * 16 + 16 * 64 if depth != 164 else 0)
     assert sizes[10] == trained

@@ -1,0 +1,449 @@
+"""The report: tables beside the talk's, curves, learned k, one HTML page that needs no network, JSON and CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import itertools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from recipes.common.page import STYLE, png, table
+from recipes.common.statistics import paired_t_test, summary
+from recipes.common.workspace import read_json, write_json
+from recipes.images import models
+from recipes.images.pipeline import Experiment, Run, collect
+from recipes.images.settings import PUBLISHED_IMAGES, SIDE, Settings, schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Found = dict[str, dict[int, dict[str, Any]]]  # run ↦ seed ↦ what it gave
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
+LEVELS = (25, 50, 75, 90)  # per cent of accuracy under attack, for the time to reach them
+
+# Accuracies of the slides, per cent.
+TALK_DEPTH: dict[tuple[str, int], dict[str, float]] = {
+    ("cifar10", 20): {"resnet": 91.25, "lm_resnet": 91.67},
+    ("cifar10", 32): {"resnet": 92.49, "lm_resnet": 92.82},
+    ("cifar10", 44): {"resnet": 92.83, "lm_resnet": 92.98},
+    ("cifar10", 56): {"resnet": 93.03, "lm_resnet": 93.69},
+    ("cifar10", 110): {"resnet": 93.63},
+    ("cifar100", 110): {"resnet": 72.24, "lm_resnet": 73.16},
+    ("cifar100", 164): {"resnet": 75.67, "lm_resnet": 76.74},
+}
+TALK_SIZE = {20: "0.27M", 32: "0.46M", 44: "0.66M", 56: "0.85M", 110: "1.7M", 164: "2.55M"}
+# WRN-34-10, CIFAR-10: clean, PGD-20, minutes.
+TALK_ROBUST = (
+    ("natural", 95.03, 0.00, 233),
+    ("pgd-3", 90.07, 39.18, 1134),
+    ("pgd-5", 89.65, 43.85, 1574),
+    ("pgd-10", 87.30, 47.04, 2713),
+    ("freeat-8", 86.29, 47.00, 667),
+    ("yopo-3-5", 87.27, 43.04, 299),
+    ("yopo-5-3", 86.70, 47.98, 476),
+)
+MIXED = (
+    "The talk's minutes mix two things: an update of YOPO-5-3 has 5 full passes where PGD-10 has 12 (10 for the "
+    "attack, one at x + δ, one at x), and its authors train it for 37 epochs, PGD for 105. Here both are in the table: "
+    "time of a batch, and time to a given accuracy under attack."
+)
+
+
+def plan_of(settings: Settings, run: Run) -> str:
+    """A schedule in words."""
+    plan = schedule(settings, run.adversary)
+    first = "" if plan.first_milestones == plan.milestones else (
+        f" (first layer {', '.join(map(str, plan.first_milestones)) or 'never'})"
+    )  # fmt: skip
+    milestones = ", ".join(map(str, plan.milestones)) or "never"
+    replays = f", {plan.replays} updates with each batch" if plan.replays > 1 else ""
+    return (
+        f"{plan.epochs} epochs, {plan.updates(settings.train_images):,} batches of {plan.batch}{replays}, SGD lr "
+        f"{plan.lr:g}, a tenth from epoch {milestones}{first}, momentum {plan.momentum:g}, weight decay "
+        f"{plan.weight_decay:g} ({plan.source})"
+    )
+
+
+def write(
+    experiment: Experiment, sentence: str, failed: Mapping[str, str], provenance: Mapping[str, Any]
+) -> list[Path]:
+    """table.md, report.html, curves.csv, figures and result.json, of what is finished."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    found = {name: runs for name, runs in collect(experiment, failed).items()}
+    folder = experiment.folder
+    files: dict[str, bytes] = {
+        "table.md": markdown(experiment, sentence, found).encode(),
+        "curves.csv": curves(experiment, found).encode(),
+    }
+    images = []
+    for name, title, draw in figures(experiment, found):
+        image = png(draw(experiment, found))
+        files[f"{name}.png"] = base64.b64decode(image)
+        images.append((title, image))
+    files["report.html"] = page(experiment, sentence, found, failed, provenance, images).encode()
+    for name, content in files.items():
+        partial = folder / f"{name}.part"
+        partial.write_bytes(content)
+        os.replace(partial, folder / name)
+    write_json(
+        folder / "result.json",
+        {
+            "images": sentence,
+            "settings": read_json(folder / "settings.json"),
+            "runs": {name: {str(seed): run for seed, run in runs.items()} for name, runs in found.items()},
+            "failed": dict(failed),
+            "environment": dict(provenance),
+        },
+    )
+    return [folder / name for name in ("result.json", *files)]
+
+
+# --- figures of merit -----------------------------------------------------------------------------------------
+
+
+def last(run: Mapping[str, Any], what: str) -> float:
+    """Of the last epoch; the best one on the test set would be chosen by it."""
+    return float(run["history"][-1][what])
+
+
+def over_seeds(runs: Mapping[int, Mapping[str, Any]], what: str) -> str:
+    return str(summary([last(run, what) for run in runs.values()]))
+
+
+def paired(first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[str, Any]], what: str) -> str:
+    """second − first over their common seeds, with a test where there are two or more."""
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return ""
+    a, b = ([last(runs[seed], what) for seed in seeds] for runs in (first, second))
+    if len(seeds) == 1:
+        return f"{b[0] - a[0]:+.2f} (one seed)"
+    return f"{paired_t_test(a, b)} ({len(seeds)} seeds)"
+
+
+def minutes_to(run: Mapping[str, Any], level: float) -> float | None:
+    """Of training, until an evaluation found so much accuracy under attack."""
+    return next((entry["seconds"] / 60 for entry in run["history"] if entry["robust"] >= level), None)
+
+
+def attacked(found: Found) -> bool:
+    return any("robust" in run["history"][-1] for runs in found.values() for run in runs.values())
+
+
+def talk_of(settings: Settings, run: Run) -> str:
+    """The talk's accuracy for this depth and this network, if it is one of the talk's."""
+    if run.variant is None or run.variant.options or run.adversary.kind != "natural" or settings.depth is None:
+        return ""
+    value = TALK_DEPTH.get((settings.dataset, settings.depth), {}).get(run.variant.head)
+    return "" if value is None else f"{value:.2f}"
+
+
+def rows_of(experiment: Experiment, found: Found) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the main table."""
+    settings, robust = experiment.settings, attacked(found)
+    head = ["", "seeds", "parameters", "accuracy %"]
+    if robust:
+        head += [f"PGD-{settings.attack_steps} %", "passes a batch", "ms a batch", "minutes", "processor minutes"]
+        levels = [
+            level for level in LEVELS
+            if any(minutes_to(run, level) is not None for runs in found.values() for run in runs.values())
+        ]  # fmt: skip
+        head += [f"minutes to {level} %" for level in levels]
+    else:
+        head += ["training loss", "minutes"]
+    compare = settings.model == "resnet" and len(experiment.runs) > 1
+    if compare:
+        head += ["against the first, paired", "the talk"]
+    rows = []
+    reference = found[experiment.runs[0].name]
+    for run in experiment.runs:
+        runs = found[run.name]
+        if not runs:
+            continue
+        one = next(iter(runs.values()))
+        row = [run.name, str(len(runs)), f"{one['parameters']:,}", over_seeds(runs, "accuracy")]
+        time = f"{fmean(last(r, 'seconds') for r in runs.values()) / 60:.1f}"
+        if robust:
+            batch = fmean(1000 * last(r, "seconds") / last(r, "batches") for r in runs.values())
+            row += [over_seeds(runs, "robust"), str(one["batch_passes"]), f"{batch:.0f}", time]
+            row += [f"{fmean(last(r, 'cpu_seconds') for r in runs.values()) / 60:.1f}"]
+            for level in levels:
+                reached = [minutes_to(r, level) for r in runs.values()]
+                row.append("" if None in reached else f"{fmean(reached):.1f}")  # type: ignore[type-var]
+        else:
+            losses = summary([last(r, "loss") for r in runs.values()])
+            row += [f"{losses.mean:.4f}" + ("" if losses.sd is None else f" ± {losses.sd:.4f}"), time]
+        if compare:
+            row += ["" if run is experiment.runs[0] else paired(reference, runs, "accuracy"), talk_of(settings, run)]
+        rows.append(row)
+    return head, rows
+
+
+def size_rows(experiment: Experiment) -> tuple[list[str], list[list[str]]]:
+    """Parameters: here, in the published code, in the talk."""
+    settings = experiment.settings
+    assert settings.depth is not None
+    rows = []
+    for run in experiment.runs:
+        net = models.build(settings, run.variant, 1).net
+        assert isinstance(net, models.PreActResNet)
+        rows.append([run.name, f"{models.parameters(net):,}", f"{models.stored_by_the_original(net):,}",
+                     TALK_SIZE[settings.depth]])  # fmt: skip
+    return ["", "here, all trained", "stored by the published code", "the talk"], rows
+
+
+def k_rows(experiment: Experiment, found: Found) -> list[list[str]]:
+    """A row per block that has a k: its mean and range over the seeds."""
+    from macaron.dynamics.multistep import is_zero_stable
+
+    rows = []
+    for run in experiment.runs:
+        for (stage, block), values in k_of(found[run.name]).items():
+            stable = sum(map(is_zero_stable, values))
+            rows.append([run.name, f"stage {stage + 1}, block {block + 1}", f"{fmean(values):+.3f}",
+                         f"{min(values):+.3f} … {max(values):+.3f}", f"{stable} of {len(values)} seeds"])  # fmt: skip
+    return rows
+
+
+K_HEAD = ["", "", "k, mean over seeds", "range", "zero-stable"]
+
+
+def k_of(runs: Mapping[int, Mapping[str, Any]]) -> dict[tuple[int, int], list[float]]:
+    """{(stage, block): k of each seed} at the end of training."""
+    found: dict[tuple[int, int], list[float]] = {}
+    for run in runs.values():
+        for stage, values in enumerate(run["history"][-1]["k"]):
+            for n, k in enumerate(values, 1):
+                found.setdefault((stage, n), []).append(float(k))
+    return found
+
+
+def sentences(experiment: Experiment, sentence: str, found: Found) -> list[str]:
+    """What the tables show, and what of them cannot be compared with the talk's."""
+    settings, said = experiment.settings, [f"Images: {sentence}."]
+    said += [f"{run.name}: no seed is finished." for run in experiment.runs if not found[run.name]]
+    from macaron.dynamics.multistep import is_zero_stable
+
+    for run in experiment.runs:
+        ks = [k for values in k_of(found[run.name]).values() for k in values]
+        if not ks:
+            continue
+        if unstable := [k for k in ks if not is_zero_stable(k)]:
+            said.append(
+                f"{run.name}: {len(unstable)} of {len(ks)} learned k are NOT zero-stable ({min(unstable):+.3f} to "
+                f"{max(unstable):+.3f}): there a perturbation grows with the depth."
+            )
+        else:
+            said.append(
+                f"{run.name}: all {len(ks)} learned k are zero-stable, {min(ks):+.3f} to {max(ks):+.3f}, in (−1, 1]."
+            )
+    different = []
+    if settings.train_images < PUBLISHED_IMAGES[settings.dataset]:
+        different.append(f"{settings.train_images:,} of {PUBLISHED_IMAGES[settings.dataset]:,} training images")
+    if settings.size < SIDE[settings.dataset]:
+        different.append(f"images of {settings.size} x {settings.size} pixels in the place of {SIDE[settings.dataset]}")
+    if settings.channels_scale != 1:
+        different.append(f"{settings.channels_scale:g} times the channels")
+    for text, runs in itertools.groupby(experiment.runs, lambda run: schedule(settings, run.adversary).source):
+        if "changed" in text or text.startswith("ours"):
+            different.append(f"{', '.join(run.name for run in runs)}: {text}")
+    if settings.ramp:
+        different.append(f"a radius that grows over {settings.ramp} batches")
+    if settings.attacked_images < 10_000 and attacked(found):
+        different.append(f"{settings.attacked_images:,} test images under attack")
+    if different:
+        said.append(f"Not the published setting: {'; '.join(different)}.")
+    if settings.model == "resnet":
+        if settings.depth == 164:
+            said.append("The talk's 2.55M for depth 164 fits neither the published code nor ours: about 1.70M.")
+        said.append(
+            "Accuracies are those of the last epoch; the published notebook picks the best epoch on the test set. "
+            "k is stored as such and free of weight decay; the published code stores 1 − k, which decay pulls towards "
+            "k = 1. Seeds are paired: equal initial weights, batches, crops and mirrors."
+        )
+    if attacked(found):
+        said.append(
+            f"PGD-{settings.attack_steps}: ε = {settings.epsilon:.4g}, step {settings.step_size:.4g}, L∞, one random "
+            f"start, evaluation mode, no restarts: an upper bound of the robust accuracy. Minutes are of training "
+            f"alone, without evaluations, on the machine named below, and depend on what else runs there; processor "
+            f"minutes do less. YOPO without the authors' extra forward pass of each batch, which they make for the "
+            f"progress bar and which moves the running statistics of BN."
+        )
+        same = settings.dataset == "cifar10" and settings.model == "wrn34"
+        said.append(MIXED)
+        if not same:
+            said.append(
+                f"The talk's rows are of WRN-34-10 on CIFAR-10 with PGD-20, trained on one GPU; ours of "
+                f"{settings.model} on {settings.dataset}. Accuracies and minutes cannot be compared across the two "
+                f"tables; the order of the methods, and the ratio of their times, can be looked at."
+            )
+    return said
+
+
+def markdown(experiment: Experiment, sentence: str, found: Found) -> str:
+    parts = [lines_of(*rows_of(experiment, found))]
+    if attacked(found):
+        parts.append(lines_of(*talk_rows()))
+    if experiment.settings.model == "resnet":
+        parts.append(lines_of(*size_rows(experiment)))
+        if rows := k_rows(experiment, found):
+            parts.append(lines_of(K_HEAD, rows))
+    return "\n".join([*parts, *(f"* {text}" for text in sentences(experiment, sentence, found)), ""])
+
+
+def talk_rows() -> tuple[list[str], list[list[str]]]:
+    head = ["the talk: WRN-34-10, CIFAR-10", "accuracy %", "PGD-20 %", "minutes"]
+    return head, [[name, f"{clean:.2f}", f"{pgd:.2f}", str(minutes)] for name, clean, pgd, minutes in TALK_ROBUST]
+
+
+def lines_of(head: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
+
+
+def curves(experiment: Experiment, found: Found) -> str:
+    """A line per evaluation."""
+    columns = ["epoch", "batches", "seconds", "cpu_seconds", "loss", "accuracy", "robust"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "seed", *columns])
+    for run in experiment.runs:
+        for seed, result in found[run.name].items():
+            for entry in result["history"]:
+                writer.writerow([run.name, seed, *(entry.get(column, "") for column in columns)])
+    return text.getvalue()
+
+
+# --- figures --------------------------------------------------------------------------------------------------
+
+
+def figures(experiment: Experiment, found: Found) -> list[tuple[str, str, Callable[[Experiment, Found], Figure]]]:
+    """(name, title, how it is drawn) of those that there is something for."""
+    if not any(found.values()):
+        return []
+    drawn = [("training", "Training", training_figure)]
+    if attacked(found):
+        drawn.insert(0, ("minutes", "Accuracy over minutes of training", minutes_figure))
+    if any(k_of(runs) for runs in found.values()):
+        drawn.append(("k", "Learned k of each block", k_figure))
+    return drawn
+
+
+def lines(axis: Any, experiment: Experiment, found: Found, x: str, y: str, scale: float = 1.0) -> None:
+    """A thin line for each seed, of one colour and one label for each run."""
+    for colour, run in zip(itertools.cycle(COLOURS), experiment.runs, strict=False):
+        for number, result in enumerate(found[run.name].values()):
+            entries = [entry for entry in result["history"] if y in entry]
+            axis.plot(
+                [entry[x] * scale for entry in entries], [entry[y] for entry in entries], ".-", color=colour,
+                linewidth=1, markersize=4, label=run.name if number == 0 else None,
+            )  # fmt: skip
+    axis.grid(alpha=0.3)
+
+
+def minutes_figure(experiment: Experiment, found: Found) -> Figure:
+    from matplotlib.figure import Figure
+
+    settings = experiment.settings
+    fig = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = fig.subplots(1, 2, sharex=True)
+    for axis, what, title in (
+        (left, "robust", f"under attack: PGD-{settings.attack_steps}, {settings.attacked_images:,} images"),
+        (right, "accuracy", "clean"),
+    ):
+        lines(axis, experiment, found, "seconds", what, 1 / 60)
+        axis.set(xlabel="minutes of training, evaluations not counted", ylabel="accuracy %", title=title, ylim=(0, 101))
+    left.legend()
+    return fig
+
+
+def training_figure(experiment: Experiment, found: Found) -> Figure:
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = fig.subplots(1, 2, sharex=True)
+    lines(left, experiment, found, "epoch", "loss")
+    left.set(xlabel="epoch", ylabel="training loss, mean since the last evaluation", yscale="log")
+    lines(right, experiment, found, "epoch", "accuracy")
+    right.set(xlabel="epoch", ylabel="test accuracy %")
+    left.legend()
+    return fig
+
+
+def k_figure(experiment: Experiment, found: Found) -> Figure:
+    """k over the blocks, in the order of depth, with the limits of zero-stability."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(9, 3.6), layout="constrained")
+    axis = fig.subplots()
+    places: list[tuple[int, int]] = []
+    for colour, run in zip(itertools.cycle(COLOURS), experiment.runs, strict=False):
+        ks = k_of(found[run.name])
+        if not ks:
+            continue
+        places = sorted(ks)
+        x = range(len(places))
+        axis.plot(x, [fmean(ks[place]) for place in places], "o-", color=colour, label=run.name)
+        low, high = ([pick(ks[place]) for place in places] for pick in (min, max))
+        axis.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+    axis.axhspan(-1, 1, color="tab:green", alpha=0.08, label="zero-stable: −1 < k ≤ 1")
+    axis.axhline(0, color="grey", linewidth=0.8)
+    step = max(1, len(places) // 12)
+    axis.set_xticks(list(range(0, len(places), step)),
+                    [f"{stage + 1}.{block + 1}" for stage, block in places[::step]])  # fmt: skip
+    axis.set(xlabel="stage.block (the first block of a stage has no k)", ylabel="k, mean and range over seeds")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return fig
+
+
+# --- the page -------------------------------------------------------------------------------------------------
+
+
+def table_of(pair: tuple[list[str], list[list[str]]]) -> str:
+    return table(pair[1], pair[0])
+
+
+def page(
+    experiment: Experiment,
+    sentence: str,
+    found: Found,
+    failed: Mapping[str, str],
+    provenance: Mapping[str, Any],
+    images: Sequence[tuple[str, str]],
+) -> str:
+    settings = experiment.settings
+    title = f"{settings.dataset}, {settings.model}" + (f" of depth {settings.depth}" if settings.depth else "")
+    parts = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>Images: {html.escape(title)}</title>',
+        f"<style>{STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1>",
+        *(f'<p class="wrong">{html.escape(run)} failed: {html.escape(why)}</p>' for run, why in failed.items()),
+        table_of(rows_of(experiment, found)),
+    ]
+    if attacked(found):
+        parts += ["<h2>The talk</h2>", table_of(talk_rows())]
+    parts += [f"<p>{html.escape(text)}</p>" for text in sentences(experiment, sentence, found)]
+    parts += [
+        f'<h2>{html.escape(title)}</h2>\n<img alt="{html.escape(title)}" src="data:image/png;base64,{image}">'
+        for title, image in images
+    ]
+    if settings.model == "resnet":
+        parts += ["<h2>Parameters</h2>", table_of(size_rows(experiment))]
+        if rows := k_rows(experiment, found):
+            parts += [
+                "<h2>Learned k</h2>",
+                "<p>x_{n+1} = (1 − k_n) x_n + k_n x_{n−1} + f_n(x_n)</p>",
+                table(rows, K_HEAD),
+            ]
+    parts += ["<h2>Schedules</h2>", table([[run.name, plan_of(settings, run)] for run in experiment.runs])]
+    parts += ["<h2>How it was made</h2>", table([[key, str(value)] for key, value in provenance.items()])]
+    parts += ["<h3>settings</h3>", table([[key, str(value)] for key, value in vars(settings).items()])]
+    return "\n".join([*parts, "</body></html>\n"])
