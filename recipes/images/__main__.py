@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
+from recipes.common.jobs import slots
+from recipes.common.main import command_line, command_shown, module, run_command
 from recipes.common.provenance import environment
 from recipes.common.workspace import Workspace
 from recipes.images.settings import (
@@ -36,17 +36,22 @@ PACKAGES = ("macaron-net", "torch", "numpy", "pillow", "scipy", "matplotlib")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.images",
-        description="The talk's two tables of image classification. LM-ResNet: pre-activation ResNets whose depth is "
+    p = command_line(
+        "images",
+        "The talk's two tables of image classification. LM-ResNet: pre-activation ResNets whose depth is "
         "integrated by one step (resnet) or by two (lm_resnet), over paired seeds. YOPO: adversarial training by the "
         "first layer alone, against PGD and natural training, accuracy under attack over minutes. Interrupted? The "
         "same command goes on where it stopped, with the same bits on a CPU; seeds, variants and adversaries can be "
         "added.",
+        out="images_output/DATASET-MODEL",
+        seeds=(),
+        jobs="runs at a time, a process each (default: cores divided by --threads on a CPU, one per GPU)",
+        dry_run=True,
         epilog="Adversaries: natural; pgd-K as the authors of YOPO train it; madry-K; freeat-m; yopo-m-n, and "
         "yopo-full-m-n and yopo-hamiltonian-m-n, which count the first layer's gradient once. Variants: resnet or "
-        "lm_resnet, and after commas options of a scheme, such as lm_resnet,stochastic_depth=0.5. Schedules are those "
-        "of the papers and of the authors' code, see --dry-run; other epochs move the milestones in proportion.",
+        "lm_resnet, and after commas options of a scheme, such as lm_resnet,stochastic_depth=0.5. Seeds: 1 2 3 4 5 "
+        "with --model resnet, else 1. Schedules are those of the papers and of the authors' code, see --dry-run; other "
+        "epochs move the milestones in proportion.",
     )
     p.add_argument("--dataset", choices=DATASETS, required=True)
     p.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="torchvision's folder, the published "
@@ -57,15 +62,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--adversary", "--adversaries", dest="adversaries", nargs="+", metavar="A", help="what to train "
                    "against, one or several (default: natural; with other models than resnet natural pgd-40 yopo-5-10 "
                    "for mnist, natural pgd-10 yopo-5-3 for the others)")  # fmt: skip
-    p.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: 1 2 3 4 5 with --model resnet, else 1")
-    p.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: "
-                   "images_output/DATASET-MODEL)")  # fmt: skip
-    p.add_argument("--jobs", type=int, metavar="N", help="runs at a time, a process each (default: cores divided by "
-                   "--threads on a CPU, 1 on a GPU)")  # fmt: skip
     p.add_argument("--save-every", type=float, default=60.0, metavar="S", help="seconds between checkpoints (default: "
                    "60)")  # fmt: skip
-    p.add_argument("--restart", action="store_true", help="set an existing --out aside and begin anew")
-    p.add_argument("--dry-run", action="store_true", help="read and check the images, print the plan, make nothing")
     group = p.add_argument_group("settings (a folder keeps those it was made with)")
     group.add_argument("--depth", type=int, choices=DEPTHS, help="of --model resnet (default: 20)")
     group.add_argument("--channels-scale", type=fraction, metavar="X", help="times the channels of small_cnn, preact18 "
@@ -143,6 +141,7 @@ def command(args: argparse.Namespace) -> int:
     import torch
 
     from recipes.images import data, models, pipeline, report
+    from recipes.images.experiment import Experiment, Run
 
     for variant in variants:
         models.scheme_of(variant)
@@ -156,9 +155,9 @@ def command(args: argparse.Namespace) -> int:
     images = data.load(args.dataset, folder, size=args.size or 0, train_images=args.train_images or 0,
                        test_images=args.test_images or 0)  # fmt: skip
     settings = settings_for(given | {"images": images.fingerprint}, len(images.train), len(images.test))
-    runs = tuple(pipeline.Run(v, a) for a in adversaries for v in (variants or (None,)))
+    runs = tuple(Run(v, a) for a in adversaries for v in (variants or (None,)))
     out = args.out or Path("images_output") / f"{args.dataset}-{model}"
-    experiment = pipeline.Experiment(settings, runs, seeds, out.resolve(), folder, args.save_every)
+    experiment = Experiment(settings, runs, seeds, out.resolve(), folder, args.save_every)
     networks = pipeline.check(experiment)
     print(f"images    {images.sentence}", flush=True)
     for run in runs:
@@ -166,21 +165,22 @@ def command(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(f"dry run   {len(runs) * len(seeds)} trainings would go to {out}; nothing was made")
         return 0
-    jobs = args.jobs or (1 if device == "cuda" else max(1, len(os.sched_getaffinity(0)) // settings.threads))
-    space = Workspace(experiment.folder, as_record(settings), restart=args.restart)
-    with space.lock:
+    share = {"OMP_NUM_THREADS": str(settings.threads)}
+    jobs = args.jobs or max(1, len(os.sched_getaffinity(0)) // settings.threads)
+    places = slots(args.jobs) if device == "cuda" else [share] * min(jobs, len(runs) * len(seeds))
+    with Workspace(experiment.folder, as_record(settings), restart=args.restart):
         started, spent = time.time(), cpu_seconds()
-        facts = environment(shlex.join(["python", "-m", "recipes.images", *sys.argv[1:]]), PACKAGES)
-        facts |= {"threads": settings.threads, "runs at a time": min(jobs, len(runs) * len(seeds))}
-        failed = pipeline.run_all(experiment, jobs)
+        facts = environment(command_shown("images"), PACKAGES)
+        facts |= {"threads": settings.threads, "runs at a time": len(places)}
+        failed = pipeline.train_all(experiment, places if len(places) > 1 else [])
         facts["load average at the end"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
         facts["processor time of this call"] = f"{(cpu_seconds() - spent) / 60:.1f} min"
         facts["wall time of this call"] = f"{(time.time() - started) / 60:.1f} min"
         paths = report.write(experiment, images.sentence, failed, facts)
-    print((experiment.folder / "table.md").read_text(encoding="utf-8"))
+    print((experiment.folder / "report.md").read_text(encoding="utf-8").partition("\n## Schedules")[0])
     print("\n".join(f"  {path}" for path in paths))
     for name, message in failed.items():
-        print(f"recipes.images: {name} failed: {message}", file=sys.stderr)
+        print(f"{module('images')}: {name} failed: {message}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -88,10 +88,15 @@ def parameters(net: Net) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def stored_by_the_original(net: PreActResNet) -> int:
-    """What the published LM-ResNet stores at this size: beside what is trained a k for the first block of each stage,
-    a k for every other block whether the rule is multistep or not, the BN behind the first convolution and, with basic
-    blocks, a shortcut of the first stage to four times its channels, none of which is ever used."""
+def stored_by_the_original(net: Net) -> int | None:
+    """What the published LM-ResNet stores at this size, None for other networks.
+
+    Beside what is trained these are, none of them ever used: a k for the first block of each stage, and of a plain net
+    all others; a BN behind the first convolution; with basic blocks a shortcut of the first stage to four times its
+    channels.
+    """
+    if not isinstance(net, PreActResNet):
+        return None
     width = net.conv1.out_channels
     k = sum(len(k) for k in net.k)
     unused = sum(net.blocks) - k + 2 * width

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 import itertools
-import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from recipes.common.page import STYLE, png, table
+from recipes.common.report import Figure, Part, Report, Table, Text, write_all
 from recipes.common.statistics import paired_t_test, summary
 from recipes.common.workspace import read_json, write_json
-from recipes.images import models
-from recipes.images.pipeline import Experiment, Run, collect
+from recipes.images.experiment import Experiment, Found, Run
 from recipes.images.settings import PUBLISHED_IMAGES, SIDE, Settings, schedule
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-Found = dict[str, dict[int, dict[str, Any]]]  # run ↦ seed ↦ what it gave
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
 LEVELS = (25, 50, 75, 90)  # per cent of accuracy under attack, for the time to reach them
 
@@ -74,24 +68,8 @@ def plan_of(settings: Settings, run: Run) -> str:
 def write(
     experiment: Experiment, sentence: str, failed: Mapping[str, str], provenance: Mapping[str, Any]
 ) -> list[Path]:
-    """table.md, report.html, curves.csv, figures and result.json, of what is finished."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    found = {name: runs for name, runs in collect(experiment, failed).items()}
-    folder = experiment.folder
-    files: dict[str, bytes] = {
-        "table.md": markdown(experiment, sentence, found).encode(),
-        "curves.csv": curves(experiment, found).encode(),
-    }
-    images = []
-    for name, title, draw in figures(experiment, found):
-        image = png(draw(experiment, found))
-        files[f"{name}.png"] = base64.b64decode(image)
-        images.append((title, image))
-    files["report.html"] = page(experiment, sentence, found, failed, provenance, images).encode()
-    for name, content in files.items():
-        partial = folder / f"{name}.part"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
+    """report.html, report.md, curves.csv, figures and result.json, of what is finished."""
+    found, folder = experiment.collect(failed), experiment.folder
     write_json(
         folder / "result.json",
         {
@@ -102,7 +80,8 @@ def write(
             "environment": dict(provenance),
         },
     )
-    return [folder / name for name in ("result.json", *files)]
+    pages = report(experiment, sentence, found, failed, provenance).write(folder, "report.html", "report.md")
+    return [folder / "result.json", *pages, *write_all(folder, {"curves.csv": curves(experiment, found)})]
 
 
 # --- figures of merit -----------------------------------------------------------------------------------------
@@ -125,7 +104,7 @@ def paired(first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[
     a, b = ([last(runs[seed], what) for seed in seeds] for runs in (first, second))
     if len(seeds) == 1:
         return f"{b[0] - a[0]:+.2f} (one seed)"
-    return f"{paired_t_test(a, b)} ({len(seeds)} seeds)"
+    return f"{paired_t_test(a, b, (0, 100))} ({len(seeds)} seeds)"
 
 
 def minutes_to(run: Mapping[str, Any], level: float) -> float | None:
@@ -186,17 +165,16 @@ def rows_of(experiment: Experiment, found: Found) -> tuple[list[str], list[list[
     return head, rows
 
 
-def size_rows(experiment: Experiment) -> tuple[list[str], list[list[str]]]:
+def size_rows(experiment: Experiment, found: Found) -> list[list[str]]:
     """Parameters: here, in the published code, in the talk."""
-    settings = experiment.settings
-    assert settings.depth is not None
-    rows = []
-    for run in experiment.runs:
-        net = models.build(settings, run.variant, 1).net
-        assert isinstance(net, models.PreActResNet)
-        rows.append([run.name, f"{models.parameters(net):,}", f"{models.stored_by_the_original(net):,}",
-                     TALK_SIZE[settings.depth]])  # fmt: skip
-    return ["", "here, all trained", "stored by the published code", "the talk"], rows
+    depth = experiment.settings.depth
+    assert depth is not None
+    one = {run.name: next(iter(found[run.name].values())) for run in experiment.runs if found[run.name]}
+    return [[name, f"{run['parameters']:,}", f"{run['stored_by_the_original']:,}", TALK_SIZE[depth]]
+            for name, run in one.items()]  # fmt: skip
+
+
+SIZE_HEAD = ["", "here, all trained", "stored by the published code", "the talk"]
 
 
 def k_rows(experiment: Experiment, found: Found) -> list[list[str]]:
@@ -287,24 +265,9 @@ def sentences(experiment: Experiment, sentence: str, found: Found) -> list[str]:
     return said
 
 
-def markdown(experiment: Experiment, sentence: str, found: Found) -> str:
-    parts = [lines_of(*rows_of(experiment, found))]
-    if attacked(found):
-        parts.append(lines_of(*talk_rows()))
-    if experiment.settings.model == "resnet":
-        parts.append(lines_of(*size_rows(experiment)))
-        if rows := k_rows(experiment, found):
-            parts.append(lines_of(K_HEAD, rows))
-    return "\n".join([*parts, *(f"* {text}" for text in sentences(experiment, sentence, found)), ""])
-
-
 def talk_rows() -> tuple[list[str], list[list[str]]]:
     head = ["the talk: WRN-34-10, CIFAR-10", "accuracy %", "PGD-20 %", "minutes"]
     return head, [[name, f"{clean:.2f}", f"{pgd:.2f}", str(minutes)] for name, clean, pgd, minutes in TALK_ROBUST]
-
-
-def lines_of(head: list[str], rows: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
 def curves(experiment: Experiment, found: Found) -> str:
@@ -323,15 +286,14 @@ def curves(experiment: Experiment, found: Found) -> str:
 # --- figures --------------------------------------------------------------------------------------------------
 
 
-def figures(experiment: Experiment, found: Found) -> list[tuple[str, str, Callable[[Experiment, Found], Figure]]]:
-    """(name, title, how it is drawn) of those that there is something for."""
+def figures(experiment: Experiment, found: Found) -> list[Part]:
+    """Those that there is something for."""
     if not any(found.values()):
         return []
-    drawn = [("training", "Training", training_figure)]
+    drawn: list[Part] = [Figure("training", training_figure(experiment, found), "Loss and test accuracy over epochs")]
     if attacked(found):
-        drawn.insert(0, ("minutes", "Accuracy over minutes of training", minutes_figure))
-    if any(k_of(runs) for runs in found.values()):
-        drawn.append(("k", "Learned k of each block", k_figure))
+        title = "Accuracy under attack and clean over minutes of training"
+        drawn.insert(0, Figure("minutes", minutes_figure(experiment, found), title))
     return drawn
 
 
@@ -347,11 +309,11 @@ def lines(axis: Any, experiment: Experiment, found: Found, x: str, y: str, scale
     axis.grid(alpha=0.3)
 
 
-def minutes_figure(experiment: Experiment, found: Found) -> Figure:
-    from matplotlib.figure import Figure
+def minutes_figure(experiment: Experiment, found: Found) -> Drawing:
+    from matplotlib.figure import Figure as Drawing
 
     settings = experiment.settings
-    fig = Figure(figsize=(11, 4.2), layout="constrained")
+    fig = Drawing(figsize=(11, 4.2), layout="constrained")
     left, right = fig.subplots(1, 2, sharex=True)
     for axis, what, title in (
         (left, "robust", f"under attack: PGD-{settings.attack_steps}, {settings.attacked_images:,} images"),
@@ -363,10 +325,10 @@ def minutes_figure(experiment: Experiment, found: Found) -> Figure:
     return fig
 
 
-def training_figure(experiment: Experiment, found: Found) -> Figure:
-    from matplotlib.figure import Figure
+def training_figure(experiment: Experiment, found: Found) -> Drawing:
+    from matplotlib.figure import Figure as Drawing
 
-    fig = Figure(figsize=(11, 4.2), layout="constrained")
+    fig = Drawing(figsize=(11, 4.2), layout="constrained")
     left, right = fig.subplots(1, 2, sharex=True)
     lines(left, experiment, found, "epoch", "loss")
     left.set(xlabel="epoch", ylabel="training loss, mean since the last evaluation", yscale="log")
@@ -376,11 +338,11 @@ def training_figure(experiment: Experiment, found: Found) -> Figure:
     return fig
 
 
-def k_figure(experiment: Experiment, found: Found) -> Figure:
+def k_figure(experiment: Experiment, found: Found) -> Drawing:
     """k over the blocks, in the order of depth, with the limits of zero-stability."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-    fig = Figure(figsize=(9, 3.6), layout="constrained")
+    fig = Drawing(figsize=(9, 3.6), layout="constrained")
     axis = fig.subplots()
     places: list[tuple[int, int]] = []
     for colour, run in zip(itertools.cycle(COLOURS), experiment.runs, strict=False):
@@ -406,44 +368,24 @@ def k_figure(experiment: Experiment, found: Found) -> Figure:
 # --- the page -------------------------------------------------------------------------------------------------
 
 
-def table_of(pair: tuple[list[str], list[list[str]]]) -> str:
-    return table(pair[1], pair[0])
-
-
-def page(
-    experiment: Experiment,
-    sentence: str,
-    found: Found,
-    failed: Mapping[str, str],
-    provenance: Mapping[str, Any],
-    images: Sequence[tuple[str, str]],
-) -> str:
+def report(
+    experiment: Experiment, sentence: str, found: Found, failed: Mapping[str, str], provenance: Mapping[str, Any]
+) -> Report:
     settings = experiment.settings
-    title = f"{settings.dataset}, {settings.model}" + (f" of depth {settings.depth}" if settings.depth else "")
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>Images: {html.escape(title)}</title>',
-        f"<style>{STYLE}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1>",
-        *(f'<p class="wrong">{html.escape(run)} failed: {html.escape(why)}</p>' for run, why in failed.items()),
-        table_of(rows_of(experiment, found)),
-    ]
+    made = Report(f"{settings.dataset}, {settings.model}" + (f" of depth {settings.depth}" if settings.depth else ""))
+    made.add(*(Text(f"{run} failed: {why}", "warning") for run, why in failed.items()))
+    head, rows = rows_of(experiment, found)
+    made.add(Table(rows, head))
+    made.add(*(Text(text, "item") for text in sentences(experiment, sentence, found)))
     if attacked(found):
-        parts += ["<h2>The talk</h2>", table_of(talk_rows())]
-    parts += [f"<p>{html.escape(text)}</p>" for text in sentences(experiment, sentence, found)]
-    parts += [
-        f'<h2>{html.escape(title)}</h2>\n<img alt="{html.escape(title)}" src="data:image/png;base64,{image}">'
-        for title, image in images
-    ]
+        made.section("The talk", Table(*reversed(talk_rows())))
+    made.section("Curves", *figures(experiment, found))
     if settings.model == "resnet":
-        parts += ["<h2>Parameters</h2>", table_of(size_rows(experiment))]
-        if rows := k_rows(experiment, found):
-            parts += [
-                "<h2>Learned k</h2>",
-                "<p>x_{n+1} = (1 − k_n) x_n + k_n x_{n−1} + f_n(x_n)</p>",
-                table(rows, K_HEAD),
-            ]
-    parts += ["<h2>Schedules</h2>", table([[run.name, plan_of(settings, run)] for run in experiment.runs])]
-    parts += ["<h2>How it was made</h2>", table([[key, str(value)] for key, value in provenance.items()])]
-    parts += ["<h3>settings</h3>", table([[key, str(value)] for key, value in vars(settings).items()])]
-    return "\n".join([*parts, "</body></html>\n"])
+        if ks := k_rows(experiment, found):
+            rule = Text("x_{n+1} = (1 − k_n) x_n + k_n x_{n−1} + f_n(x_n), zero-stable for −1 < k ≤ 1")
+            drawing = Figure("k", k_figure(experiment, found), "Learned k of each block")
+            made.section("Learned k", rule, drawing, Table(ks, K_HEAD))
+        made.section("Parameters", Table(size_rows(experiment, found), SIZE_HEAD))
+    made.section("Schedules", Table([[run.name, plan_of(settings, run)] for run in experiment.runs]))
+    made.section("How it was made", Table.of(provenance), Text("settings", "subheading"), Table.of(vars(settings)))
+    return made

@@ -311,6 +311,7 @@ class Training:
         return {
             "schedule": dataclasses.asdict(self.schedule),
             "parameters": models.parameters(self.net.net),
+            "stored_by_the_original": models.stored_by_the_original(self.net.net),
             "batch_passes": self.adversary.passes,
             "updates": self.total * self.schedule.replays,
             "history": self.history,

@@ -15,6 +15,7 @@ import torch
 
 from recipes.common.errors import RecipeError
 from recipes.images import data
+
 from .conftest import idx, made, pickled, write_sums
 
 

@@ -313,7 +313,7 @@ def test_a_checkpoint_that_is_damaged_or_of_another_network(tmp_path: Path) -> N
     run, path = begun(), tmp_path / "last.pt"
     run.update()
     run.save(path)
-    with pytest.raises(RecipeError, match="cannot be gone on from .*delete it"):
+    with pytest.raises(RecipeError, match=r"cannot be gone on from .*delete it"):
         begun(channels_scale=1 / 4).load(path)
     content = path.read_bytes()
     path.write_bytes(content[:-200])
@@ -328,7 +328,7 @@ def test_a_checkpoint_that_is_damaged_or_of_another_network(tmp_path: Path) -> N
 
 def test_a_loss_that_is_no_number_is_an_error(tmp_path: Path) -> None:
     run = begun(lr=1e30)
-    with pytest.raises(RecipeError, match="diverged. Take a smaller --lr"):
+    with pytest.raises(RecipeError, match=r"diverged\. Take a smaller --lr"):
         finished(run, tmp_path / "last.pt")
     assert not (tmp_path / "last.pt").exists() or run.batches
 
