@@ -21,7 +21,8 @@ from recipes.images import training
 from recipes.images.__main__ import main
 
 ROBUST = ["--dataset=mnist", "--channels-scale=1/16", "--batch=20", "--epochs", "2", "--attack-steps=2", "--lr=0.1",
-          "--attacked-images=20", "--device=cpu", "--jobs=1", "--adversaries", "natural", "pgd-2", "yopo-2-2"]  # fmt: skip
+          "--attacked-images=20", "--device=cpu", "--jobs=1",
+          "--adversaries", "natural", "pgd-2", "yopo-2-2"]  # fmt: skip
 DEPTH = ["--dataset=cifar10", "--size=16", "--batch=20", "--epochs", "1", "--device=cpu", "--jobs=1",
          "--seeds", "1", "2"]  # fmt: skip
 
