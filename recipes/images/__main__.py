@@ -159,7 +159,9 @@ def command(args: argparse.Namespace) -> int:
     out = args.out or Path("images_output") / f"{args.dataset}-{model}"
     experiment = Experiment(settings, runs, seeds, out.resolve(), folder, args.save_every)
     networks = pipeline.check(experiment)
-    print(f"images    {images.sentence}", flush=True)
+    sentence = images.sentence
+    del images  # each process reads its own
+    print(f"images    {sentence}", flush=True)
     for run in runs:
         print(f"{run.name}: {models.parameters(networks[run.name].net):,} parameters; {report.plan_of(settings, run)}")
     if args.dry_run:
@@ -176,7 +178,7 @@ def command(args: argparse.Namespace) -> int:
         facts["load average at the end"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
         facts["processor time of this call"] = f"{(cpu_seconds() - spent) / 60:.1f} min"
         facts["wall time of this call"] = f"{(time.time() - started) / 60:.1f} min"
-        paths = report.write(experiment, images.sentence, failed, facts)
+        paths = report.write(experiment, sentence, failed, facts)
     print((experiment.folder / "report.md").read_text(encoding="utf-8").partition("\n## Schedules")[0])
     print("\n".join(f"  {path}" for path in paths))
     for name, message in failed.items():

@@ -506,7 +506,7 @@ def cifar_sheets(dataset: str, folder: Path, part: str, wanted: int) -> tuple[Ar
                         f"{32 * columns} x {32 * rows}; fetch it again"
                     )
                 sheet = np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RecipeError(f"{path}: cannot be read as PNG ({error}); fetch it again") from error
         tiles = sheet.reshape(rows, 32, columns, 32, 3).transpose(0, 2, 4, 1, 3)
         sheets.append(tiles.reshape(-1, 3, 32, 32))

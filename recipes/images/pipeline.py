@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import torch
 
@@ -79,7 +80,7 @@ def work(experiment: Experiment, run: Run) -> float:
     return float(plan.updates(experiment.settings.train_images) * run.adversary.passes)
 
 
-def train_all(experiment: Experiment, slots: list[Slot]) -> dict[str, str]:
+def train_all(experiment: Experiment, slots: Sequence[Slot]) -> dict[str, str]:
     """Every run, seed by seed, the longest first; {run: message} of those that failed."""
     order = sorted(experiment.runs, key=lambda run: -work(experiment, run))
     calls = {(run, seed): Call(title(run, seed), train, (experiment, run, seed))

@@ -265,9 +265,9 @@ def sentences(experiment: Experiment, sentence: str, found: Found) -> list[str]:
     return said
 
 
-def talk_rows() -> tuple[list[str], list[list[str]]]:
-    head = ["the talk: WRN-34-10, CIFAR-10", "accuracy %", "PGD-20 %", "minutes"]
-    return head, [[name, f"{clean:.2f}", f"{pgd:.2f}", str(minutes)] for name, clean, pgd, minutes in TALK_ROBUST]
+def talk_table() -> Table:
+    rows = [[name, f"{clean:.2f}", f"{pgd:.2f}", str(minutes)] for name, clean, pgd, minutes in TALK_ROBUST]
+    return Table(rows, ["the talk: WRN-34-10, CIFAR-10", "accuracy %", "PGD-20 %", "minutes"])
 
 
 def curves(experiment: Experiment, found: Found) -> str:
@@ -378,7 +378,7 @@ def report(
     made.add(Table(rows, head))
     made.add(*(Text(text, "item") for text in sentences(experiment, sentence, found)))
     if attacked(found):
-        made.section("The talk", Table(*reversed(talk_rows())))
+        made.section("The talk", talk_table())
     made.section("Curves", *figures(experiment, found))
     if settings.model == "resnet":
         if ks := k_rows(experiment, found):
