@@ -80,7 +80,7 @@ $(STAMP)/fairseq: $(STAMP)/torch
 
 $(STAMP)/installed: $(STAMP)/fairseq pyproject.toml
 	@echo "[4/5] installing macaron with its requirements"
-	@$(PIP) install --no-build-isolation -e ".[fairseq-text,bert,kernels,recipes,dev]"
+	@$(PIP) install --no-build-isolation -e ".[fairseq-text,bert,kernels,recipes,images,dev]"
 	@echo "[5/5] installing $(FAIRSEQ)"
 	@$(PIP) install --no-deps --no-index --find-links $(VENV)/wheels "$(FAIRSEQ)"
 	@if $(PIP) show torchaudio >/dev/null 2>&1 && ! $(PY) -c 'import torchaudio' 2>/dev/null; then \
