@@ -28,6 +28,7 @@ from typing import Any
 
 from recipes.common import multistep
 from recipes.common.errors import RecipeError
+from recipes.common.jobs import ENVIRONMENT
 from recipes.common.main import run_command
 from recipes.common.schemes import Variant
 from recipes.common.workspace import read_json, read_lines, write_json
@@ -212,7 +213,7 @@ def translate_alone(folder: Path, sentences: Sequence[str]) -> dict[str, list[An
         answer = Path(elsewhere) / "answer.json"
         done = subprocess.run(
             [sys.executable, "-c", _TRANSLATE, str(folder.resolve()), str(answer)],
-            input=json.dumps(list(sentences)), text=True, cwd=elsewhere, env=commands.ENVIRONMENT,
+            input=json.dumps(list(sentences)), text=True, cwd=elsewhere, env=ENVIRONMENT,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         if done.returncode:
