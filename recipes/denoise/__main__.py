@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
+from recipes.common.main import command_line, command_shown, module, run_command
 from recipes.common.provenance import environment
 from recipes.common.workspace import Workspace
 from recipes.denoise.settings import HORIZONS, PRESETS, flag, settings_for
@@ -45,14 +44,16 @@ SETTINGS: tuple[tuple[str, type, str], ...] = (
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.denoise",
-        description="DURR (arXiv:1805.07709): a unit is repeated until a policy stops it, trained beside a DnCNN and "
+    p = command_line(
+        "denoise",
+        "DURR (arXiv:1805.07709): a unit is repeated until a policy stops it, trained beside a DnCNN and "
         "its twin without biases at equal cost, and tested at levels that it has seen and others. Prints the talk's "
         "table with ours beside it. Interrupted? The same command goes on from the last state, with the same bits on a "
         "CPU; seeds can be added.",
-        epilog="Pictures of your own: python -m recipes.denoise restore --help. settings.json and the report in the "
-        "output folder show all settings.",
+        out="denoise_output/TASK",
+        seeds=(1,),
+        epilog=f"Pictures of your own: python -m {module('denoise')} restore --help. settings.json and the report in "
+        "the output folder show all settings.",
     )
     p.add_argument("--task", choices=("gaussian", "jpeg"), default="gaussian", help="noise (tested on BSD68) or JPEG "
                    "(LIVE1, luma); default: gaussian")  # fmt: skip
@@ -60,12 +61,9 @@ def parser() -> argparse.ArgumentParser:
                    help="holds train400, and bsd68 or live1 (default: ../shared/data/images)")  # fmt: skip
     p.add_argument("--train-images", type=Path, metavar="DIR", help="another folder of PNG or JPEG files to train on")
     p.add_argument("--test-images", dest="test_folder", type=Path, metavar="DIR", help="and to test on")
-    p.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: denoise_output/TASK)")
-    p.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="default: 1")
     p.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as torch finds); the same bits come "
                    "of the same number")  # fmt: skip
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda (default: cpu)")
-    p.add_argument("--restart", action="store_true", help="set an existing --out aside and begin anew")
     group = p.add_argument_group("settings (a folder keeps those it was made with)")
     group.add_argument("--size", choices=("small", "full"), default="small", help="what the defaults below are: for a "
                        "core and half an hour, or for a GPU (default: small)")  # fmt: skip
@@ -135,18 +133,17 @@ def command(args: argparse.Namespace) -> int:
         settings, seeds, out.resolve(), args.train_images or args.data_dir / train,
         args.test_folder or args.data_dir / test, device,
     )  # fmt: skip
-    space = Workspace(experiment.folder, dataclasses.asdict(experiment.settings), restart=args.restart)
-    with space.lock:
+    with Workspace(experiment.folder, dataclasses.asdict(experiment.settings), restart=args.restart) as space:
         print(f"denoise   {args.task} in {out}: {len(experiment.train)} images to train on, {len(experiment.test)} to "
               f"test on, seeds {' '.join(map(str, seeds))}", flush=True)  # fmt: skip
         started, spent = time.time(), cpu_seconds()
-        facts = environment(shlex.join(["python", "-m", "recipes.denoise", *sys.argv[1:]]), PACKAGES)
+        facts = environment(command_shown("denoise"), PACKAGES)
         facts["device"] = str(device)
         pipeline.run(experiment, space)
         facts["load average at the end"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
         facts["processor time of this call"] = f"{(cpu_seconds() - spent) / 60:.1f} min"
         facts["wall time of this call"] = f"{(time.time() - started) / 60:.1f} min"
-        paths = report.write(experiment, facts)
+        paths = report.write(pipeline.results(experiment), experiment.folder, facts)
     print((experiment.folder / "table.md").read_text(encoding="utf-8"))
     print("\n".join(f"  {path}" for path in paths))
     return 0

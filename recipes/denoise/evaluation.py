@@ -63,7 +63,7 @@ def evaluate(
         noisy = degraded(settings.task, name, clean, level)
         y = batch_of(noisy[None], device)
         restored: Restored = {"clean": clean, "noisy": noisy.clip(0, 255)}
-        record: dict[str, Any] = {"noisy": psnr(noisy, clean)}
+        record: dict[str, Any] = {"noisy": psnr(noisy, clean, clip=False)}
         started = time.perf_counter()
         states, _ = states_and_losses(models["unit"], batch_of(clean[None], device), y, settings.most)
         steps = [to_image(x) for x in states]
@@ -96,38 +96,3 @@ def bm3d(images: Mapping[str, Array], level: float, progress: Callable[[], None]
         found[name] = psnr(255 * np.asarray(restore(noisy / np.float32(255), level / 255), dtype=np.float64), clean)
         progress()
     return {"level": level, "images": found, "seconds": round(time.perf_counter() - started, 1)}
-
-
-# --- figures of merit ------------------------------------------------------------------------------------------
-
-
-def mean(values: Any) -> float:
-    numbers = [float(value) for value in values]
-    return sum(numbers) / len(numbers)
-
-
-def summary(record: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Means over the images of a level.
-
-    Returns:
-        noisy, dncnn, dncnn_free, fixed, table: PSNR; policy: PSNR, with policy_steps; oracle, oracle_steps: the best
-        step of each image by its true PSNR, the first of equal ones; best_steps: the best one for all images; by_steps:
-        PSNR of each number of steps.
-    """
-    images = list(record["images"].values())
-    level = float(record["level"])
-    by_steps = [mean(column) for column in zip(*(image["durr"] for image in images), strict=True)]
-    oracle = [max(range(len(image["durr"])), key=image["durr"].__getitem__) for image in images]
-    said: dict[str, Any] = {name: mean(image[name] for image in images) for name in ("noisy", "dncnn", "dncnn_free")}
-    said |= {
-        "fixed": by_steps[settings.fixed],
-        "table": by_steps[settings.steps_at(level)],
-        "oracle": mean(image["durr"][n] for image, n in zip(images, oracle, strict=True)),
-        "oracle_steps": mean(oracle),
-        "best_steps": max(range(len(by_steps)), key=by_steps.__getitem__),
-        "by_steps": by_steps,
-    }
-    if "policy" in images[0]:
-        said["policy"] = mean(image["durr"][image["policy"]] for image in images)
-        said["policy_steps"] = mean(image["policy"] for image in images)
-    return said

@@ -196,7 +196,8 @@ def degraded(task: str, name: str, image: Array, level: float) -> Array:
     return (image + level * random.standard_normal(image.shape)).astype(np.float32)
 
 
-def psnr(image: Array, clean: Array) -> float:
-    """In dB, peak 255, the image clipped to 0 … 255 and not rounded; 100 where both are equal."""
-    error = float(np.mean((image.astype(np.float64).clip(0, 255) - clean.astype(np.float64)) ** 2))
+def psnr(image: Array, clean: Array, clip: bool = True) -> float:
+    """In dB, peak 255, the image clipped to 0 … 255 unless it is an input, and not rounded; 100 where both agree."""
+    numbers = image.astype(np.float64)
+    error = float(np.mean(((numbers.clip(0, 255) if clip else numbers) - clean.astype(np.float64)) ** 2))
     return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))

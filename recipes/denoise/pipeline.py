@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,16 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from macaron import checkpoint
 from macaron.vision import PolicyUnit, RestorationUnit
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import Workspace, write_json
+from recipes.common.workspace import Made, Stage, Workspace, read_json, write_json
 from recipes.denoise import evaluation, models, training
 from recipes.denoise.images import Array, chosen, fingerprint, read_folder
+from recipes.denoise.results import METHODS, Results
 from recipes.denoise.settings import LEAST_IMAGE, Settings
 
 FORM = "{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed}, {remaining} left{postfix}"
 SHOWN_IMAGES, SHOWN_PIXELS = 2, 128  # of the pictures in the report
-Stage = Callable[[float], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -78,50 +79,52 @@ def bar_of(what: str, total: int) -> Any:
 
 
 def run(experiment: Experiment, space: Workspace) -> None:
+    """
+    Raises:
+        RecipeError: a stage failed, or what it had made has changed since.
+    """
     settings = experiment.settings
+    stages = []
     if settings.bm3d_images:
         (experiment.folder / "bm3d").mkdir(exist_ok=True)
-        for level in settings.test_levels:  # none is made of another
-            space.run({f"bm3d-{level:g}": lambda started, level=level: run_bm3d(experiment, space, level, started)})
+        stages += [Stage(f"bm3d-{x:g}", partial(run_bm3d, experiment, x), needs=()) for x in settings.test_levels]
     patches = training.Patches(experiment.train, settings)
     for seed in experiment.seeds:
         experiment.seed_folder(seed).mkdir(exist_ok=True)
-        one = Seed(experiment, space, seed, patches)
-        try:
-            for stages in one.stages():
-                space.run(stages)
-        except RecipeError as error:
-            raise RecipeError(f"seed {seed}: {error}") from error
+        stages += Seed(experiment, seed, patches).stages()
+    space.run(stages)
+    for seed in experiment.seeds:
+        for state in experiment.seed_folder(seed).glob("*.state.pt"):
+            state.unlink()
 
 
-def run_bm3d(experiment: Experiment, space: Workspace, level: float, started: float) -> dict[str, Any]:
+def run_bm3d(experiment: Experiment, level: float) -> Made:
     images = experiment.bm3d_images()
     with bar_of(f"BM3D, σ {level:g}", len(images)) as bar:
         record = evaluation.bm3d(images, level, lambda: bar.update(1))
     path = experiment.folder / "bm3d" / f"{level:g}.json"
     write_json(path, record)
-    return space.finish(f"bm3d-{level:g}", [path], started)
+    return Made([path])
 
 
 class Seed:
     """The stages of a seed."""
 
-    def __init__(self, experiment: Experiment, space: Workspace, seed: int, patches: training.Patches) -> None:
-        self.experiment, self.space, self.seed, self.patches = experiment, space, seed, patches
+    def __init__(self, experiment: Experiment, seed: int, patches: training.Patches) -> None:
+        self.experiment, self.seed, self.patches = experiment, seed, patches
         self.settings, self.device = experiment.settings, experiment.device
         self.folder = experiment.seed_folder(seed)
 
-    def stages(self) -> list[dict[str, Stage]]:
-        """In groups: what follows in a group is made of what is before it, and done again with it."""
-        trained: dict[str, Stage] = {}
-        for name in models.NAMES:
-            trained[self.stage(name)] = lambda started, name=name: self.train(name, started)
+    def stages(self) -> list[Stage]:
+        found = [Stage(self.stage(name), partial(self.train, name), needs=()) for name in models.NAMES]
         if self.settings.horizon == "policy":
-            trained[self.stage("policy")] = self.learn_policy
-        trained[self.stage("model")] = self.write_model
+            found.append(Stage(self.stage("policy"), self.learn_policy, needs=(self.stage("durr"),)))
+        last = found[-1].name if self.settings.horizon == "policy" else self.stage("durr")
+        found.append(Stage(self.stage("model"), self.write_model, needs=(last,)))
+        networks = tuple(stage.name for stage in found)
         for level in self.settings.test_levels:
-            trained[self.stage(f"test-{level:g}")] = lambda started, level=level: self.test(level, started)
-        return [trained]
+            found.append(Stage(self.stage(f"test-{level:g}"), partial(self.test, level), needs=networks))
+        return found
 
     def stage(self, name: str) -> str:
         return f"seed-{self.seed}-{name}"
@@ -142,7 +145,7 @@ class Seed:
     def read(self, name: str) -> nn.Module:
         """As trained: a unit, a policy, or a baseline."""
         net = models.new(name, self.settings, self.seed)
-        state = training.checkpoint.load(self.weights(name))["model"]
+        state = checkpoint.load(self.weights(name))["model"]
         net.load_state_dict(state)
         return models.prepared(net, self.device)
 
@@ -160,14 +163,14 @@ class Seed:
 
         return progress
 
-    def train(self, name: str, started: float) -> dict[str, Any]:
+    def train(self, name: str) -> Made:
         model = models.prepared(models.new(name, self.settings, self.seed), self.device)
         state = self.folder / f"{name}.state.pt"
         with bar_of(f"seed {self.seed}, {name}", self.settings.updates) as bar:
             said = training.train_restorer(model, self.patches, self.seed, state, self.device, self.progress_of(bar))
-        return self.finish_training(name, model, state, said, started)
+        return self.finish_training(name, model, state, said)
 
-    def learn_policy(self, started: float) -> dict[str, Any]:
+    def learn_policy(self) -> Made:
         unit = self.read("durr").requires_grad_(False)
         policy = models.prepared(models.new("policy", self.settings, self.seed), self.device)
         assert isinstance(unit, RestorationUnit) and isinstance(policy, PolicyUnit)
@@ -176,21 +179,18 @@ class Seed:
             said = training.train_policy(
                 policy, unit, self.patches, self.seed, state, self.device, self.progress_of(bar)
             )
-        return self.finish_training("policy", policy, state, said, started)
+        return self.finish_training("policy", policy, state, said)
 
-    def finish_training(
-        self, name: str, model: nn.Module, state: Path, said: dict[str, Any], started: float
-    ) -> dict[str, Any]:
+    def finish_training(self, name: str, model: nn.Module, state: Path, said: dict[str, Any]) -> Made:
         path, record = self.weights(name), self.folder / f"{name}.json"
         # Baselines are models of their own, for `restore`; unit and policy are joined in `write_model`.
         models.save(path, {"kind": name} if name in ("durr", "policy") else self.kind_of(name), model)
         said["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         write_json(record, said)
-        stamp = self.space.finish(self.stage(name), [path, record], started, seconds=said["seconds"])
-        state.unlink(missing_ok=True)
-        return stamp
+        # The state stays until all is done: a run that is killed before the stamp is written goes on from it.
+        return Made([path, record], seconds=said["seconds"])
 
-    def write_model(self, started: float) -> dict[str, Any]:
+    def write_model(self) -> Made:
         """`model.pt`: unit and policy, what `restore` takes."""
         kind = self.kind_of("durr")
         joined = models.Durr(kind["width"], kind["policy_width"], kind["most"], kind["steps"])
@@ -199,9 +199,9 @@ class Seed:
             joined.policy.load_state_dict(self.read("policy").state_dict())
         path = self.folder / "model.pt"
         models.save(path, kind, joined)
-        return self.space.finish(self.stage("model"), [path], started)
+        return Made([path])
 
-    def test(self, level: float, started: float) -> dict[str, Any]:
+    def test(self, level: float) -> Made:
         experiment = self.experiment
         nets = {"unit": self.read("durr")} | {name: self.read(name) for name in models.NAMES[1:]}
         if self.settings.horizon == "policy":
@@ -225,10 +225,40 @@ class Seed:
                 nets, experiment.test, level, self.settings, self.device, lambda: bar.update(1), keep
             )
         write_json(paths[0], record)
-        return self.space.finish(self.stage(f"test-{level:g}"), paths, started)
+        return Made(paths)
 
 
 def shown_part(image: Array) -> Array:
     """The centre of an image, SHOWN_PIXELS at most each way."""
     top, left = (max(0, (side - SHOWN_PIXELS) // 2) for side in image.shape)
     return image[top : top + SHOWN_PIXELS, left : left + SHOWN_PIXELS]
+
+
+def results(experiment: Experiment) -> Results:
+    """What the stages have left."""
+    settings, seeds = experiment.settings, experiment.seeds
+    names, levels = experiment.shown()
+    trained = [*models.NAMES, *(["policy"] if settings.horizon == "policy" else [])]
+    folder = experiment.seed_folder(seeds[0]) / "test"
+    return Results(
+        settings,
+        train_images=len(experiment.train),
+        test_images=len(experiment.test),
+        records={
+            level: {seed: read_json(experiment.seed_folder(seed) / "test" / f"{level:g}.json") for seed in seeds}
+            for level in settings.test_levels
+        },
+        bm3d={
+            level: read_json(experiment.folder / "bm3d" / f"{level:g}.json")["images"]
+            for level in settings.test_levels
+            if settings.bm3d_images
+        },
+        training={
+            seed: {name: read_json(experiment.seed_folder(seed) / f"{name}.json") for name in trained} for seed in seeds
+        },
+        pictures={
+            (level, name): {method: folder / f"{level:g}-{i}-{method}.png" for method in METHODS}
+            for level in levels
+            for i, name in enumerate(names)
+        },
+    )

@@ -1,30 +1,23 @@
-"""The report: the talk's table with ours beside it, one HTML page that needs no network, figures, CSV and JSON."""
+"""The report: the talk's table with ours beside it, figures, pictures side by side, CSV and JSON."""
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.common.page import STYLE, png, table
-from recipes.common.workspace import read_json, write_json
-from recipes.denoise.evaluation import mean, summary
-from recipes.denoise.pipeline import Experiment
+from recipes.common.report import Figure, Report, Table, Text, write_all
+from recipes.common.workspace import write_json
+from recipes.denoise.results import METHODS, Results, mean
 from recipes.denoise.settings import Settings, dncnn_cost, mean_cost, policy_cost, text, unit_cost
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-Summaries = dict[float, list[dict[str, Any]]]  # level ↦ of each seed
 WITHIN = 0.2  # dB, of the policy from the oracle
-ROUNDING = 0.005  # dB: less is no difference
 
 # Of the slides; * a level not trained on; what is wrong there is corrected or left out, see SLIPS.
 TALK: dict[str, dict[str, dict[float, str]]] = {
@@ -66,25 +59,7 @@ ROWS = {  # of a summary ↦ its title
 }
 STEP_ROWS = {"policy_steps": "steps: policy, mean", "oracle_steps": "steps: oracle, mean"}
 COLOURS = {"noisy": "0.6", "dncnn": "tab:red", "dncnn_free": "tab:orange", "policy": "tab:blue", "fixed": "tab:cyan",
-           "oracle": "tab:green", "bm3d": "tab:purple"}  # fmt: skip
-
-
-def collect(experiment: Experiment) -> Summaries:
-    return {
-        level: [
-            summary(read_json(experiment.seed_folder(seed) / "test" / f"{level:g}.json"), experiment.settings)
-            for seed in experiment.seeds
-        ]
-        for level in experiment.settings.test_levels
-    }
-
-
-def bm3d_of(experiment: Experiment) -> dict[float, dict[str, float]]:
-    """Level ↦ {image: PSNR}, empty where it was not asked for."""
-    if not experiment.settings.bm3d_images:
-        return {}
-    folder = experiment.folder / "bm3d"
-    return {level: read_json(folder / f"{level:g}.json")["images"] for level in experiment.settings.test_levels}
+           "oracle": "tab:green"}  # fmt: skip
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
@@ -97,107 +72,94 @@ def symbol(settings: Settings) -> str:
     return "σ" if settings.task == "gaussian" else "quality"
 
 
-def starred(settings: Settings, level: float) -> str:
-    return "" if level in settings.levels else "*"
+def named(settings: Settings, level: float) -> str:
+    """With a star where it was not trained on."""
+    return f"{symbol(settings)} {level:g}{'' if level in settings.levels else '*'}"
 
 
-def rows_of(experiment: Experiment, found: Summaries) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: the talk's, then ours."""
-    settings = experiment.settings
-    levels = list(settings.test_levels)
-    head = ["PSNR (dB)", *(f"{symbol(settings)} {level:g}{starred(settings, level)}" for level in levels)]
-    rows = [[name, *(values.get(level, "") for level in levels)] for name, values in TALK[settings.task].items()]
-    classic = bm3d_of(experiment)
-    if classic:
-        names = list(next(iter(classic.values())))
-        count = f"{len(names)} of {len(experiment.test)} images"
-        rows.append([f"BM3D (told σ), {count}", *(f"{mean(classic[level].values()):.2f}" for level in levels)])
-        if len(names) < len(experiment.test):
-            best = "policy" if settings.horizon == "policy" else settings.horizon
-            same = [[on_images(experiment, seed, level, names) for seed in experiment.seeds] for level in levels]
-            rows.append([f"DURR, {best}, the same {len(names)} images", *map(spread, same)])
+def results_table(found: Results) -> Table:
+    """The talk's rows, then ours."""
+    settings, levels = found.settings, found.settings.test_levels
+    talk = [[name, *(values.get(level, "") for level in levels)] for name, values in TALK[settings.task].items()]
+    rows = []
+    if found.bm3d:
+        names = list(found.bm3d[levels[0]])
+        count = f"{len(names)} of {found.test_images} images"
+        rows.append([f"BM3D (told σ), {count}", *(f"{mean(found.bm3d[level].values()):.2f}" for level in levels)])
+        if len(names) < found.test_images:
+            same = [spread(found.of_images(level, names)) for level in levels]
+            rows.append([f"DURR, {settings.horizon}, the same {len(names)} images", *same])
     for key, title in ROWS.items():
-        if key not in found[levels[0]][0] or (key == "table" and settings.horizon == "fixed"):
-            continue
-        cells = [spread([one[key] for one in found[level]]) for level in levels]
-        rows.append([title.format(fixed=settings.fixed), *cells])
+        if found.has(key) and not (key == "table" and settings.horizon == "fixed"):
+            rows.append([title.format(fixed=settings.fixed), *(spread(found.of(level, key)) for level in levels)])
     for key, title in STEP_ROWS.items():
-        if key in found[levels[0]][0]:
-            rows.append([title, *(spread([one[key] for one in found[level]], ".1f") for level in levels)])
-    rows.append(["steps: best for all images", *(spread([one["best_steps"] for one in found[level]], ".0f")
-                                                 for level in levels)])  # fmt: skip
-    return head, rows
-
-
-def on_images(experiment: Experiment, seed: int, level: float, names: Sequence[str]) -> float:
-    """PSNR of DURR on some of the images."""
-    record = read_json(experiment.seed_folder(seed) / "test" / f"{level:g}.json")
-    part = summary({**record, "images": {name: record["images"][name] for name in names}}, experiment.settings)
-    return float(part[experiment.settings.horizon])
+        if found.has(key):
+            rows.append([title, *(spread(found.of(level, key), ".1f") for level in levels)])
+    rows.append(["steps: best for all images", *(spread(found.of(level, "best_steps"), "g") for level in levels)])
+    head = ["PSNR (dB)", *(named(settings, level) for level in levels)]
+    return Table(talk + rows, head, [True] * len(talk) + [False] * len(rows))
 
 
 # --- what the figures say --------------------------------------------------------------------------------------
 
 
-def by_difficulty(settings: Settings) -> list[float]:
-    return sorted(settings.test_levels, reverse=settings.task == "jpeg")
-
-
-def sentences(experiment: Experiment, found: Summaries) -> list[str]:
+def sentences(found: Results) -> list[str]:
     """Whether the talk's claims show in these figures, means over the seeds."""
-    settings = experiment.settings
-    sign, levels = symbol(settings), by_difficulty(settings)
-    means = {
-        level: {key: mean(one[key] for one in found[level]) for key in found[level][0] if key != "by_steps"}
-        for level in levels
-    }
-    best = [means[level]["best_steps"] for level in levels]
-    grows = all(a <= b for a, b in pairwise(best)) and best[0] < best[-1]
+    settings = found.settings
+    levels = sorted(settings.test_levels, reverse=settings.task == "jpeg")  # from easy to hard
+    sign = symbol(settings)
+
+    def means(key: str) -> list[float]:
+        return [mean(found.of(level, key)) for level in levels]
+
+    best = means("best_steps")
     at = ", ".join(f"{sign} {level:g}: {steps:g}" for level, steps in zip(levels, best, strict=True))
-    said = [f"The best number of steps {'grows' if grows else 'does NOT grow steadily'} with the difficulty ({at})."]
-    if settings.horizon == "policy":
-        gaps = {level: means[level]["oracle"] - means[level]["policy"] for level in levels}
-        worst = max(gaps, key=lambda level: gaps[level])
-        verdict = "stays" if gaps[worst] <= WITHIN else "does NOT stay"
+    said = [f"The best number of steps {'grows' if grows(best) else 'does NOT grow steadily'} with the difficulty "
+            f"({at})."]  # fmt: skip
+    if found.has("policy"):
+        gaps = [oracle - policy for oracle, policy in zip(means("oracle"), means("policy"), strict=True)]
+        worst = max(range(len(gaps)), key=gaps.__getitem__)
         said.append(
-            f"The policy {verdict} within {WITHIN} dB of the oracle: {gaps[worst]:.2f} dB below it at most, at "
-            f"{sign} {worst:g}."
+            f"The policy {'stays' if gaps[worst] <= WITHIN else 'does NOT stay'} within {WITHIN} dB of the oracle: "
+            f"{gaps[worst]:.2f} dB below it at most, at {sign} {levels[worst]:g}."
         )
-        steps = [means[level]["policy_steps"] for level in levels]
-        more = all(a <= b for a, b in pairwise(steps)) and steps[0] < steps[-1]
-        said.append(f"The policy takes {'more' if more else 'NOT steadily more'} steps at harder levels.")
-    unseen = [level for level in levels if level not in settings.levels]
-    ours = settings.horizon
-    for level in unseen:
-        numbers = means[level]
-        gap = numbers[ours] - numbers["dncnn"]
-        twin = numbers["dncnn_free"] - numbers["dncnn"]
-        said.append(
-            f"Unseen {sign} {level:g}: the DnCNN with biases is {numbers['dncnn'] - numbers['noisy']:+.2f} dB from the "
-            f"input, DURR ({ours}) {gap:+.2f} dB and the DnCNN without biases {twin:+.2f} dB from the one with."
-        )
+        steps = means("policy_steps")
+        said.append(f"The policy takes {'more' if grows(steps) else 'NOT steadily more'} steps at harder levels.")
+    for level in levels:
+        if level not in settings.levels:
+            noisy, biased, free, ours = (
+                mean(found.of(level, key)) for key in ("noisy", "dncnn", "dncnn_free", settings.horizon)
+            )
+            said.append(
+                f"Unseen {sign} {level:g}: the DnCNN with biases is {biased - noisy:+.2f} dB from the input, DURR "
+                f"({settings.horizon}) {ours - biased:+.2f} dB and the DnCNN without biases {free - biased:+.2f} dB "
+                f"from the one with."
+            )
     return said
+
+
+def grows(values: Sequence[float]) -> bool:
+    return all(a <= b for a, b in pairwise(values)) and values[0] < values[-1]
 
 
 def thousands(number: float) -> str:
     return f"{number / 1000:.3g}k"
 
 
-def notes(experiment: Experiment) -> list[str]:
+def notes(found: Results) -> list[str]:
     """What the table's rows are."""
-    settings = experiment.settings
-    count, unit = len(experiment.test), unit_cost(settings.width)
+    settings = found.settings
     crop = f", centres of {settings.crop} × {settings.crop} pixels" if settings.crop else ", whole"
     width, size = settings.baseline_width, f"{settings.patch} × {settings.patch}"
     decision = f"; a decision of the policy {thousands(policy_cost(settings.policy_width))}"
     said = [
-        f"Ours: {count} images{crop}; input in floating point, neither rounded nor clipped; output clipped, not "
-        f"rounded; PSNR of each image, mean. * level not trained on. Seeds {text(experiment.seeds)}"
-        + ("; mean [range] over them." if len(experiment.seeds) > 1 else "."),
-        f"Trained on {len(experiment.train)} images, {settings.updates:,} updates of {settings.batch} patches of {size}"
-        f", the same for unit and baselines; {symbol(settings)} {text(settings.levels)}, steps {text(settings.steps)}.",
-        f"Multiply-adds a pixel: unit {thousands(unit)} a step, {thousands(mean_cost(settings))} in the mean of the "
-        f"training; DnCNN of {settings.dncnn_depth} layers and {width} channels "
+        f"Ours: {found.test_images} images{crop}; input in floating point, neither rounded nor clipped; output "
+        f"clipped, not rounded; PSNR of each image, mean. * level not trained on. Seeds {text(found.seeds)}"
+        + ("; mean [range] over them." if len(found.seeds) > 1 else "."),
+        f"Trained on {found.train_images} images, {settings.updates:,} updates of {settings.batch} patches of {size}, "
+        f"the same for unit and baselines; {symbol(settings)} {text(settings.levels)}, steps {text(settings.steps)}.",
+        f"Multiply-adds a pixel: unit {thousands(unit_cost(settings.width))} a step, {thousands(mean_cost(settings))} "
+        f"in the mean of the training; DnCNN of {settings.dncnn_depth} layers and {width} channels "
         f"{thousands(dncnn_cost(settings.dncnn_depth, width))}{decision if settings.horizon == 'policy' else ''}.",
     ]
     if settings.horizon != "fixed":
@@ -208,90 +170,76 @@ def notes(experiment: Experiment) -> list[str]:
 # --- files -----------------------------------------------------------------------------------------------------
 
 
-def write(experiment: Experiment, provenance: Mapping[str, Any]) -> list[Path]:
-    """table.md, report.html, figures, results.csv and result.json."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    found = collect(experiment)
-    folder = experiment.folder
-    files: dict[str, bytes] = {"table.md": markdown(experiment, found).encode(), "results.csv": table_csv(experiment)}
-    images = []
-    for name, title, draw in (
-        ("steps", "PSNR by number of steps", steps_figure),
-        ("levels", "PSNR and number of steps by level", levels_figure),
-        ("training", "Training", training_figure),
-    ):
-        image = png(draw(experiment, found))
-        files[f"{name}.png"] = base64.b64decode(image)
-        images.append((title, image))
-    files["report.html"] = page(experiment, found, provenance, images).encode()
-    for name, content in files.items():
-        partial = folder / f"{name}.part"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
+def write(found: Results, folder: Path, provenance: Mapping[str, Any]) -> list[Path]:
+    """report.html, table.md, figures, results.csv and result.json."""
+    said = [Text(sentence, "item") for sentence in sentences(found)]
+    shown = [results_table(found), *said, *(Text(note) for note in notes(found))]
+    report = Report(f"DURR, {found.settings.task}").add(*shown)
+    report.section("PSNR by number of steps", Figure("steps", steps_figure(found), "PSNR by number of steps"))
+    report.section("By level", Figure("levels", levels_figure(found), "PSNR and number of steps by level"))
+    report.section("Pictures", *pictures(found))
+    report.section("Training", Figure("training", training_figure(found), "Losses"))
+    report.section("Settings", Table.of(vars(found.settings)))
+    report.section("Versions", Table.of(provenance))
+    table = "\n\n".join(part.markdown() for part in shown).replace("\n\n* ", "\n* ").replace("|\n*", "|\n\n*")
     write_json(
         folder / "result.json",
         {
-            "settings": read_json(folder / "settings.json"),
-            "levels": {f"{level:g}": dict(zip(map(str, experiment.seeds), one, strict=True))
-                       for level, one in found.items()},
-            "bm3d": {f"{level:g}": images for level, images in bm3d_of(experiment).items()},
-            "training": {str(seed): trainings(experiment, seed) for seed in experiment.seeds},
-            "findings": sentences(experiment, found),
+            "settings": vars(found.settings),
+            "levels": {
+                f"{level:g}": dict(zip(map(str, found.seeds), one, strict=True))
+                for level, one in found.summaries.items()
+            },
+            "bm3d": {f"{level:g}": dict(images) for level, images in found.bm3d.items()},
+            "training": {str(seed): dict(one) for seed, one in found.training.items()},
+            "findings": sentences(found),
             "environment": dict(provenance),
         },
-    )  # fmt: skip
-    return [folder / name for name in ("result.json", *files)]
+    )
+    texts = write_all(folder, {"table.md": table + "\n", "results.csv": table_csv(found)})
+    return [folder / "result.json", *texts, *report.write(folder)]
 
 
-def trainings(experiment: Experiment, seed: int) -> dict[str, Any]:
-    names = ["durr", "dncnn", "dncnn_free", *(["policy"] if experiment.settings.horizon == "policy" else [])]
-    return {name: read_json(experiment.seed_folder(seed) / f"{name}.json") for name in names}
-
-
-def markdown(experiment: Experiment, found: Summaries) -> str:
-    head, rows = rows_of(experiment, found)
-    lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", *(f"* {sentence}" for sentence in sentences(experiment, found))]
-    lines += ["", *notes(experiment)]
-    return "\n".join(lines) + "\n"
-
-
-def table_csv(experiment: Experiment) -> bytes:
+def table_csv(found: Results) -> bytes:
     """A row for each seed, level, image and method; `steps` is empty for methods that have none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["seed", "level", "seen", "image", "method", "steps", "psnr"])
-    settings = experiment.settings
-    for level, images in bm3d_of(experiment).items():
+
+    def add(seed: Any, level: float, image: str, method: str, steps: Any, value: float) -> None:
+        seen = level in found.settings.levels
+        writer.writerow([seed, f"{level:g}", seen, image, method, steps, f"{value:.4f}"])
+
+    for level, images in found.bm3d.items():
         for name, value in images.items():
-            writer.writerow(["", f"{level:g}", level in settings.levels, name, "bm3d", "", f"{value:.4f}"])
-    for seed in experiment.seeds:
-        for level in settings.test_levels:
-            record = read_json(experiment.seed_folder(seed) / "test" / f"{level:g}.json")
+            add("", level, name, "bm3d", "", value)
+    for level, seeds in found.records.items():
+        for seed, record in seeds.items():
             for name, image in record["images"].items():
-                rows: list[tuple[str, Any, float]] = [(key, "", image[key]) for key in ("noisy", "dncnn", "dncnn_free")]
-                rows += [("durr", n, value) for n, value in enumerate(image["durr"])]
+                for key in ("noisy", "dncnn", "dncnn_free"):
+                    add(seed, level, name, key, "", image[key])
+                for n, value in enumerate(image["durr"]):
+                    add(seed, level, name, "durr", n, value)
                 if "policy" in image:
-                    rows.append(("durr_policy", image["policy"], image["durr"][image["policy"]]))
-                for method, steps, value in rows:
-                    writer.writerow([seed, f"{level:g}", level in settings.levels, name, method, steps, f"{value:.4f}"])
+                    add(seed, level, name, "durr_policy", image["policy"], image["durr"][image["policy"]])
     return buffer.getvalue().encode("utf-8", "backslashreplace")
 
 
-def steps_figure(experiment: Experiment, found: Summaries) -> Figure:
-    from matplotlib.figure import Figure
+def new_figure(width: float, height: float) -> Drawing:
+    from matplotlib.figure import Figure as Drawing
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    return Drawing(figsize=(width, height), layout="constrained")
+
+
+def steps_figure(found: Results) -> Drawing:
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
-    for i, (level, seeds) in enumerate(found.items()):
+    for i, (level, seeds) in enumerate(found.summaries.items()):
         curve = [mean(column) for column in zip(*(one["by_steps"] for one in seeds), strict=True)]
         best = max(range(len(curve)), key=curve.__getitem__)
-        settings = experiment.settings
-        style = "-" if level in settings.levels else "--"
-        colour = f"C{i}"
-        axes.plot(curve, style, color=colour, label=f"{symbol(settings)} {level:g}{starred(settings, level)}")
-        axes.plot(best, curve[best], "o", color=colour)
+        style = "-" if level in found.settings.levels else "--"
+        axes.plot(curve, style, color=f"C{i}", label=named(found.settings, level))
+        axes.plot(best, curve[best], "o", color=f"C{i}")
     axes.set_xlabel("number of steps (dot: best for all images)")
     axes.set_ylabel("PSNR (dB)")
     axes.legend(fontsize="small", ncols=2)
@@ -299,23 +247,20 @@ def steps_figure(experiment: Experiment, found: Summaries) -> Figure:
     return figure
 
 
-def levels_figure(experiment: Experiment, found: Summaries) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+def levels_figure(found: Results) -> Drawing:
+    figure = new_figure(10, 4.5)
     left, right = figure.subplots(1, 2)
-    settings = experiment.settings
-    levels = sorted(found)
-    for key, colour in COLOURS.items():
-        if key in found[levels[0]][0]:
-            values = [mean(one[key] for one in found[level]) for level in levels]
-            title = ROWS[key].format(fixed=settings.fixed)
-            left.plot(levels, values, "o-", color=colour, label=title, markersize=4)
-    for key, title, colour in (("best_steps", "best for all images", "0.4"), ("oracle_steps", "oracle", "tab:green"),
-                               ("policy_steps", "policy", "tab:blue")):  # fmt: skip
-        if key in found[levels[0]][0]:
-            right.plot(levels, [mean(one[key] for one in found[level]) for level in levels], "o-", color=colour,
-                       label=title, markersize=4)  # fmt: skip
+    settings, levels = found.settings, sorted(found.settings.test_levels)
+    lines = [(left, key, ROWS[key].format(fixed=settings.fixed), colour) for key, colour in COLOURS.items()]
+    lines += [
+        (right, "best_steps", "best for all images", "0.4"),
+        (right, "oracle_steps", "oracle", "tab:green"),
+        (right, "policy_steps", "policy", "tab:blue"),
+    ]
+    for axes, key, title, colour in lines:
+        if found.has(key):
+            values = [mean(found.of(level, key)) for level in levels]
+            axes.plot(levels, values, "o-", color=colour, label=title, markersize=4)
     for axes, title in ((left, "PSNR (dB)"), (right, "number of steps, mean")):
         for level in settings.levels:
             axes.axvline(level, color="0.9", zorder=0)
@@ -325,17 +270,15 @@ def levels_figure(experiment: Experiment, found: Summaries) -> Figure:
     return figure
 
 
-def training_figure(experiment: Experiment, found: Summaries) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
+def training_figure(found: Results) -> Drawing:
+    figure = new_figure(10, 3.5)
     left, right = figure.subplots(1, 2)
-    for seed in experiment.seeds:
-        for name, training in trainings(experiment, seed).items():
+    colours = {"durr": "tab:blue", "dncnn": "tab:red", "dncnn_free": "tab:orange", "policy": "tab:blue"}
+    for seed, trained in found.training.items():
+        for name, training in trained.items():
+            label = name if seed == found.seeds[0] else None
             axes = right if name == "policy" else left
-            colour = {"durr": "tab:blue", "dncnn": "tab:red", "dncnn_free": "tab:orange", "policy": "tab:blue"}[name]
-            label = name if seed == experiment.seeds[0] else None
-            axes.semilogy(*zip(*training["curve"], strict=True), color=colour, label=label)
+            axes.semilogy(*zip(*training["curve"], strict=True), color=colours[name], label=label)
     left.set_ylabel("mean squared error (of 1)")
     right.set_ylabel("Q: mean squared error (dB²)")
     for axes in (left, right):
@@ -345,50 +288,24 @@ def training_figure(experiment: Experiment, found: Summaries) -> Figure:
     return figure
 
 
-METHODS = {"clean": "clean", "noisy": "input", "dncnn": "DnCNN with biases", "dncnn_free": "without", "durr": "DURR"}
+def pictures(found: Results) -> list[Text | Figure]:
+    """The centres of some images side by side, with the PSNR of the whole test image; a figure a level."""
+    from PIL import Image
 
-
-def pictures(experiment: Experiment) -> str:
-    """The centres of some images side by side, of the first seed, with the PSNR of the whole image."""
-    seed = experiment.seeds[0]
-    names, levels = experiment.shown()
-    rows = ["<table>", f"<tr><th></th>{''.join(f'<th>{title}</th>' for title in METHODS.values())}</tr>"]
-    for level in levels:
-        record = read_json(experiment.seed_folder(seed) / "test" / f"{level:g}.json")
-        for index, name in enumerate(names):
-            image = record["images"][name]
-            settings = experiment.settings
-            step = settings.fixed if settings.horizon == "fixed" else settings.steps_at(level)
-            step = image.get("policy", step)
-            values = {key: f"{image[key]:.2f} dB" for key in ("noisy", "dncnn", "dncnn_free")}
-            values |= {"clean": "", "durr": f"{image['durr'][step]:.2f} dB, {step} steps"}
-            what = f"{symbol(settings)} {level:g}{starred(settings, level)}<br>{html.escape(name)}"
-            cells = []
-            for method in METHODS:
-                content = (experiment.seed_folder(seed) / "test" / f"{level:g}-{index}-{method}.png").read_bytes()
-                code = base64.b64encode(content).decode("ascii")
-                cells.append(f'<td><img src="data:image/png;base64,{code}" alt="{method}"><br>{values[method]}</td>')
-            rows.append(f"<tr><td>{what}</td>{''.join(cells)}</tr>")
-    return "\n".join([*rows, "</table>"])
-
-
-def page(
-    experiment: Experiment, found: Summaries, provenance: Mapping[str, Any], images: Sequence[tuple[str, str]]
-) -> str:
-    head, rows = rows_of(experiment, found)
-    settings = read_json(experiment.folder / "settings.json")
-    parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>DURR</title>",
-        f"<style>{STYLE} body {{ max-width: 75rem }}</style><h1>DURR: {experiment.settings.task}</h1>",
-        "<ul>" + "".join(f"<li>{html.escape(said)}</li>" for said in sentences(experiment, found)) + "</ul>",
-        table(rows, head, [row[0].startswith("the talk") for row in rows]),
-        "".join(f"<p>{html.escape(note)}</p>" for note in notes(experiment)),
-        *(f'<h2>{title}</h2><img src="data:image/png;base64,{image}" alt="{title}">' for title, image in images),
-        f"<h2>Pictures</h2><p>Centres; PSNR of the whole test image.</p>{pictures(experiment)}",
-        "<h2>Settings</h2>",
-        table([[name, str(value)] for name, value in settings.items()]),
-        "<h2>Versions</h2>",
-        table([[name, str(value)] for name, value in provenance.items()]),
-        "</html>",
-    ]
-    return "\n".join(parts)
+    parts: list[Text | Figure] = [Text("Centres of test images, of the first seed; PSNR of the whole test image.")]
+    for level in dict.fromkeys(level for level, _ in found.pictures):
+        of_level = {name: files for (other, name), files in found.pictures.items() if other == level}
+        figure = new_figure(12.5, 2.75 * len(of_level))
+        grid = figure.subplots(len(of_level), len(METHODS), squeeze=False)
+        for line, (name, files) in zip(grid, of_level.items(), strict=True):
+            image = found.records[level][found.seeds[0]]["images"][name]
+            steps = found.steps_of(level, image)
+            said = {key: f"{image[key]:.2f} dB" for key in ("noisy", "dncnn", "dncnn_free")}
+            said |= {"clean": name, "durr": f"{image['durr'][steps]:.2f} dB, {steps} steps"}
+            for axes, (method, title) in zip(line, METHODS.items(), strict=True):
+                with Image.open(files[method]) as picture:
+                    axes.imshow(picture.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                axes.set_title(f"{title}\n{said[method]}", fontsize="small", parse_math=False)
+                axes.axis("off")
+        parts.append(Figure(f"pictures-{level:g}", figure, f"Restored, {named(found.settings, level)}"))
+    return parts

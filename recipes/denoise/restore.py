@@ -17,17 +17,19 @@ from tqdm import tqdm
 from macaron.dynamics.horizon import GO_ON, STOP
 from macaron.vision import DnCNN
 from recipes.common.errors import RecipeError
+from recipes.common.main import module
 from recipes.denoise import images, models
 from recipes.denoise.images import Array
 
 TILE = 512  # pixels a side that a tile adds to the result
 SUFFIX = ".restored.png"
+NAME = module("denoise")
 Work = Callable[[int, int], None]  # is told tiles done, and of how many
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m recipes.denoise restore",
+        prog=f"python -m {module('denoise')} restore",
         description="Restores pictures by a model that recipes.denoise has trained, and says how many steps its "
         "policy took. PNG and JPEG of any mode and size; what is written is PNG, with the depth, transparency and "
         "colour profile of the input, turned upright. Nothing is overwritten. A picture that cannot be done is named, "
@@ -87,12 +89,12 @@ def command(args: argparse.Namespace) -> int:
             written.add(target)
         except RecipeError as error:
             failed += 1
-            print(f"recipes.denoise: {error}", file=sys.stderr)
+            print(f"{NAME}: {error}", file=sys.stderr)
         except (OSError, MemoryError) as error:
             failed += 1
-            print(f"recipes.denoise: {path}: not restored ({error or 'no memory'})", file=sys.stderr)
+            print(f"{NAME}: {path}: not restored ({error or 'no memory'})", file=sys.stderr)
     if failed:
-        print(f"recipes.denoise: {failed} of {len(args.images)} pictures not restored", file=sys.stderr)
+        print(f"{NAME}: {failed} of {len(args.images)} pictures not restored", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from recipes.common.errors import RecipeError
-from recipes.denoise import evaluation, models, pipeline, training
+from recipes.denoise import evaluation, models, pipeline, results, training
 from recipes.denoise.__main__ import main
 from recipes.denoise.images import degraded, psnr
 from recipes.denoise.settings import settings_for
@@ -38,7 +38,7 @@ def test_a_run_and_the_same_after_interruptions(data_dir, tiny, tmp_path, capsys
     options = ["--data-dir", str(data_dir), *tiny]
     assert main([*options, "--out", str(whole)]) == 0
     shown = capsys.readouterr().out
-    assert "| the talk: DURR | 29.16 | 24.71* |" in shown and "σ 75*" in shown
+    assert "| the talk: DURR | 29.16 | 24.71* |" in shown and "| σ 75* |" in shown
     assert "| DURR, policy |" in shown and "| DnCNN without biases |" in shown and "The best number of steps" in shown
 
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
@@ -63,11 +63,10 @@ def test_a_run_and_the_same_after_interruptions(data_dir, tiny, tmp_path, capsys
     monkeypatch.setattr(training, "keep", keep)
     first, second = contents(whole), contents(broken)
     assert first.keys() == second.keys()
-    drawn = ("steps.png", "levels.png", "training.png")
-    assert [name for name in first if first[name] != second[name] and name not in drawn] == []
+    assert [name for name in first if first[name] != second[name] and "state" not in name] == []
 
     report = (whole / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"(?:src|href)=[\"'](?!data:)", report) and report.count("<img") == 3 + 2 * 2 * 5
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", report) and report.count("<img") == 3 + 2
     rows = list(csv.DictReader((whole / "results.csv").open()))
     assert len(rows) == 2 * 2 * (3 + 5 + 1)
     result = json.loads((whole / "result.json").read_text())
@@ -91,11 +90,10 @@ def test_a_run_and_the_same_after_interruptions(data_dir, tiny, tmp_path, capsys
 
 
 def test_jpeg_with_fixed_steps_and_two_seeds(data_dir, tiny, tmp_path, capsys):
-    kept = [word for word in tiny if word not in ("25", "75", "--test-levels", "--bm3d-images", "0")]
-    at = kept.index("--steps")
-    options = ["--task", "jpeg", "--horizon", "fixed", "--seeds", "1", "2", "--test-levels", "10", "20", "--steps", "2"]
     out = tmp_path / "out"
-    given = ["--data-dir", str(data_dir), *kept[:at], *kept[at + 5 :], "--out", str(out), *options]
+    options = ["--task", "jpeg", "--horizon", "fixed", "--seeds", "1", "2", "--test-levels", "10", "20"]
+    options += ["--steps", "2", "--updates", "4"]
+    given = ["--data-dir", str(data_dir), *tiny, "--out", str(out), *options]
     assert main(given) == 0
     shown = capsys.readouterr().out
     assert "quality 10*" in shown and "32.45, a misprint" in shown and "DURR, 2 steps for all" in shown
@@ -104,6 +102,7 @@ def test_jpeg_with_fixed_steps_and_two_seeds(data_dir, tiny, tmp_path, capsys):
     assert isinstance(model, models.Durr) and model.policy is None and model.steps == 2 and kind["task"] == "jpeg"
 
 
+@pytest.mark.slow  # BM3D takes seconds for the smallest image
 def test_bm3d_is_told_sigma(data_dir):
     pytest.importorskip("bm3d")
     clean = np.asarray(Image.open(data_dir / "bsd68" / "image0.png"), dtype=np.float32)
@@ -130,8 +129,8 @@ def test_evaluation_counts_steps_from_the_input():
     record = evaluation.evaluate(nets, clean, 25.0, settings, torch.device("cpu"))
     for image in record["images"].values():
         np.testing.assert_allclose(np.diff(image["durr"]), 20 * np.log10(2), atol=1e-3)  # error halved; float32
-        assert image["policy"] == 2 and image["dncnn"] == pytest.approx(image["noisy"], abs=1e-4) == image["durr"][0]
-    said = evaluation.summary(record, settings)
+        assert image["policy"] == 2 and image["dncnn"] == image["durr"][0]
+    said = results.summary(record, settings)
     assert said["best_steps"] == said["oracle_steps"] == 4 and said["policy_steps"] == 2
     assert said["oracle"] - said["policy"] == pytest.approx(40 * np.log10(2), abs=1e-3)
     assert said["fixed"] == said["by_steps"][3] and said["table"] == said["by_steps"][1]
@@ -191,17 +190,14 @@ def test_images_are_part_of_the_settings(data_dir, tiny, tmp_path):
 
 def test_two_published_images(real, tmp_path):
     """A unit of the published size that has learned nothing is no worse than its input at step 0."""
-    picture = Image.open(real / "bsd68" / "test001.png")
-    clean = {
-        "test001.png": np.asarray(picture, dtype=np.float32),
-        "test002.png": np.asarray(Image.open(real / "bsd68" / "test002.png"), dtype=np.float32),
-    }
+    names = ("test001.png", "test002.png")
+    clean = {name: np.asarray(Image.open(real / "bsd68" / name), dtype=np.float32) for name in names}
     assert all(side % 2 for image in clean.values() for side in image.shape)
     settings = settings_for("gaussian", "small", most=1, steps=(1,), horizon="table", crop=0)
     nets = {name: models.new(name, settings, 1) for name in models.NAMES}
     record = evaluation.evaluate(nets | {"unit": nets["durr"]}, clean, 25.0, settings, torch.device("cpu"))
     for image in record["images"].values():
-        assert image["durr"][0] == pytest.approx(image["noisy"], abs=1e-4) == image["dncnn"]
-        assert 20.1 < image["noisy"] < 20.9  # 20.17 dB, and what clipping adds
+        assert image["durr"][0] == image["dncnn"] > image["noisy"]  # which is not clipped
+        assert image["noisy"] == pytest.approx(20.17, abs=0.05)
     with pytest.raises(RecipeError, match="no such folder"):
         pipeline.gather(settings, (1,), tmp_path, real / "bsd", real / "bsd68", torch.device("cpu"))
