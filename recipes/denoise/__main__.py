@@ -57,9 +57,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--task", choices=("gaussian", "jpeg"), default="gaussian", help="noise (tested on BSD68) or JPEG "
                    "(LIVE1, luma); default: gaussian")  # fmt: skip
-    p.add_argument("--data-dir", type=Path, default=Path("../shared/data/images"), metavar="DIR",
-                   help="holds train400, and bsd68 or live1 (default: ../shared/data/images)")  # fmt: skip
-    p.add_argument("--train-images", type=Path, metavar="DIR", help="another folder of PNG or JPEG files to train on")
+    p.add_argument("--data-dir", type=Path, metavar="DIR", help="holds train400, and bsd68 or live1")
+    p.add_argument("--train-images", type=Path, metavar="DIR", help="or a folder of PNG or JPEG files to train on")
     p.add_argument("--test-images", dest="test_folder", type=Path, metavar="DIR", help="and to test on")
     p.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as torch finds); the same bits come "
                    "of the same number")  # fmt: skip
@@ -130,8 +129,8 @@ def command(args: argparse.Namespace) -> int:
     seeds = tuple(dict.fromkeys(args.seeds))
     out = args.out or Path("denoise_output") / args.task
     experiment = pipeline.gather(
-        settings, seeds, out.resolve(), args.train_images or args.data_dir / train,
-        args.test_folder or args.data_dir / test, device,
+        settings, seeds, out.resolve(), folder(args.train_images, args.data_dir, train),
+        folder(args.test_folder, args.data_dir, test), device,
     )  # fmt: skip
     with Workspace(experiment.folder, dataclasses.asdict(experiment.settings), restart=args.restart) as space:
         print(f"denoise   {args.task} in {out}: {len(experiment.train)} images to train on, {len(experiment.test)} to "
@@ -147,6 +146,19 @@ def command(args: argparse.Namespace) -> int:
     print((experiment.folder / "table.md").read_text(encoding="utf-8"))
     print("\n".join(f"  {path}" for path in paths))
     return 0
+
+
+def folder(given: Path | None, data_dir: Path | None, name: str) -> Path:
+    """
+    Raises:
+        RecipeError: neither is given.
+    """
+    if given is not None:
+        return given
+    if data_dir is None:
+        raise RecipeError(f"--data-dir: give the folder that holds {name}, or the images themselves by --train-images "
+                          f"and --test-images")  # fmt: skip
+    return data_dir / name
 
 
 def check_bm3d() -> None:

@@ -169,6 +169,11 @@ def test_what_is_refused(data_dir, tiny, tmp_path, capsys, options, message):
     assert not (tmp_path / "o").exists()
 
 
+def test_no_images_are_named(tiny, tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "o"), *tiny]) == 1
+    assert "--data-dir: give the folder that holds train400" in capsys.readouterr().err
+
+
 def test_a_damaged_training_image_is_named(data_dir, tiny, tmp_path, capsys):
     path = data_dir / "train400" / "image1.png"
     content = bytearray(path.read_bytes())
