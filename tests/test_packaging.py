@@ -127,6 +127,8 @@ def test_metadata(wheel):
         "bert",
         "kernels",
         "recipes",
+        "images",
+        "bm3d",
         "dev",
     }
     assert b"macaron = macaron.cli:main" in archive.read(f"{info}/entry_points.txt")

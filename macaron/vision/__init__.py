@@ -1,5 +1,6 @@
-"""Images: LM-ResNet, the networks of robust training, DURR's restoration and policy units. Stands on dynamics only."""
+"""Images: LM-ResNet, the networks of robust training, DURR's units and DnCNN. Stands on dynamics only."""
 
+from macaron.vision.dncnn import DnCNN
 from macaron.vision.durr import LearnedHorizon, PolicyUnit, RestorationUnit
 from macaron.vision.fields import BasicBranch, BottleneckBranch, Residual, Shortcut
 from macaron.vision.original import from_original
@@ -11,6 +12,7 @@ __all__ = [
     "PUBLISHED",
     "BasicBranch",
     "BottleneckBranch",
+    "DnCNN",
     "LearnedHorizon",
     "PolicyUnit",
     "PreActResNet",

@@ -34,7 +34,12 @@ class RestorationUnit(nn.Module):
     Args:
         channels: of the images, 1 for gray.
         width: w.
+
+    Attributes:
+        radius: pixels around one of the image that its velocity depends on, at most.
     """
+
+    radius = 24
 
     def __init__(self, channels: int = 1, width: int = 32) -> None:
         super().__init__()
@@ -95,7 +100,13 @@ class PolicyUnit(nn.Module):
     Args:
         channels: of the images.
         width: of the convolutions; the LSTM has twice that.
+
+    Attributes:
+        stride: pixels between two features, along each side.
+        radius: pixels around the first of a feature that it depends on, at most.
     """
+
+    stride, radius = 8, 20
 
     def __init__(self, channels: int = 1, width: int = 32) -> None:
         super().__init__()
@@ -119,9 +130,16 @@ class PolicyUnit(nn.Module):
         """
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"images of shape {tuple(x.shape)}, but (B, {self.channels}, H, W) are needed")
+        return self.decide(self.features(x).mean((2, 3)), memory)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What is averaged over the image: (B, channels, H, W) → (B, 2 width, ⌈H/8⌉, ⌈W/8⌉)."""
         a = self.block1(F.relu(self.conv1(x)))
         a = self.block2(F.relu(self.conv2(a)))
-        seen = F.relu(self.conv3(a)).mean((2, 3))
+        return F.relu(self.conv3(a))
+
+    def decide(self, seen: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        """Q and the memory, as `forward`, from the mean of the features, (B, 2 width)."""
         memory = self.lstm(seen, memory)
         return self.fc(memory[0]), memory
 

@@ -1,0 +1,203 @@
+"""Image files, read with care: what a picture is, and what is done to the images of a set."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from recipes.common.errors import RecipeError
+
+FORMATS = ("PNG", "JPEG")  # the second also opens those of phones, with more than one picture
+FOLDERS = {"gaussian": ("train400", "bsd68"), "jpeg": ("train400", "live1")}
+NOISE = 20180519  # seed of the test noise
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Picture:
+    """planes: (1 or 3, H, W), float32 in [0, 1]; alpha, if there is one: (H, W), as it was stored."""
+
+    planes: Array
+    depth: int  # bits of a number, 8 or 16
+    alpha: Array | None = None
+    profile: bytes | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read(path: Path) -> Picture:
+    """A PNG or JPEG file of any mode.
+
+    Raises:
+        RecipeError: no such file, another format, a damaged file, or one beyond Pillow's limit of pixels.
+    """
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a folder; give the images in it")
+    if not path.exists():
+        raise RecipeError(f"{path}: no such file; check the path")
+    if not path.is_file():  # a pipe would be waited for
+        raise RecipeError(f"{path}: is no ordinary file; give an image")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give yourself the right to it") from error
+    if not content:
+        raise RecipeError(f"{path}: is empty; copy it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata; those of the size are
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                image.verify()  # the checksums of a PNG
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                return _picture(image, content)
+    except Image.UnidentifiedImageError as error:
+        raise RecipeError(f"{path}: is no PNG or JPEG image; convert it to PNG first") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise RecipeError(
+            f"{path}: has more than the {Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes to be safe to unpack; "
+            f"cut it into parts"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, KeyError, IndexError, TypeError) as error:
+        raise RecipeError(f"{path}: is damaged or cut off ({error}); copy it again") from error  # Pillow's many kinds
+
+
+def _picture(image: Image.Image, content: bytes) -> Picture:
+    notes = []
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append(f"the first of {getattr(image, 'n_frames', 1)} frames")
+    if content[:8] == b"\x89PNG\r\n\x1a\n" and content[24] == 16 and content[25] in (2, 4, 6):
+        notes.append("16 bits a channel, of which Pillow reads 8")
+    profile = image.info.get("icc_profile")
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    mode = image.mode
+    if mode.startswith("I"):  # of 16 bits, but for a few writers
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(f"mode {mode} with numbers from {grey.min()} to {grey.max()}; 0 to 65535 is needed")
+        return Picture((grey / 65535).astype(np.float32)[None], 16, None, profile, notes)
+    if mode == "CMYK":
+        notes.append("CMYK turned into RGB")
+        image, profile = image.convert("RGB"), None
+    transparent = mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info
+    if mode in ("1", "L", "LA", "La"):
+        image = image.convert("LA" if transparent else "L")
+    else:
+        image = image.convert("RGBA" if transparent else "RGB")
+    numbers = np.asarray(image)
+    numbers = numbers if numbers.ndim == 3 else numbers[..., None]
+    alpha = numbers[..., -1].copy() if transparent else None
+    colours = numbers[..., : 3 if numbers.shape[2] >= 3 else 1]
+    return Picture(np.ascontiguousarray(colours.transpose(2, 0, 1)).astype(np.float32) / 255, 8, alpha, profile, notes)
+
+
+def encoded(picture: Picture) -> bytes:
+    """As PNG, of the picture's depth, numbers clipped to [0, 1] and rounded; alpha and colour profile are kept."""
+    most = 65535 if picture.depth == 16 else 255
+    numbers = np.rint(picture.planes.astype(np.float64).clip(0, 1) * most)
+    if picture.depth == 16:
+        image = Image.fromarray(numbers[0].astype(np.uint16))
+    else:
+        planes = [*numbers.astype(np.uint8), *([] if picture.alpha is None else [picture.alpha])]
+        modes = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+        image = Image.merge(modes[len(planes)], [Image.fromarray(plane) for plane in planes])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", icc_profile=picture.profile)
+    return buffer.getvalue()
+
+
+def luma(planes: Array) -> Array:
+    """(3, H, W) → (H, W), ITU-R BT.601."""
+    r, g, b = planes
+    return np.asarray(0.299 * r + 0.587 * g + 0.114 * b, dtype=np.float32)
+
+
+# --- sets of images --------------------------------------------------------------------------------------------
+
+
+def read_folder(folder: Path, least: int, option: str) -> dict[str, Array]:
+    """Name ↦ gray image, (H, W) float32 in 0 … 255, of all PNG and JPEG files, sorted by name; colour by its luma.
+
+    Raises:
+        RecipeError: no such folder, none in it, or an image that is damaged or has a side below `least`.
+    """
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "no such folder"
+        raise RecipeError(f"{folder}: {what}; {option}")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not paths:
+        raise RecipeError(f"{folder}: holds no .png or .jpg files; {option}")
+    found = {}
+    for path in paths:
+        picture = read(path)
+        image = (picture.planes[0] if len(picture.planes) == 1 else luma(picture.planes)) * np.float32(255)
+        if min(image.shape) < least:
+            raise RecipeError(
+                f"{path}: has {image.shape[1]} × {image.shape[0]} pixels, but {least} both ways are needed; remove it, "
+                f"or take smaller patches"
+            )
+        found[path.name] = image
+    return found
+
+
+def fingerprint(images: Mapping[str, Array]) -> str:
+    """sha256 over names, sizes and pixels."""
+    sha256 = hashlib.sha256()
+    for name, image in images.items():
+        sha256.update(f"{os.fsencode(name)!r} {image.shape}".encode())
+        sha256.update(image.tobytes())
+    return sha256.hexdigest()
+
+
+def chosen(images: Mapping[str, Array], count: int, crop: int) -> dict[str, Array]:
+    """`count` of them (0: all), evenly spaced, each cut to a square of `crop` pixels (0: whole) from its centre."""
+    names = list(images)
+    if 0 < count < len(names):
+        names = [names[i * len(names) // count] for i in range(count)]
+    return {name: centre(images[name], crop) for name in names}
+
+
+def centre(image: Array, crop: int) -> Array:
+    if not crop:
+        return image
+    height, width = image.shape
+    top, left = max(0, (height - crop) // 2), max(0, (width - crop) // 2)
+    return image[top : top + crop, left : left + crop]
+
+
+# --- what is done to them --------------------------------------------------------------------------------------
+
+
+def compressed(image: Array, quality: int) -> Array:
+    """JPEG by Pillow and back, (H, W) in 0 … 255."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.rint(image).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer), dtype=np.float32)
+
+
+def degraded(task: str, name: str, image: Array, level: float) -> Array:
+    """A test image with noise of standard deviation σ, neither rounded nor clipped, or compressed. 0 … 255.
+
+    The noise of an image is that of its name, times σ: subsets meet the noise that the whole set has.
+    """
+    if task == "jpeg":
+        return compressed(image, int(level))
+    random = np.random.default_rng([NOISE, zlib.crc32(os.fsencode(name))])
+    return (image + level * random.standard_normal(image.shape)).astype(np.float32)
+
+
+def psnr(image: Array, clean: Array, clip: bool = True) -> float:
+    """In dB, peak 255, the image clipped to 0 … 255 unless it is an input, and not rounded; 100 where both agree."""
+    numbers = image.astype(np.float64)
+    error = float(np.mean(((numbers.clip(0, 255) if clip else numbers) - clean.astype(np.float64)) ** 2))
+    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
