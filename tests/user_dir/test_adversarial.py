@@ -6,12 +6,13 @@ import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY, CRITERION_REGISTRY
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
@@ -469,6 +470,16 @@ def model_with_updates(model: nn.Module) -> nn.Module:
     if not hasattr(model, "set_num_updates"):
         model.set_num_updates = lambda _updates: None
     return model
+
+
+def test_the_options_of_every_criterion_can_be_given() -> None:
+    own = {f.name for f in fields(adversarial.MacaronAdversarialConfig)}
+    for name, config in CRITERION_DATACLASS_REGISTRY.items():
+        missing = {f.name for f in fields(config)} - own
+        assert missing <= {"discrete_duration", "discrete_f0"}, name  # of a task for speech
+    task = Task()
+    made = criterion(task, OURS, smoothing_over="all", rdrop_alpha=2.0).inner
+    assert (made.smoothing_over, made.rdrop_alpha, made.label_smoothing) == ("all", 2.0, 0.1)
 
 
 def test_the_class_is_registered_once() -> None:

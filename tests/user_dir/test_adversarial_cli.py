@@ -76,6 +76,12 @@ def test_what_makes_no_sense_is_said(train, tiny_data_bin, batches):
     assert "ValueError: Attack: radius=0.2 without a norm bounds nothing; choose norm= one of l2" in output
 
 
+def without_keys(name: str, bias: torch.Tensor) -> torch.Tensor:
+    """The bias of keys has no gradient but what rounding leaves, of which Adam makes a step like any other."""
+    parts = {"qkv_proj.bias": 3, "kv_proj.bias": 2}.get(".".join(name.split(".")[-2:]))
+    return bias if parts is None else torch.cat([*bias.chunk(parts)[:-2], bias.chunk(parts)[-1]])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("adversary", ["pgd-2", "freelb-fairseq-2", "yopo-2-2", "yopo-fairseq-2-2"])
 def test_two_processes_equal_accumulation(
@@ -101,4 +107,5 @@ def test_two_processes_equal_accumulation(
     together = read_training(tmp_path, done.stdout)
     assert len(alone.losses) == 2 and together.losses == alone.losses
     for name, tensor in alone.weights.items():  # the mean of two gradients is taken in another order
-        torch.testing.assert_close(together.weights[name], tensor, rtol=0, atol=1e-5)
+        found, tensor = (without_keys(name, each) for each in (together.weights[name], tensor))
+        torch.testing.assert_close(found, tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

@@ -21,6 +21,7 @@ from macaron.dynamics.draws import SameDraws
 from macaron.dynamics.multistep import LinearMultistep
 
 from ..config import choices
+from . import label_smoothed_cross_entropy  # noqa: F401  is registered first, so that its options are among these
 
 # Shapes: B sentences, T tokens of a side, C channels of the embeddings.
 
