@@ -22,7 +22,8 @@ Shapes: x and δ are (B, …), as images (B, C, H, W) and embeddings (B, T, C); 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,19 @@ from torch import Tensor, nn
 from macaron.dynamics.depth import Depth
 from macaron.dynamics.draws import SameDraws
 
-__all__ = ["METHODS", "NORMS", "Attack", "Method", "Outcome", "Pass", "Split", "perturb", "start", "train"]
+__all__ = [
+    "METHODS",
+    "NORMS",
+    "Attack",
+    "Method",
+    "Outcome",
+    "Pass",
+    "Split",
+    "added",
+    "perturb",
+    "start",
+    "train",
+]
 
 Watch = Callable[[Tensor], Tensor]
 
@@ -179,6 +192,31 @@ class Attack:
                 )
             object.__setattr__(self, "bounds", pair)
 
+    @classmethod
+    def of(cls, name: str, *, steps: int | None = None, inner_steps: int | None = None, **options: Any) -> Attack:
+        """From a method, or in short notation METHOD-K or METHOD-K-n: `yopo-3-3`, `freelb-fairseq-2`.
+
+        Args:
+            name: the method, with or without its counts.
+            steps, inner_steps: in their place; None is 1 where the name says nothing.
+            options: all else of `Attack`.
+
+        Raises:
+            ValueError: counts that are said twice and differ, and as `Attack`.
+        """
+        method, said = name, list[int]()
+        if method not in METHODS and (found := re.fullmatch(r"(.*?)((?:-\d+){1,2})", name)):
+            method, said = found[1], [int(count) for count in found[2].split("-")[1:]]
+        counts = {"steps": steps, "inner_steps": inner_steps}
+        for what, short in zip(counts, said, strict=False):
+            if counts[what] not in (None, short):
+                raise ValueError(
+                    f"Attack: {name!r} says {what}={short}, and {what}={counts[what]} is given beside it; say it once"
+                )
+            counts[what] = short
+        options |= {what: value for what, value in counts.items() if value is not None}
+        return cls(method, **options)
+
     @property
     def rule(self) -> Method:
         return METHODS[self.method]
@@ -198,6 +236,16 @@ class Attack:
         """What the loss of each pass is divided by."""
         return self.rule.divisor(self.steps)
 
+    @property
+    def mean(self) -> float:
+        """The `scale` of `train` under which a batch weighs what it weighs without an adversary, by any method.
+
+        Then its gradient is the mean over the passes that train. Where losses are summed, this 1 / m stands for the
+        published learning rate's.
+        """
+        trained = 1 if self.rule.trains_last_only else self.passes
+        return self.divisor / trained
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -214,10 +262,16 @@ class Split:
         first: x ↦ f₀(x), one tensor, in the same random numbers as the full pass: the beginning of it.
         whole: (x, watch) ↦ scalar loss of the full pass. It calls `watch` once with f₀(x) and goes on with what that
             returns. Under DistributedDataParallel this is where the wrapped model is called.
+        entire: run the backward pass of `whole` in one go and read p off on the way, instead of the rest and then the
+            first part: also under DistributedDataParallel with find_unused_parameters. Then `whole` may show several
+            states to its watch, and `first` returns as many in that order, each a function of x with all else of the
+            pass held fixed, as a decoder's first layer beside an encoder's. Not for methods that give the first part
+            another gradient than that of every full pass.
     """
 
-    first: Callable[[Tensor], Tensor]
+    first: Callable[[Tensor], Tensor | tuple[Tensor, ...]]
     whole: Callable[[Tensor, Watch], Tensor]
+    entire: bool = False
 
     @classmethod
     def of(cls, first: Callable[[Tensor], Tensor], rest: Callable[[Tensor], Tensor]) -> Split:
@@ -226,7 +280,12 @@ class Split:
 
     @classmethod
     def at(
-        cls, module: nn.Module, loss: Callable[[Tensor], Tensor], first: Callable[[Tensor], Any] | None = None
+        cls,
+        module: nn.Module,
+        loss: Callable[[Tensor], Tensor],
+        first: Callable[[Tensor], Any] | None = None,
+        *,
+        entire: bool = False,
     ) -> Split:
         """Cut an unchanged model behind one of its modules, or behind the first step of its depth.
 
@@ -237,6 +296,7 @@ class Split:
             loss: x ↦ scalar loss of the full pass.
             first: what runs the model up to `module` where that is not `loss`: under DistributedDataParallel the same
                 with the model without its wrapper. It is left as soon as the state is there.
+            entire: see above.
         """
 
         def leave(state: Tensor) -> Tensor:
@@ -254,7 +314,7 @@ class Split:
             with _watching(module, watch):
                 return loss(x)
 
-        return cls(run_first, run_whole)
+        return cls(run_first, run_whole, entire)
 
 
 @contextmanager
@@ -325,6 +385,36 @@ class _Cut:
         return self.leaf
 
 
+class _Tap:
+    """A watch that leaves the graph as it is and notes the gradient that comes by."""
+
+    def __init__(self) -> None:
+        self.gradients: list[Tensor | None] = []
+
+    def __call__(self, state: Tensor) -> Tensor:
+        place = len(self.gradients)
+        self.gradients.append(None)
+
+        def note(gradient: Tensor) -> None:
+            self.gradients[place] = gradient
+
+        if state.requires_grad:
+            state.register_hook(note)
+        return state
+
+    def costates(self) -> tuple[Tensor, ...]:
+        """p of each state, after the backward pass."""
+        if not self.gradients:
+            raise ValueError("the model cannot be split: `whole` did not call its watch with the first part's output")
+        found = tuple(gradient for gradient in self.gradients if gradient is not None)
+        if len(found) < len(self.gradients):
+            raise ValueError(
+                "the model cannot be split: the loss does not depend on what was shown to the watch; show it the state "
+                "that all the rest follows from"
+            )
+        return found
+
+
 def _costate(cut: _Cut, delta: Tensor) -> Tensor:
     """p after the backward pass of the rest."""
     if cut.leaf is None:
@@ -335,12 +425,16 @@ def _costate(cut: _Cut, delta: Tensor) -> Tensor:
             "with that tensor (re-entrant activation checkpointing must not enclose the cut)"
         )
     if delta.grad is not None and bool(delta.grad.ne(0).any()):
-        raise ValueError(
-            "the model cannot be split here: the rest sees the input not only through the first part's output (as "
-            "under a multistep rule across depth, or where the cut lies inside a residual branch), so the co-state "
-            "does not carry the adversary's whole gradient; split where all of the state passes"
-        )
+        raise ValueError(_BYPASSED)
     return cut.leaf.grad
+
+
+_BYPASSED = (
+    "the model cannot be split here: the rest sees the input not only through the first part's output (as under a "
+    "multistep rule across depth, or where the cut lies inside a residual branch), so the co-state does not carry the "
+    "adversary's whole gradient; split where all of the state passes"
+)
+_ROUNDING = 0.25  # of the largest entry: two ways to one gradient, in bfloat16 too
 
 
 # --- where δ lives ------------------------------------------------------------------------------------------------
@@ -536,14 +630,15 @@ class Pass:
         loss: () as the model returned it.
         delta: (B, …) δ of the pass.
         moved: (B, …) δ after the ascents that follow it; `delta` where none do.
-        costate: p = ∂(scaled loss)/∂f₀; None where no inner ascents follow.
+        costate: p = ∂(scaled loss)/∂f₀, several where the split shows several states; None where no inner ascents
+            follow.
     """
 
     number: int
     loss: Tensor
     delta: Tensor
     moved: Tensor
-    costate: Tensor | None = None
+    costate: Tensor | tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -574,6 +669,7 @@ def train(
     start: Tensor | None = None,
     scale: float = 1.0,
     backward: Callable[[Tensor], Any] | None = None,
+    magnify: float = 1.0,
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
     frozen: Iterable[nn.Parameter] = (),
     generator: torch.Generator | None = None,
@@ -597,9 +693,12 @@ def train(
         start: δ₀; drawn where not given, see `start`.
         scale: times every loss, e.g. 1 / batches accumulated.
         backward: what a host does for `loss.backward()`, e.g. with its loss scaler.
+        magnify: times the loss in backward passes that train nothing, PGD's ascents, where a narrow type would lose
+            the gradient: the loss scaler's factor. δ does not depend on it otherwise.
         no_sync: () ↦ a context that keeps gradients from being reduced over processes, as DistributedDataParallel's:
             entered for every pass but the last, so that there is one reduction a batch. YOPO runs the last backward
-            pass in two parts, the rest and then the first part: not with find_unused_parameters.
+            pass in two parts, the rest and then the first part: not with find_unused_parameters, but for an `entire`
+            split.
         frozen: parameters whose gradients are switched off in what concerns δ alone (PGD's ascents, inner ascents).
             Needed with re-entrant activation checkpointing only, which knows no gradients of chosen inputs: then all
             of the model's.
@@ -611,20 +710,38 @@ def train(
     """
     engine = _Engine(split, clean, attack, padding, movable, sentences, tuple(frozen))
     delta = engine.ball.given(start) if start is not None else _start(engine.ball, None, generator)
-    if not _is_number(scale):
-        raise ValueError(f"scale={scale!r} must be a finite number")
+    for name, value in (("scale", scale), ("magnify", magnify)):
+        if not _is_number(value):
+            raise ValueError(f"{name}={value!r} must be a finite number")
     rule, share = attack.rule, scale / attack.divisor
+    if split.entire and (rule.hamiltonian or not all(rule.full(s) for s in range(attack.passes))):
+        raise ValueError(
+            f"method {attack.method!r} gives the first part another gradient than the full passes', for which they "
+            f"are run backward in two parts, but the split asks for one; take yopo-full or yopo-fairseq"
+        )
     run_backward = backward or torch.Tensor.backward
     losses, norms, total = [], [], torch.zeros((), dtype=delta.dtype, device=delta.device)
     for s in range(attack.passes):
         last = s + 1 == attack.passes
         ascends = attack.moves and (not last or rule.ascends_last)
         norms.append(engine.ball.norm(delta))
-        moved, costate = delta, None
+        moved: Tensor = delta
+        costate: Tensor | tuple[Tensor, ...] | None = None
         with nullcontext() if last else no_sync():
             if rule.trains_last_only and not last:
-                loss, gradient = engine.gradient(delta)
+                loss, gradient = engine.gradient(delta, magnify)
                 moved = engine.ball.ascend(delta, gradient)
+            elif rule.inner and ascends and split.entire:
+                tap, leaf = _Tap(), delta.detach().requires_grad_()
+                loss = engine.loss(leaf, tap)
+                run_backward(loss * share)
+                costates = tap.costates()
+                for n in range(attack.inner_steps):
+                    gradient = engine.first_gradient(moved, *costates)
+                    if n == 0:
+                        _same(gradient, _present(leaf.grad))
+                    moved = engine.ball.ascend(moved, gradient)
+                costate = costates if len(costates) > 1 else costates[0]
             elif rule.inner and ascends:
                 cut, leaf = _Cut(), delta.detach().requires_grad_()
                 loss = engine.loss(leaf, cut)
@@ -633,7 +750,7 @@ def train(
                 for _ in range(attack.inner_steps):
                     moved = engine.ball.ascend(moved, engine.first_gradient(moved, costate))
                 states = [cut.state] if rule.full(s) else []
-                states += [engine.first(moved)] if rule.hamiltonian else []
+                states += engine.first(moved) if rule.hamiltonian else []
                 ends = [state for state in states if state is not None and state.requires_grad]
                 if ends:  # in one go: a parameter's gradient is complete once for each pass
                     torch.autograd.backward(ends, [costate] * len(ends))
@@ -740,37 +857,52 @@ class _Engine:
             raise ValueError(f"a pass has to return a scalar loss, not {shape}; sum or average it")
         return loss.reshape(())
 
-    def first(self, delta: Tensor) -> Tensor:
+    def first(self, delta: Tensor) -> list[Tensor]:
         """f₀(x + δ), within the bounds."""
         with self.same():
-            return self.split.first(self.input(delta, clip=True))
+            states = self.split.first(self.input(delta, clip=True))
+        return list(states) if isinstance(states, tuple) else [states]
 
-    def gradient(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of a full pass and its gradient by δ, which leaves none in the parameters."""
+    def gradient(self, delta: Tensor, magnify: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The loss of a full pass and `magnify` times its gradient by δ, which leaves none in the parameters."""
         leaf = delta.detach().requires_grad_()
         with torch.enable_grad(), _off(self.frozen):
             loss = self.loss(leaf, lambda state: state)
-            return loss.detach(), self._by(leaf, loss, torch.ones_like(loss))
+            return loss.detach(), self._by(leaf, [loss], [torch.full_like(loss, magnify)])
 
-    def first_gradient(self, delta: Tensor, costate: Tensor) -> Tensor:
-        """∂⟨p, f₀(x + δ)⟩/∂δ."""
+    def first_gradient(self, delta: Tensor, *costates: Tensor) -> Tensor:
+        """∂⟨p, f₀(x + δ)⟩/∂δ, over all states the sum."""
         leaf = delta.detach().requires_grad_()
         with _off(self.frozen):
-            state = self.first(leaf)
-            if state.shape != costate.shape:
+            states = self.first(leaf)
+            alone, whole = ([tuple(each.shape) for each in every] for every in (states, costates))
+            if alone != whole:
                 raise ValueError(
-                    f"the model cannot be split: the first part alone returns shape {tuple(state.shape)}, in the full "
-                    f"pass {tuple(costate.shape)}; both have to be the same computation"
+                    f"the model cannot be split: the first part alone returns shape {_list(alone)}, in the full pass "
+                    f"{_list(whole)}; both have to be the same computation"
                 )
-            return self._by(leaf, state, costate)
+            return self._by(leaf, states, costates)
 
-    def _by(self, leaf: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-        if not end.requires_grad:
+    def _by(self, leaf: Tensor, ends: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        pairs = [(end, weight) for end, weight in zip(ends, weights, strict=True) if end.requires_grad]
+        if not pairs:
             return _present(None)
+        used, by = zip(*pairs, strict=True)
         if self.frozen:
-            torch.autograd.backward(end, weight)
+            torch.autograd.backward(used, by)
             return _present(leaf.grad)
-        return _present(torch.autograd.grad(end, leaf, weight, allow_unused=True)[0])
+        return _present(torch.autograd.grad(used, leaf, by, allow_unused=True)[0])
+
+
+def _list(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join(map(str, shapes))
+
+
+def _same(gradient: Tensor, whole: Tensor) -> None:
+    """That the first part's gradient with p is the full pass's: what the principle says of δ where it stands."""
+    off, size = (gradient - whole).abs().amax(), whole.abs().amax()
+    if bool(size.isfinite() & (off > _ROUNDING * size)):
+        raise ValueError(_BYPASSED)
 
 
 def _present(gradient: Tensor | None) -> Tensor:
@@ -793,3 +925,72 @@ def _off(parameters: tuple[nn.Parameter, ...]) -> Iterator[None]:
     finally:
         for parameter in on:
             parameter.requires_grad_()
+
+
+# --- δ in a model that takes tokens ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def added(
+    embedding: nn.Module,
+    tokens: Tensor,
+    delta: Tensor,
+    *,
+    real: Tensor | None = None,
+    when: Callable[[], bool] = lambda: True,
+) -> Iterator[None]:
+    """Add δ to what an embedding returns, for as long as the context lasts.
+
+        E[tokens]  →  E[tokens] + δ
+
+    before whatever the model does next: a factor √C, positions, norm, dropout. The embedding may be called for the
+    batch itself, for copies of it one after another (R-Drop), or for its real tokens alone, packed.
+
+    Args:
+        embedding: called with tokens as its first argument.
+        tokens: (B, T).
+        delta: (B, T, C).
+        real: (B, T) bool, True at what is not padding, for models that leave that out.
+        when: () ↦ whether a call is meant, where one table serves several sequences.
+
+    Raises:
+        ValueError: it is called for other tokens, or not at all.
+    """
+    calls = 0
+
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        nonlocal calls
+        if not when():
+            return None
+        calls += 1
+        return output + _laid_out(inputs[0], tokens, delta, real).to(output.dtype)
+
+    handle = embedding.register_forward_hook(hook)
+    try:
+        yield
+        if not calls:
+            raise ValueError(
+                f"the adversary has no way in: {type(embedding).__name__}, the model's embedding, was not called; give "
+                f"tokens, not embeddings, to a model that looks them up there"
+            )
+    finally:
+        handle.remove()
+
+
+def _laid_out(asked: Tensor, tokens: Tensor, delta: Tensor, real: Tensor | None) -> Tensor:
+    """δ in the form of the tokens that are asked for."""
+    if asked is tokens or (asked.shape == tokens.shape and torch.equal(asked, tokens)):
+        return delta
+    batch = tokens.size(0)
+    if asked.dim() == 2 and batch and asked.size(0) % batch == 0 and asked.size(1) == tokens.size(1):
+        copies = asked.size(0) // batch
+        if torch.equal(asked, tokens.repeat(copies, 1)):
+            return delta.repeat(copies, 1, 1)
+    if real is not None and asked.dim() == 1 and torch.equal(asked, tokens[real]):
+        return delta[real]
+    if asked.dim() == 1 and torch.equal(asked, tokens.flatten()):
+        return delta.flatten(0, 1)
+    raise ValueError(
+        f"the adversary cannot follow: the embedding was called for tokens of shape {tuple(asked.shape)}, which are "
+        f"not the batch's, {tuple(tokens.shape)}; train this model, or with this criterion, without an adversary"
+    )

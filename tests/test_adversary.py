@@ -869,6 +869,121 @@ def test_input_that_makes_no_sense_is_refused() -> None:
     assert not gradients(model)
 
 
+@pytest.mark.parametrize("method", ["yopo-full", "yopo-fairseq"])
+def test_a_backward_pass_in_one_go_is_that_in_two_parts(method: str) -> None:
+    model = Small(dropout=0.3)
+    expected = run_small(model, attack_of(method))
+    model.zero_grad()
+    torch.manual_seed(3)
+    split = Split.at(model.layers[0], lambda x: model.rest(model.first(x), TARGET), entire=True)
+    outcome = train(split, lambda: model.embed(TOKENS), attack_of(method), padding=TOKENS.eq(0))
+    found = {**gradients(model), "delta": outcome.delta, "losses": outcome.losses}
+    assert_same(found, expected, rtol=1e-12, atol=1e-13)  # float64, in another order of sums
+
+
+def test_several_states_add_up() -> None:
+    """Two sequences in one δ, each with a first part of its own: the gradient at the first step is the exact one."""
+    left, right, top = nn.Linear(6, 6).double(), nn.Linear(6, 6).double(), nn.Linear(6, 1).double()
+    x = torch.randn(2, 4, 6, dtype=torch.float64)
+
+    def first(x: Tensor) -> tuple[Tensor, Tensor]:
+        return left(x[:, :2]).tanh(), right(x[:, 2:]).tanh()
+
+    def whole(x: Tensor, watch: Callable[[Tensor], Tensor]) -> Tensor:
+        a, b = first(x)
+        a = watch(a)
+        return top((a * watch(b)).tanh()).square().sum()
+
+    seen: list[Pass] = []
+    train(Split(first, whole, entire=True), x, attack_of("yopo-full", init=0.0, inner_steps=1), observe=seen.append)
+    for one in seen:
+        leaf = one.delta.clone().requires_grad_()
+        gradient = torch.autograd.grad(whole(x + leaf, lambda state: state), leaf)[0]
+        step = 0.3 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None]
+        torch.testing.assert_close(one.moved, one.delta + step)
+        assert isinstance(one.costate, tuple) and len(one.costate) == 2
+
+
+def test_what_goes_around_the_first_part_is_seen_in_one_go_too() -> None:
+    linear = nn.Linear(6, 6)
+    around = Split(linear, lambda x, watch: (watch(linear(x)) + x).square().sum(), entire=True)
+    with pytest.raises(ValueError, match="not only through the first part"):
+        train(around, torch.randn(2, 3, 6), attack_of("yopo-full"))
+    with pytest.raises(ValueError, match="in two parts, but the split asks for one; take yopo-full"):
+        train(around, torch.randn(2, 3, 6), attack_of("yopo"))
+    silent = Split(linear, lambda x, watch: linear(x).sum(), entire=True)
+    with pytest.raises(ValueError, match="did not call its watch"):
+        train(silent, torch.randn(2, 3, 6), attack_of("yopo-full"))
+
+
+def test_ascents_that_train_nothing_keep_their_gradient_in_a_narrow_type() -> None:
+    """A gradient of 1e-9 is 0 in float16; with the scaler's factor δ moves, and as it would in float32."""
+    x, weight = torch.randn(2, 3, 6), nn.Parameter(torch.randn(6))  # which the last pass trains
+
+    def moved(dtype: torch.dtype, magnify: float) -> Tensor:
+        split = Split.of(lambda x: x, lambda h: (h * weight.to(h)).float().square().sum() * 1e-9)
+        return train(split, x.to(dtype), attack_of("pgd", init=0.0, steps=1), magnify=magnify).delta
+
+    x.copy_(x.half().float())
+    assert moved(torch.float16, 1.0).abs().max() == 0
+    torch.testing.assert_close(moved(torch.float16, 2.0**20), moved(torch.float32, 1.0), rtol=0.02, atol=1e-3)
+
+
+def test_short_notation() -> None:
+    options = {"step_size": 0.1, "norm": "l2"}
+    assert Attack.of("yopo-3-5", **options) == Attack("yopo", 3, 5, **options)
+    assert Attack.of("freelb-fairseq-2", **options) == Attack("freelb-fairseq", 2, **options)
+    assert Attack.of("yopo", steps=2, inner_steps=4, **options) == Attack("yopo", 2, 4, **options)
+    assert Attack.of("yopo-3", steps=3, inner_steps=4, **options) == Attack("yopo", 3, 4, **options)
+    assert Attack.of("natural") == Attack("natural")
+    for name, counts, reason in [
+        ("yopo-3-5", {"steps": 2}, "'yopo-3-5' says steps=3, and steps=2"),
+        ("yopo-3-5", {"inner_steps": 2}, "says inner_steps=5, and inner_steps=2"),
+        ("pgd-3-2", {}, "inner_steps=2 with method 'pgd'"),
+        ("yopo-0", {}, "steps=0 must be"),
+        ("freelb-3", {}, "'freelb' is unknown.*freelb-fairseq, freelb-hf"),
+        ("yopo-1-2-3", {}, "'yopo-1' is unknown"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            Attack.of(name, **counts, **options)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_under_its_mean_a_batch_weighs_what_it_weighs_alone(method: str) -> None:
+    """With steps too small to move δ, the gradient is the natural one; but for what its method counts twice or half."""
+    if method in ("freeat", "yopo", "yopo-hamiltonian", "yopo-restored"):
+        pytest.skip("counts on purpose something else")
+    model = Small()
+    natural = run_small(model, Attack("natural"))
+    attack = attack_of(method, step_size=1e-300, init=0.0)
+    assert_same(run_small(model, attack, scale=attack.mean) | {"losses": natural["losses"]}, natural)
+
+
+class Embedder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6, padding_idx=0)
+
+
+def test_delta_is_added_to_the_tokens_that_it_is_for() -> None:
+    model, delta, real = Embedder(), torch.randn(3, 4, 6), TOKENS.ne(0)
+    plain = model.embed(TOKENS)
+    with adversary.added(model.embed, TOKENS, delta, real=real):
+        torch.testing.assert_close(model.embed(TOKENS.clone()), plain + delta)
+        torch.testing.assert_close(model.embed(torch.cat([TOKENS, TOKENS])), torch.cat([plain + delta] * 2))
+        torch.testing.assert_close(model.embed(TOKENS[real]), (plain + delta)[real])
+    assert not model.embed._forward_hooks
+    torch.testing.assert_close(model.embed(TOKENS), plain)
+    with (
+        pytest.raises(ValueError, match=r"called for tokens of shape \(3, 4\), which are not the batch's"),
+        adversary.added(model.embed, TOKENS, delta),
+    ):
+        model.embed(TOKENS.flip(0))
+    with pytest.raises(ValueError, match="no way in: Embedding"), adversary.added(model.embed, TOKENS, delta):
+        pass
+    assert not model.embed._forward_hooks
+
+
 # --- two processes ------------------------------------------------------------------------------------------------
 
 

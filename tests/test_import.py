@@ -195,7 +195,7 @@ def test_imports_are_found_in_every_form(source, name):
         ("dynamics", ()),
         ("ops", ()),
         ("particles", ("macaron.dynamics", "macaron.ops")),
-        ("hf", ("macaron.ops", "macaron.particles")),
+        ("hf", ("macaron.adversary", "macaron.dynamics", "macaron.ops", "macaron.particles")),
         ("pde", ("macaron.dynamics",)),
         ("vision", ("macaron.dynamics",)),
         ("analysis.py", ("macaron.dynamics",)),

@@ -59,6 +59,20 @@ def parser() -> argparse.ArgumentParser:
     loss.add_argument("--dim", type=positive, default=512, metavar="C", help="default: %(default)s")
     loss.add_argument("--vocabularies", type=positive, nargs="+", default=[32768, 262144], metavar="V")
 
+    adversary = command(commands, "adversary", "one update under each adversary, and what a frozen co-state loses")
+    adversary.add_argument("--layers", type=positive, nargs="+", default=[6, 12], metavar="N", help="default: 6 12")
+    adversary.add_argument("--dim", type=positive, default=256, metavar="C", help="default: %(default)s")
+    adversary.add_argument("--heads", type=positive, default=4, metavar="N", help="default: %(default)s")
+    adversary.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default: %(default)s")
+    adversary.add_argument("--length", type=positive, default=64, metavar="N", help="tokens (default: %(default)s)")
+    adversary.add_argument(
+        "--contenders",
+        nargs="+",
+        default=["pgd-9", "freelb-fairseq-9", "yopo-3-3", "yopo-full-3-3", "natural"],
+        metavar="METHOD-K[-n]",
+        help="the first is what others are compared with (default: those of 9 ascents, and natural)",
+    )
+
     ops = command(commands, "ops", "each operation beside plain PyTorch, eager and compiled")
     ops.add_argument("--tokens", type=positive, default=16384, metavar="N", help="default: %(default)s")
     ops.add_argument("--dim", type=positive, default=1024, metavar="C", help="default: %(default)s")
@@ -179,6 +193,18 @@ def benchmark(args: argparse.Namespace) -> None:
         else:
             values = args.values or list(cost.VALUES[args.over])
             cost.run(record, plan, chosen, args.over, values, args.contenders, args.precision, args.seed)
+    elif args.command == "adversary":
+        from recipes.bench import adversary
+
+        if args.dim % args.heads or args.length > 512:
+            raise RecipeError(f"--dim {args.dim} has to be a multiple of --heads {args.heads}, --length at most 512")
+        made = adversary.Settings(args.dim, args.heads, args.batch_size, args.length)
+        for name in args.contenders:
+            adversary.attack(name)
+        record = Record(
+            args.out or RESULTS, "adversary", args.precision, args.seed, plan.clock, dataclasses.asdict(made)
+        )
+        adversary.run(record, plan, made, args.layers, args.contenders, args.precision, args.seed)
     elif args.command == "ops":
         from recipes.bench import ops
 

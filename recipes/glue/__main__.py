@@ -14,10 +14,11 @@ from recipes.common.errors import RecipeError
 from recipes.common.main import command_line, module, run_command, shown
 from recipes.common.workspace import Workspace
 from recipes.glue.data import HUB, load
-from recipes.glue.settings import PRESETS, SCHEDULES, FineTuning, FineTuningOptions, Setting, plan
+from recipes.glue.settings import ADVERSARY, PRESETS, SCHEDULES, FineTuning, FineTuningOptions, Setting, plan
 from recipes.glue.tasks import TASKS, Task, tasks_named
 
 OVERRIDES = ("epochs", "lr", "batch_size", "weight_decay", "schedule", "warmup", "max_length", "max_train_examples")
+OVERRIDES += ("adversary", *ADVERSARY)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()) + " (default: %(default)s)",
     )  # fmt: skip
     kinds = {"lr": float, "weight_decay": float, "warmup": float, "schedule": str}
-    for name in OVERRIDES:
+    for name in (name for name in OVERRIDES if not name.startswith("adversary")):
         words = name.replace("_", " ")
         how.add_argument(
             f"--{name.replace('_', '-')}",
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
             choices=SCHEDULES if name == "schedule" else None,
             help=f"in place of the preset's {words}",
         )
+    adversary_options(p)
     run = p.add_argument_group("how it is run (results do not depend on these, but for rounding)")
     run.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches that a batch is cut into")
     run.add_argument("--eval-batch-size", type=int, default=64, metavar="N")
@@ -75,6 +77,22 @@ def parser() -> argparse.ArgumentParser:
         "--fill-missing", action="store_true", help="constant predictions for tasks that a submission would lack"
     )
     return p
+
+
+def adversary_options(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("adversary (a setting, too; none unless --adversary is given)")
+    group.add_argument(
+        "--adversary", metavar="METHOD-K[-n]",
+        help="train on embeddings that it moves: freelb-hf-K, freelb-fairseq-K, pgd-K, yopo-full-K-n, yopo-K-n, …",
+    )  # fmt: skip
+    group.add_argument("--adversary-step-size", type=float, metavar="X", help="of an ascent (default: 0.1)")
+    group.add_argument(
+        "--adversary-norm", choices=("l2", "linf-sign", "linf-largest"),
+        help="of steps and radius, per sentence (default: l2)",
+    )  # fmt: skip
+    group.add_argument("--adversary-radius", type=float, metavar="X", help="of its ball (default: none)")
+    group.add_argument("--adversary-init", type=float, metavar="X", help="of its random start (default: 0)")
+    group.add_argument("--adversary-start", type=int, metavar="N", help="updates before it begins (default: 0)")
 
 
 def compare_parser() -> argparse.ArgumentParser:
@@ -191,7 +209,7 @@ def conclude(
     runs = results.finished(space)
     for task in TASKS.values():  # of earlier commands in this folder too
         plans.setdefault(task.name, plan(args.preset, task, **record["overrides"]))
-    settings = {name: [dataclasses.asdict(setting) for setting, _ in pairs] for name, pairs in plans.items()}
+    settings = {name: [setting.record() for setting, _ in pairs] for name, pairs in plans.items()}
     table = results.by_task(runs, settings)
     remarks = dict.fromkeys(note for run in runs for note in run["notes"])
     facts = {

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as host_logging
 
+from macaron.hf.adversarial import AdversarialTrainer
 from recipes.common import multistep
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import write_json
@@ -63,6 +64,10 @@ class GlueTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counting parameters in every step is a tenth of a tiny model's step
+
+
+class AdversarialGlueTrainer(AdversarialTrainer, GlueTrainer):
+    """The same under an adversary."""
 
 
 class TaskLoss:
@@ -209,8 +214,10 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
         lengths, run.setting.batch_size, run.seed,
         swap=task.symmetric, world=world, rank=rank, accumulate=options.accumulate,
     )  # fmt: skip
-    trainer = GlueTrainer(
-        model, arguments,
+    attack = run.setting.attack()
+    under = {} if attack is None else {"attack": attack, "adversary_start_update": run.setting.adversary_start}
+    trainer = (AdversarialGlueTrainer if under else GlueTrainer)(
+        model, arguments, **under,
         batches=batches, train_dataset=Examples(split), data_collator=collator,
         compute_loss_func=TaskLoss(task), processing_class=tokenizer,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from recipes.common.errors import RecipeError
 from recipes.glue.tasks import Task
 
 SCHEDULES = ("linear", "cosine")
+ADVERSARY = tuple(f"adversary_{name}" for name in ("step_size", "norm", "radius", "init", "start"))
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Setting:
     warmup: float = 0.1  # share of the updates
     max_length: int = 512  # tokens of both sentences; the model's own limit where that is lower
     max_train_examples: int = 0  # 0: all; else a random subset, the same for every model and seed
+    adversary: str | None = None  # METHOD-K or METHOD-K-n of macaron.adversary, e.g. yopo-3-3; None: none
+    adversary_step_size: float = 0.1  # in units of the embedding table
+    adversary_norm: str = "l2"
+    adversary_radius: float | None = None
+    adversary_init: float = 0.0
+    adversary_start: int = 0  # updates before it begins
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "max_length"):
@@ -46,11 +53,57 @@ class Setting:
             raise RecipeError(f"schedule is {self.schedule!r}; choose from {', '.join(SCHEDULES)}")
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"warmup is {self.warmup} but is a share of the updates: at least 0, below 1")
+        changed = [name for name in ADVERSARY if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+        if self.adversary is None and changed:
+            raise RecipeError(
+                f"{', '.join(changed)} without an adversary change nothing; give --adversary, or leave out"
+            )
+        if self.adversary_start < 0:
+            raise RecipeError(f"adversary_start is {self.adversary_start} but counts updates: 0 or more")
+        self.attack()
+
+    def attack(self) -> Any:
+        """The `macaron.adversary.Attack`, or None.
+
+        Raises:
+            RecipeError: one that makes no sense.
+        """
+        if self.adversary is None:
+            return None
+        from macaron.adversary import Attack  # brings torch in
+
+        try:
+            made = Attack.of(
+                self.adversary,
+                step_size=self.adversary_step_size,
+                norm=self.adversary_norm,
+                radius=self.adversary_radius,
+                init=self.adversary_init,
+            )
+        except ValueError as error:
+            raise RecipeError(f"--adversary {self.adversary}: {error}") from error
+        if made.method in ("natural", "freeat"):
+            reason = "is none" if made.method == "natural" else "trains on a batch in several updates"
+            raise RecipeError(
+                f"--adversary {self.adversary} {reason}; leave it out, or take e.g. freelb-hf-3, yopo-3-3"
+            )
+        return made
+
+    def record(self) -> dict[str, Any]:
+        """For result.json; without an adversary as before there were any."""
+        fields = dataclasses.asdict(self)
+        return fields if self.adversary else {k: v for k, v in fields.items() if not k.startswith("adversary")}
 
     @property
     def name(self) -> str:
         """Of the run's folder; the run's result.json has the setting in full."""
-        return f"e{self.epochs}-b{self.batch_size}-lr{self.lr:g}-wd{self.weight_decay:g}"
+        name = f"e{self.epochs}-b{self.batch_size}-lr{self.lr:g}-wd{self.weight_decay:g}"
+        if self.adversary is None:
+            return name
+        ball = "" if self.adversary_radius is None else f"-r{self.adversary_radius:g}"
+        start = f"-from{self.adversary_start}" if self.adversary_start else ""
+        sizes = f"{self.adversary_norm}-a{self.adversary_step_size:g}{ball}-i{self.adversary_init:g}{start}"
+        return f"{name}-{self.adversary}-{sizes}"
 
 
 # The settings and seeds chosen by the paper's search; WNLI, which the paper leaves out, takes RTE's.
@@ -134,4 +187,4 @@ class FineTuning:
         return f"{self.task}-{self.setting.name}-s{self.seed}"
 
     def record(self) -> dict[str, Any]:
-        return {"task": self.task, "seed": self.seed, "setting": dataclasses.asdict(self.setting)}
+        return {"task": self.task, "seed": self.seed, "setting": self.setting.record()}

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from . import label_smoothed_cross_entropy
+from . import adversarial, label_smoothed_cross_entropy
 
 # For any other the decoder computes them in training, as fairseq's does: guided alignment, a criterion of the user's.
 _BLIND = {
@@ -25,10 +25,14 @@ def reads_attention(cfg: Any, task: Any) -> bool:
         task: whose training step calls the criterion.
     """
     name = getattr(cfg, "criterion", None) if isinstance(cfg, Namespace) else None
+    inner = getattr(cfg, "inner", None) if isinstance(cfg, Namespace) else None
     if isinstance(cfg, DictConfig):
         whole = cfg._get_parent()
         criterion = whole.get("criterion") if isinstance(whole, DictConfig) else None
-        name = criterion.get("_name") if isinstance(criterion, DictConfig) else criterion
+        name, inner = criterion, None
+        if isinstance(criterion, DictConfig):
+            name, inner = criterion.get("_name"), criterion.get("inner")
+    name = inner if name == adversarial.NAME else name
     step = getattr(task, "train_step", None)
     own = getattr(step, "__module__", "").split(".")[0] == "fairseq"
     return not own or name not in _BLIND

@@ -244,6 +244,23 @@ def test_lengths_can_be_measured(tmp_path):
     assert (table[0], table[10], table[-1]) == (5, 5, 7)  # words and two special symbols
 
 
+def test_adversary(tmp_path, capsys):
+    out = tmp_path / "results.csv"
+    small = ["--dim", "16", "--heads", "2", "--batch-size", "2", "--length", "6", "--layers", "1", "2"]
+    names = ["pgd-2", "yopo-2-2", "yopo-full-2-2", "natural"]
+    assert main(["adversary", *small, "--contenders", *names, *QUICK, "--out", str(out)]) == 0
+    written = rows(out)
+    assert [(row["case"], row["contender"]) for row in written] == [
+        (f"adversary {depth} layers", name) for depth in (1, 2) for name in names
+    ]
+    for row in written:
+        cosines = json.loads(row["settings"])["cosines"]
+        # float32; at δ = 0 the two are one gradient
+        assert all(values[0] == pytest.approx(1.0, abs=1e-5) and len(values) == 4 for values in cosines.values())
+        assert row["baseline"] == "pgd-2" and float(row["median_ms"]) > 0
+    assert "cosine of the gradient with p frozen and the exact one" in capsys.readouterr().out
+
+
 def test_wrong_requests_are_refused(tmp_path, capsys):
     other = tmp_path / "other.csv"
     other.write_text("a,b\n1,2\n")
@@ -255,6 +272,8 @@ def test_wrong_requests_are_refused(tmp_path, capsys):
         (["train", "--contenders", "macaron:fp64"], "--contenders: macaron:fp64 unknown; choose from fairseq, macaron"),
         (["train", "--size", "tiny", "--vocabulary", "9", "--max-tokens", "64"], "the longest sentence has "),
         (["cost", "--over", "length", "--max-tokens", "64"], "4096 tokens does not fit into --max-tokens 64"),
+        (["adversary", "--contenders", "freelb-9"], "--contenders freelb-9: Attack: method='freelb' is unknown"),
+        (["adversary", "--dim", "30"], "--dim 30 has to be a multiple of --heads 4"),
         (["loss", "--out", str(other)], "its columns are not those of this benchmark"),
         (["plot", "--out", str(tmp_path / "none.csv")], "no results there; measure something first"),
         (["lengths", "--data-dir", str(tmp_path / "none")], "none"),

@@ -219,6 +219,24 @@ def test_macaron_bert(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None
     np.testing.assert_allclose(micro["mrpc.dev.logits"], one["mrpc.dev.logits"], **ANOTHER_ORDER)
 
 
+def test_under_an_adversary(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None:
+    """It is said in the setting, the folder's name and the card, and micro-batches change nothing about it."""
+    words = ["--task", "mrpc", "--adversary", "yopo-full-2-2", "--adversary-radius", "0.3", "--save-model"]
+    for out, more in (("one", []), ("micro", ["--accumulate=2"]), ("plain", [])):
+        given = words[:2] if out == "plain" else [*words, *more]
+        assert main(arguments(stock_bert, tiny_glue, tmp_path / out, *given)) == 0
+    found = {
+        out: next(iter(predictions(tmp_path / out).values()))["mrpc.dev.logits"] for out in ("one", "micro", "plain")
+    }
+    np.testing.assert_allclose(found["micro"], found["one"], **ANOTHER_ORDER)
+    assert np.abs(found["plain"] - found["one"]).max() > 1e-4
+    (folder,) = (tmp_path / "one" / "runs").iterdir()
+    assert "-yopo-full-2-2-l2-a0.1-r0.3-i0-s" in folder.name
+    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["setting"]["adversary"] == "yopo-full-2-2"
+    assert "adversary yopo-full-2-2, adversary_step_size 0.1" in (folder / "model" / "README.md").read_text("utf-8")
+    assert "yopo-full-2-2 l2 0.1" in (tmp_path / "one" / "table.csv").read_text("utf-8")
+
+
 def test_models_that_do_not_load(tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path, tiny_glue, tmp_path / "out", "--task", "cola")) == 1
     assert "no config.json there" in capsys.readouterr().err

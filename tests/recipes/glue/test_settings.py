@@ -43,3 +43,30 @@ def test_simple_and_overrides() -> None:
 def test_impossible_settings(wrong: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         plan("simple", TASKS["rte"], **wrong)
+
+
+def test_an_adversary_is_a_part_of_the_setting() -> None:
+    ((plain, _),) = plan("simple", TASKS["rte"])
+    assert plain.attack() is None and not [name for name in plain.record() if name.startswith("adversary")]
+    ((setting, _),) = plan("simple", TASKS["rte"], adversary="yopo-3-2", adversary_radius=0.3, adversary_start=10)
+    attack = setting.attack()
+    assert (attack.method, attack.steps, attack.inner_steps, attack.radius, attack.norm) == ("yopo", 3, 2, 0.3, "l2")
+    assert setting.record()["adversary"] == "yopo-3-2" and setting.record()["adversary_start"] == 10
+    assert setting.name == f"{plain.name}-yopo-3-2-l2-a0.1-r0.3-i0-from10"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"adversary": "freelb-3"}, "freelb-fairseq, freelb-hf"),
+        ({"adversary": "freeat-3"}, "several updates"),
+        ({"adversary": "natural"}, "is none; leave it out"),
+        ({"adversary": "yopo-3-3", "adversary_step_size": 0.0}, "give a step_size above 0"),
+        ({"adversary": "yopo-3-3", "adversary_start": -1}, "counts updates: 0 or more"),
+        ({"adversary_radius": 0.1}, "adversary_radius without an adversary"),
+    ],
+    ids=str,
+)
+def test_impossible_adversaries(wrong: dict[str, object], reason: str) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        plan("simple", TASKS["rte"], **wrong)

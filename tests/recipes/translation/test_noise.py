@@ -1,0 +1,69 @@
+"""Typing errors: how many, where, and the same for everybody."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from recipes.translation.noise import main, noised
+
+TEXT = ["Ein Mann steht auf einer Straße und wartet.", "Zwei  Hunde im Gras", "", "a b c d e f g h i j"]
+ALPHABET = sorted(set("".join(TEXT)) - set(" ."))
+
+
+def distance(a: str, b: str) -> int:
+    """Damerau–Levenshtein: insertions, deletions, replacements and swaps of neighbours."""
+    table = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
+    for i in range(1, len(a) + 1):
+        for j in range(1, len(b) + 1):
+            ways = [table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (a[i - 1] != b[j - 1])]
+            if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
+                ways.append(table[i - 2, j - 2] + 1)
+            table[i, j] = min(ways)
+    return table[len(a), len(b)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_a_share_of_the_characters_is_hit_and_words_stay_words(share: float) -> None:
+    for seed in range(50):
+        for line in TEXT:
+            made = noised(line, share, ALPHABET, random.Random(seed))
+            assert [w.isspace() for w in made.split(" ")] == [w.isspace() for w in line.split(" ")]
+            assert len(made.split(" ")) == len(line.split(" ")) and all(
+                bool(a) == bool(b) for a, b in zip(made.split(" "), line.split(" "), strict=True)
+            )
+            assert distance(line, made) <= round(share * sum(not c.isspace() for c in line))
+    if share:
+        lengths = {len(noised(TEXT[0], share, ALPHABET, random.Random(seed))) - len(TEXT[0]) for seed in range(50)}
+        assert min(lengths) < 0 < max(lengths)  # some lost, some put in
+
+
+def test_every_hit_changes_something() -> None:
+    """One error in a sentence of different letters is one error, whichever kind it was."""
+    kinds = {noised("abcdefghij", 0.1, ALPHABET, random.Random(seed)) for seed in range(200)}
+    assert all(distance("abcdefghij", made) == 1 for made in kinds)
+    assert {len(made) for made in kinds} == {9, 10, 11}
+    assert any(sorted(made) == sorted("abcdefghij") for made in kinds)  # swapped
+
+
+def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, one, two, other = (tmp_path / name for name in ("test.de", "one", "two", "other"))
+    source.write_text("".join(f"{line}\n" for line in TEXT), encoding="utf-8")
+    assert main([str(source), str(one)]) == main([str(source), str(two)]) == 0
+    assert main([str(source), str(other), "--seed", "2"]) == 0
+    assert one.read_bytes() == two.read_bytes() != other.read_bytes()
+    assert len(one.read_text(encoding="utf-8").splitlines()) == 4
+    assert "4 lines, 7 of 61 characters hit" in capsys.readouterr().out
+    for arguments, message in [
+        ([source, one], "is there already"),
+        ([source, tmp_path / "new", "--share", "1.5"], "from 0 to 1"),
+        ([tmp_path / "none", tmp_path / "new"], "none"),
+    ]:
+        assert main([str(word) for word in arguments]) == 1
+        assert message in capsys.readouterr().err
+    source.write_text("1 2 3\n", encoding="utf-8")
+    assert main([str(source), str(tmp_path / "new")]) == 1
+    assert "0 different letters" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
