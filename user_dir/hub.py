@@ -310,7 +310,7 @@ def check_settings(path: Path, state: Mapping[str, Any], family: type) -> None:
 
 
 # What a model's or the task's settings may not say about another machine.
-_PLACES = ("encoder_embed_path", "decoder_embed_path")
+PLACES = ("encoder_embed_path", "decoder_embed_path")
 _TASK = ("left_pad_source", "left_pad_target", "max_source_positions", "max_target_positions")
 
 
@@ -320,10 +320,10 @@ def _configuration(path: Path, found: dict[str, Any], description: released.Desc
     source, target = description.text.languages
     cfg = OmegaConf.structured(FairseqConfig)
     with open_dict(cfg):
-        cfg.model = {name: value for name, value in model.items() if name not in _PLACES and not _refers(value)}
+        cfg.model = {name: value for name, value in model.items() if name not in PLACES and not refers(value)}
         cfg.task = {
             "_name": "translation", "data": str(path.parent), "source_lang": source, "target_lang": target,
-            **{name: task[name] for name in _TASK if name in task and not _refers(task[name])},
+            **{name: task[name] for name in _TASK if name in task and not refers(task[name])},
         }  # fmt: skip
         cfg.tokenizer = cfg.bpe = None
     cfg.dataset.max_tokens = BATCH_TOKENS
@@ -334,6 +334,6 @@ def _configuration(path: Path, found: dict[str, Any], description: released.Desc
     return cfg
 
 
-def _refers(value: Any) -> bool:
+def refers(value: Any) -> bool:
     """To another entry, or to the environment, of the machine that trained: omegaconf would look it up here."""
     return isinstance(value, str) and "${" in value

@@ -7,17 +7,19 @@ cannot reach, such as `fairseq-score`, stands in README.md beside this file.
 import builtins
 import inspect
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fairseq import optim, utils
+from fairseq import checkpoint_utils, optim, utils
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.data.fasta_dataset import FastaDataset
 from fairseq.modules import dynamic_crf_layer
 from fairseq.scoring.chrf import ChrFScorer
+from fairseq.trainer import Trainer
 
 from .rules import SPARED
 
@@ -109,6 +111,51 @@ def spare_marked_parameters() -> None:
     optim.build_optimizer = build_optimizer
 
 
+def training_command() -> ModuleType | None:
+    """fairseq-train's module, in a process that trains; to import it would set up logging in any other."""
+    return sys.modules.get("fairseq_cli.train")
+
+
+def keep_patience() -> None:
+    train = training_command()
+    if train is None:
+        return
+    stop = train.should_stop_early
+    save, load = inspect.unwrap(Trainer.save_checkpoint), inspect.unwrap(checkpoint_utils.load_checkpoint)
+
+    def save_checkpoint(self: Trainer, filename: str, extra_state: dict[str, Any]) -> Any:
+        if getattr(stop, "best", None) is not None:
+            extra_state = {**extra_state, "patience": {"best": stop.best, "num_runs": stop.num_runs}}
+        return save(self, filename, extra_state)
+
+    def load_checkpoint(cfg: Any, trainer: Trainer, **options: Any) -> Any:
+        extra_state, epoch_itr = load(cfg, trainer, **options)
+        known = (extra_state or {}).get("patience")
+        if known and not (cfg.reset_meters or cfg.reset_optimizer):
+            stop.best, stop.num_runs = float(known["best"]), int(known["num_runs"])
+        return extra_state, epoch_itr
+
+    save_checkpoint.__wrapped__ = save  # type: ignore[attr-defined]
+    load_checkpoint.__wrapped__ = load  # type: ignore[attr-defined]
+    Trainer.save_checkpoint = save_checkpoint
+    checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def score_empty_translations() -> None:
+    train = training_command()
+    if train is None:
+        return
+    get = inspect.unwrap(train.get_valid_stats)
+
+    def get_valid_stats(cfg: Any, trainer: Trainer, stats: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        if cfg.checkpoint.best_checkpoint_metric == "bleu" and getattr(cfg.task, "eval_bleu", False):
+            stats.setdefault("bleu", 0.0)
+        return get(cfg, trainer, stats, *rest)  # type: ignore[no-any-return]
+
+    get_valid_stats.__wrapped__ = get  # type: ignore[attr-defined]
+    train.get_valid_stats = get_valid_stats
+
+
 PATCHES = (
     Patch(
         what="--num-batch-buckets, --sample-break-mode eos, --arch nacrf_transformer",
@@ -139,6 +186,18 @@ PATCHES = (
         why="fairseq has one group of parameters for all optimisers but its composite one",
         retired_by="a fairseq whose optimisers read a parameter's optim_overrides",
         make=spare_marked_parameters,
+    ),
+    Patch(
+        what="--patience in a training that was interrupted: it ends where an uninterrupted one does",
+        why="fairseq counts validations in memory alone, so each interruption gave them anew",
+        retired_by="a fairseq whose checkpoints hold the count",
+        make=keep_patience,
+    ),
+    Patch(
+        what="--best-checkpoint-metric bleu while a model still says nothing at all",
+        why="BLEU of empty translations is left out of the figures: KeyError: 'bleu' ends the training",
+        retired_by="a fairseq whose translation task always logs bleu under --eval-bleu",
+        make=score_empty_translations,
     ),
 )
 

@@ -16,7 +16,7 @@ from recipes.bert_pretrain import text
 from recipes.bert_pretrain.settings import Data, Settings
 from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
-from recipes.common.workspace import Workspace, digest, files_of, read_json, write_json
+from recipes.common.workspace import Made, Stage, Workspace, digest, files_of, read_json, write_json
 
 SPLITS = ("train", "valid")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -43,19 +43,16 @@ class Preparation:
 
     def run(self) -> None:
         """All stages that are not done; waits when another run is preparing the same folder."""
-        space = Workspace(self.folder, self.settings, wait=True)
-        try:
-            self.space = space
-            space.run({"clean": self.clean, "tokenizer": self.tokenizer, "examples": self.examples})
-        finally:
-            space.lock.close()
+        stages = (Stage("clean", self.clean), Stage("tokenizer", self.tokenizer), Stage("examples", self.examples))
+        with Workspace(self.folder, self.settings, wait=True) as space:
+            space.run(stages)
 
     def path(self, kind: str, split: str) -> Path:
         return self.folder / f"{kind}.{split}.arrow"
 
     # --- stages ---------------------------------------------------------------------------------------------
 
-    def clean(self, started: float) -> dict[str, Any]:
+    def clean(self) -> Made:
         from recipes.bert_pretrain.examples import TEXT, ArrowFile
 
         if not self.files:
@@ -84,9 +81,9 @@ class Preparation:
                 f"blank lines end a document), --valid-fraction ({self.data.valid_fraction}) or --min-characters"
             )
         files = [self.path("documents", split) for split in SPLITS]
-        return self.space.finish("clean", files, started, sources=sources, **counts)
+        return Made(files, sources=sources, **counts)
 
-    def tokenizer(self, started: float) -> dict[str, Any]:
+    def tokenizer(self) -> Made:
         from recipes.bert_pretrain import tokenizer
 
         trained = tokenizer.train(
@@ -97,7 +94,7 @@ class Preparation:
         )
         folder = self.folder / "tokenizer"
         trained.save_pretrained(folder)
-        return self.space.finish("tokenizer", [folder / name for name in TOKENIZER_FILES], started, size=len(trained))
+        return Made([folder / name for name in TOKENIZER_FILES], size=len(trained))
 
     def texts(self, split: str, what: str, batch: int = 16) -> Iterator[list[str]]:
         """Documents in small batches, off the disk."""
@@ -109,12 +106,12 @@ class Preparation:
                 yield rows["text"]
                 bar.update(len(rows["text"]))
 
-    def examples(self, started: float) -> dict[str, Any]:
+    def examples(self) -> Made:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         facts = {split: self.split_examples(split, tokenizer) for split in SPLITS}
-        return self.space.finish("examples", [self.folder / f"{split}.arrow" for split in SPLITS], started, **facts)
+        return Made([self.folder / f"{split}.arrow" for split in SPLITS], **facts)
 
     def split_examples(self, split: str, tokenizer: Any) -> dict[str, Any]:
         from recipes.bert_pretrain import examples
@@ -193,11 +190,11 @@ class Run:
             )
 
     def run(self) -> dict[str, Any]:
-        self.space.run({"train": self.train, "report": self.report})
+        self.space.run([Stage("train", self.train), Stage("report", self.report)])
         result: dict[str, Any] = read_json(self.folder / "result.json")
         return result
 
-    def train(self, started: float) -> dict[str, Any]:
+    def train(self) -> Made:
         trainer = train(self.settings, self.prepared, self.args)
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.config.sparse_prediction = False  # an economy of training; users of a model expect all logits
@@ -215,17 +212,17 @@ class Run:
             "all": model.num_parameters(),
             "embeddings": sum(p.numel() for n, p in model.named_parameters() if "embeddings" in n),
         }
-        return self.space.finish(
-            "train", files, started,
+        return Made(
+            files,
             updates=trainer.state.global_step, processes=self.args.world_size, parameters=parameters,
             device_batch=self.args.per_device_train_batch_size, accumulation=self.args.gradient_accumulation_steps,
             final={k.removeprefix("eval_"): v for row in history for k, v in row.items() if k.startswith("eval_")},
         )  # fmt: skip
 
-    def report(self, started: float) -> dict[str, Any]:
+    def report(self) -> Made:
         from recipes.bert_pretrain.report import write_report
 
-        return self.space.finish("report", write_report(self), started)
+        return Made(write_report(self.folder, self.prepared, self.space.stamp("train") or {}))
 
 
 def train(settings: Settings, prepared: Path, args: Any) -> Any:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import csv
-import html
-import os
 import shlex
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.bert_pretrain.settings import scheme_of
 from recipes.common import multistep
-from recipes.common.page import STYLE, png, table
+from recipes.common.main import command_shown
 from recipes.common.provenance import environment
+from recipes.common.report import Figure, Report, Table, Text, write_all
 from recipes.common.workspace import read_json, write_json
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from recipes.bert_pretrain.pipeline import Run
     from recipes.common.schemes import Variant
 
 PACKAGES = ("macaron-net", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy")
@@ -39,32 +35,28 @@ MEANING = {
 }
 
 
-def write_report(run: Run) -> list[Path]:
-    """All files of the report; the model card goes into the model's folder."""
-    result = collect(run)
-    metrics = read_metrics(run.folder / "metrics.csv")
-    figures = {"loss": loss_figure(metrics), "throughput": throughput_figure(metrics)}
-    if result.get("multistep"):
-        figures["multistep"] = multistep.figure(result["multistep"])
-    for name, figure in figures.items():
-        figure.savefig(run.folder / f"{name}.png", dpi=110)
-    page = run.folder / "report.html"
-    partial = page.with_suffix(".part")
-    partial.write_text(render(result, figures), encoding="utf-8")
-    os.replace(partial, page)
-    card = run.folder / "model" / "README.md"
-    card.write_text(model_card(result), encoding="utf-8")
-    target = run.folder / "result.json"
+def write_report(folder: Path, prepared: Path, trained: Mapping[str, Any]) -> list[Path]:
+    """All files of the report; the model card goes into the model's folder.
+
+    Args:
+        folder: of the run.
+        prepared: of its data.
+        trained: the stamp of the training.
+    """
+    result = collect(folder, prepared, trained)
+    metrics = read_metrics(folder / "metrics.csv")
+    report = report_of(result, metrics)
+    target = folder / "result.json"
+    made = [*report.write(folder), *write_all(folder / "model", {"README.md": model_card(result)}), target]
     write_json(target, result)
-    return [target, page, card, *(run.folder / f"{name}.png" for name in figures)]
+    return made
 
 
-def collect(run: Run) -> dict[str, Any]:
+def collect(folder: Path, prepared: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
     """Everything a row of results needs."""
-    stamps = {stage: read_json(run.prepared / "stamps" / f"{stage}.json") for stage in ("clean", "examples")}
-    trained = run.space.stamp("train") or {}
-    rates = [row["tokens_per_second"] for row in read_metrics(run.folder / "metrics.csv") if "tokens_per_second" in row]
-    settings = read_json(run.folder / "settings.json")
+    stamps = {stage: read_json(prepared / "stamps" / f"{stage}.json") for stage in ("clean", "examples")}
+    rates = [row["tokens_per_second"] for row in read_metrics(folder / "metrics.csv") if "tokens_per_second" in row]
+    settings = read_json(folder / "settings.json")
     examples = stamps["examples"]["train"]
     training = settings["training"]
     return {
@@ -87,9 +79,9 @@ def collect(run: Run) -> dict[str, Any]:
             "examples": {split: stamps["examples"][split] for split in ("train", "valid")},
         },
         "settings": settings,
-        "environment": environment(shlex.join(["python", "-m", "recipes.bert_pretrain", *sys.argv[1:]]), PACKAGES),
-        "samples": samples(run.folder / "model"),
-        **two_step(run.folder / "model", scheme_of(settings)),
+        "environment": environment(command_shown("bert_pretrain"), PACKAGES),
+        "samples": samples(folder / "model"),
+        **two_step(folder / "model", scheme_of(settings)),
     }
 
 
@@ -134,7 +126,6 @@ def series(metrics: list[dict[str, float]], name: str) -> tuple[list[float], lis
 
 
 def loss_figure(metrics: list[dict[str, float]]) -> Figure:
-    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -157,7 +148,6 @@ def has_pairs(metrics: list[dict[str, float]]) -> bool:
 
 
 def throughput_figure(metrics: list[dict[str, float]]) -> Figure:
-    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -210,54 +200,29 @@ def cleaned(result: dict[str, Any]) -> str:
     )
 
 
-def render(result: dict[str, Any], figures: dict[str, Figure]) -> str:
-    images = [f'<img alt="{name}" src="data:image/png;base64,{png(figure)}">' for name, figure in figures.items()]
+def report_of(result: dict[str, Any], metrics: list[dict[str, float]]) -> Report:
     settings = {k: v for part in ("data", "model", "training") for k, v in result["settings"][part].items()}
     guesses = [[sample["text"], ", ".join(sample["words"])] for sample in result["samples"]]
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><title>Macaron BERT pre-training</title>',
-            f"<style>{STYLE}</style></head><body>",
-            f"<h1>Macaron BERT: {html.escape(result['preset'])}, {html.escape(result['scheme'])}, "
-            f"seed {result['seed']}</h1>",
-            "<h2>On held-out documents</h2>",
-            table(scores(result), ["figure", "value", "meaning"]),
-            *images,
-            "<p>The training loss is measured with dropout and includes that of the pairs, if there are any.</p>",
-            table(facts(result)),
-            *([f"<p>{html.escape(text)}</p>" for text in two_step_words(result)]),
-            *([table(multistep.rows(result["multistep"]), multistep.HEAD)] if result.get("multistep") else []),
-            "<h2>What it puts in the place of [MASK]</h2>",
-            table(guesses, ["text", "most probable first"]),
-            "<h2>Data</h2>",
-            table(sources(result), SOURCES),
-            f"<p>{html.escape(cleaned(result))}</p>",
-            "<h2>How it was made</h2>",
-            table([[name, str(value)] for name, value in result["environment"].items()]),
-            "<h3>settings</h3>",
-            table([[name, str(value)] for name, value in settings.items()]),
-            "</body></html>\n",
-        ]
+    report = Report(f"Macaron BERT: {result['preset']}, {result['scheme']}, seed {result['seed']}")
+    report.section(
+        "On held-out documents",
+        Table(scores(result), ["figure", "value", "meaning"]),
+        Figure("loss", loss_figure(metrics), "losses and accuracies"),
+        Figure("throughput", throughput_figure(metrics), "throughput and learning rate"),
+        Text("The training loss is measured with dropout and includes that of the pairs, if there are any."),
+        Table(facts(result)),
     )
-
-
-def two_step_words(result: dict[str, Any]) -> list[str]:
-    """The two-step rule and the verdict on its k, where there is one."""
-    return [f"{multistep.RULE}. {multistep.verdict(result['multistep'])}"] if "multistep" in result else []
+    report.section("The two-step rule", *multistep.parts(result.get("multistep")))
+    report.section("What it puts in the place of [MASK]", Table(guesses, ["text", "most probable first"]))
+    report.section("Data", Table(sources(result), SOURCES), Text(cleaned(result)))
+    report.section("How it was made", Table.of(result["environment"]))
+    return report.add(Text("settings", "subheading"), Table.of(settings))
 
 
 def two_step_section(result: dict[str, Any]) -> str:
-    if "multistep" not in result:
-        return ""
-    rows = multistep.rows(result["multistep"])
-    parts = [*two_step_words(result), *([markdown(rows, multistep.HEAD)] if rows else [])]
-    return "\n\n".join(["## The two-step rule", *parts, ""]) + "\n"
-
-
-def markdown(rows: list[list[str]], head: list[str]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """The same for the model card, which has no figures."""
+    parts = [part.markdown() for part in multistep.parts(result.get("multistep")) if not isinstance(part, Figure)]
+    return "\n\n".join(["## The two-step rule", *parts, ""]) + "\n" if parts else ""
 
 
 def model_card(result: dict[str, Any]) -> str:
@@ -283,11 +248,11 @@ pipeline("fill-mask", model="FOLDER")("{first}")
 
 ## Results on held-out documents
 
-{markdown(scores(result), ["figure", "value", "meaning"])}
+{Table(scores(result), ["figure", "value", "meaning"]).markdown()}
 
 ## Model and training
 
-{markdown(facts(result), ["", ""])}
+{Table(facts(result)).markdown()}
 
 Settings: `{
         shlex.join(f"{k}={v}" for part in ("data", "model", "training") for k, v in result["settings"][part].items())
@@ -295,7 +260,7 @@ Settings: `{
 
 {two_step_section(result)}## Data
 
-{markdown(sources(result), SOURCES)}
+{Table(sources(result), SOURCES).markdown()}
 
 {cleaned(result)}
 
@@ -306,5 +271,5 @@ licences of the texts before you pass it on.
 
 Command: `{e["command"]}`
 
-{markdown([[k, str(v)] for k, v in e.items() if k != "command"], ["", ""])}
+{Table.of({name: value for name, value in e.items() if name != "command"}).markdown()}
 """

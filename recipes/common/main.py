@@ -1,18 +1,26 @@
-"""What every command of the recipes does with what goes wrong: one line on stderr, and a status."""
+"""What the commands of all recipes have in common: options, and what they do with what goes wrong.
+
+argparse, since it costs the import of nothing and fairseq's own options, which recipes pass on, are argparse's: a
+command line made from signatures (tyro, jsonargparse) would leave two kinds of `--help`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
+import shlex
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
+
+PACKAGE = __name__.partition(".common")[0]  # "recipes" in a clone, "macaron.recipes" where it is installed
 
 REMEDIES = {
     errno.ENOSPC: "make room on the disk",
@@ -22,6 +30,59 @@ REMEDIES = {
     errno.EROFS: "give a place that is not read-only",
     errno.ENAMETOOLONG: "give a shorter name",
 }
+
+
+def module(recipe: str) -> str:
+    """The name that `python -m` takes: module("compare.cost")."""
+    return f"{PACKAGE}.{recipe}"
+
+
+def shown(command: Sequence[str]) -> str:
+    """A command as one would type it."""
+    return shlex.join(["python" if word == sys.executable else str(word) for word in command])
+
+
+def command_shown(recipe: str) -> str:
+    """The command that this process was started with, for reports."""
+    return shown([sys.executable, "-m", module(recipe), *sys.argv[1:]])
+
+
+def command_line(
+    recipe: str,
+    description: str,
+    *,
+    out: str | None = None,
+    seeds: Sequence[int] | None = None,
+    jobs: str | None = None,
+    dry_run: bool = False,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    """A recipe's parser, with those of the options that recipes share, each the same everywhere.
+
+    Args:
+        out: what --out is when it is not given, for the help; "": it must be given; None: there is no folder to name,
+            neither --out nor --restart.
+        seeds: their default; empty: the recipe's own; None: no such option.
+        jobs: what runs at a time, and how many of them by default; None: no such option.
+    """
+    p = argparse.ArgumentParser(prog=f"python -m {module(recipe)}", description=description, epilog=epilog)
+    shared = p.add_argument_group("options that recipes share")
+    if out is not None:
+        shared.add_argument(
+            "--out", type=Path, required=not out, metavar="DIR",
+            help="where everything goes" + (f" (default: {out})" if out else ""),
+        )  # fmt: skip
+        shared.add_argument("--restart", action="store_true", help="set an existing --out aside and begin anew")
+    if seeds is not None:
+        default = " ".join(map(str, seeds)) or "the recipe's own"
+        shared.add_argument(
+            "--seeds", nargs="+", type=int, default=list(seeds) or None, metavar="N", help=f"default: {default}"
+        )
+    if jobs is not None:
+        shared.add_argument("--jobs", type=int, metavar="N", help=jobs)
+    if dry_run:
+        shared.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    return p
 
 
 def run_command(
@@ -54,7 +115,7 @@ def run_command(
     except OSError:  # what cannot be printed is not tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if said:
-        print(f"{chr(10) * (status == 130)}recipes.{name}: {said}", file=sys.stderr)
+        print(f"{chr(10) * (status == 130)}{module(name)}: {said}", file=sys.stderr)
     return status
 
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from recipes.common.errors import RecipeError
+from recipes.common.report import Figure, Part, Table, Text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
 Weights = dict[str, list[float]]  # side ↦ k_1 … k_{depth−1}; layer 0 has none
 
@@ -61,12 +62,20 @@ def verdict(found: Weights) -> str:
     return f"Zero-stable in every layer: k from {min(values):+.3f} to {max(values):+.3f}, all in (−1, 1]."
 
 
-def figure(found: Weights) -> Figure:
+def parts(found: Weights | None) -> list[Part]:
+    """Of a report, under a heading of its own; none where another rule was trained."""
+    if found is None:
+        return []
+    words = Text(f"{RULE}. {verdict(found)}")
+    return [Figure("multistep", figure(found)), words, Table(rows(found), HEAD)] if found else [words]
+
+
+def figure(found: Weights) -> Drawing:
     """k over the layers, with the limits of zero-stability."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
     from matplotlib.ticker import MaxNLocator
 
-    fig = Figure(figsize=(7, 3.2), layout="constrained")
+    fig = Drawing(figsize=(7, 3.2), layout="constrained")
     axes = fig.subplots()
     for side, ks in found.items():
         axes.plot(range(1, len(ks) + 1), ks, marker="o", label=side)

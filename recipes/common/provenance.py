@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve()
 
 
 def environment(command: str, packages: Iterable[str]) -> dict[str, Any]:
@@ -45,13 +45,21 @@ def environment(command: str, packages: Iterable[str]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the clone, marked when files differ from it."""
+    """The commit of the clone, marked when files differ from it.
+
+    An installed package is in no clone, though it may lie inside of somebody else's.
+    """
     try:
-        run = [["git", "-C", str(PROJECT_ROOT), *rest] for rest in (["rev-parse", "HEAD"], ["status", "--porcelain"])]
-        head, status = (subprocess.run(c, capture_output=True, text=True, check=True).stdout.strip() for c in run)
+        git("ls-files", "--error-unmatch", HERE.name)
+        head, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git clone)"
     return f"{head} with local changes" if status else head
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-C", str(HERE.parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def processor() -> str:

@@ -56,12 +56,18 @@ def summary(values: Sequence[float]) -> Summary:
     return Summary(float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None, len(x))
 
 
-def paired_t_test(first: Sequence[float], second: Sequence[float]) -> Difference:
+def paired_t_test(
+    first: Sequence[float], second: Sequence[float], limits: tuple[float, float] = (-math.inf, math.inf)
+) -> Difference:
     """Student's t-test on the differences d_i = second_i − first_i of runs with equal seeds.
 
         t = mean(d) / (sd(d) / √n),  n − 1 degrees of freedom,  interval mean(d) ± t₀.₉₇₅ · sd(d) / √n
 
     Differences that are all equal leave no spread to judge by: p is 1 when they are 0, and 0 otherwise.
+
+    Args:
+        limits: of the metric, such as (0, 100) of BLEU; the interval is cut to the differences that there can be, which
+            that of few runs, t₀.₉₇₅ = 12.7 for two, otherwise exceeds.
 
     Raises:
         RecipeError: for fewer than two pairs, or sequences of unequal length.
@@ -79,8 +85,9 @@ def paired_t_test(first: Sequence[float], second: Sequence[float]) -> Difference
     if sd <= 1e-12 * float(np.abs(np.concatenate([a, b])).max()):  # nothing but rounding
         return Difference(mean, mean, mean, float(mean == 0 or abs(mean) <= sd), len(d))
     test = stats.ttest_rel(b, a)
-    low, high = test.confidence_interval(CONFIDENCE)
-    return Difference(mean, float(low), float(high), float(test.pvalue), len(d))
+    most = limits[1] - limits[0]
+    low, high = (min(max(float(end), -most), most) for end in test.confidence_interval(CONFIDENCE))
+    return Difference(mean, low, high, float(test.pvalue), len(d))
 
 
 def paired_bootstrap(

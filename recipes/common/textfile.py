@@ -88,11 +88,14 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
         yield stack.enter_context(io.BufferedReader(Bounded(content, limit, path), 2**18))
 
 
-def lines(path: Path) -> Iterator[str]:
+def lines(path: Path, errors: str = "strict") -> Iterator[str]:
     """Lines without their ends; a byte order mark at the beginning of the file is none of the text.
 
     Nothing else ends a line, as universal newlines and `splitlines` would have it: a lone CR, U+2028 and the like are
     white space inside a sentence.
+
+    Args:
+        errors: what is done with a line that is not UTF-8, as `bytes.decode` has it.
 
     Raises:
         RecipeError: the file cannot be read, or is not UTF-8. NUL is no text either: it comes from UTF-16, or from
@@ -112,7 +115,7 @@ def lines(path: Path) -> Iterator[str]:
                         return
                 if b"\0" in line:
                     raise not_utf8(path, number, "a NUL character: it is UTF-16, or damaged")
-                yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+                yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors)
                 number += 1
     except UnicodeDecodeError as error:
         raise not_utf8(path, number, str(error)) from error

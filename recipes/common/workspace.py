@@ -11,8 +11,10 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, NoReturn
 
 from macaron.files import digest
@@ -130,10 +132,40 @@ def read_lines(path: Path) -> list[str]:
     return list(lines(path))
 
 
+class Made:
+    """What a stage leaves behind.
+
+    Args:
+        files: inside the workspace; their sha256 goes into the stamp.
+        facts: for the stamp too, as JSON takes them.
+    """
+
+    def __init__(self, files: Iterable[Path] = (), **facts: Any) -> None:
+        self.files, self.facts = tuple(files), facts
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run that is done once.
+
+    Args:
+        name: of its stamp, and on the screen.
+        work: does it; what it needs to know is bound to it.
+        needs: names of the stages before it that it depends on; None: all of them.
+    """
+
+    name: str
+    work: Callable[[], Made]
+    needs: tuple[str, ...] | None = None
+
+
 class Workspace:
     """A folder that remembers. A stage is stamped when complete, with the sha256 of what it made.
 
     Whoever holds the lock of the folder owns it. What a run that was killed left half-written is removed.
+
+        with Workspace(folder, settings) as space:
+            space.run([Stage("cook", cook), Stage("eat", eat)])
 
     Args:
         folder: created when absent; one that holds other files is refused.
@@ -156,6 +188,12 @@ class Workspace:
         except BaseException:
             self.lock.close()
             raise
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.lock.close()
 
     def _open(self, settings: dict[str, Any]) -> None:
         record = self.folder / "settings.json"
@@ -252,6 +290,7 @@ class Workspace:
         return stamp
 
     def finish(self, stage: str, files: Iterable[Path], started: float, **facts: Any) -> dict[str, Any]:
+        """Stamp a stage that was done in another way than by `run`."""
         stamp = {
             "seconds": round(time.time() - started, 1),
             **facts,
@@ -260,17 +299,70 @@ class Workspace:
         write_json(self.folder / "stamps" / f"{stage}.json", stamp)
         return stamp
 
-    def run(self, stages: Mapping[str, Callable[[float], dict[str, Any]]]) -> None:
-        """Do what is not done yet; what follows a stage that had to be done is done again."""
-        names = list(stages)
-        for number, (stage, work) in enumerate(stages.items()):
-            if self.stamp(stage) is not None:
-                print(f"{stage:<9} done before", flush=True)
+    def forget(self, stages: Iterable[str]) -> None:
+        """Have them done again."""
+        for stage in stages:
+            (self.folder / "stamps" / f"{stage}.json").unlink(missing_ok=True)
+
+    def run(
+        self,
+        stages: Sequence[Stage],
+        last: str | None = None,
+        *,
+        keep_going: bool = False,
+        say: Callable[[str], object] = lambda line: print(line, flush=True),
+    ) -> dict[str, str]:
+        """Do what is not done yet, and again what depends on a stage that had to be done.
+
+        Args:
+            stages: in the order in which they are done.
+            last: the stage to end with; those after it are done another time.
+            keep_going: a stage that fails leaves alone what does not depend on it.
+            say: takes a line about each stage.
+
+        Returns:
+            {stage: message} of those that failed, and of those that depend on them; else {}.
+
+        Raises:
+            RecipeError: a stage failed, or what it had made has changed since; not with `keep_going`.
+        """
+        dependents = dependents_of(stages)
+        if last is not None:
+            stages = stages[: [stage.name for stage in stages].index(last) + 1]
+        failed: dict[str, str] = {}
+        for name, work in ((stage.name, stage.work) for stage in stages):
+            if name in failed:
                 continue
-            for later in names[number:]:
-                (self.folder / "stamps" / f"{later}.json").unlink(missing_ok=True)
-            facts = work(time.time())
-            print(f"{stage:<9} done in {facts['seconds']:.0f} s", flush=True)
+            try:
+                if self.stamp(name) is not None:
+                    say(f"{name:<9} done before")
+                    continue
+                self.forget([name, *dependents[name]])
+                started = time.time()
+                made = work()
+                seconds = self.finish(name, made.files, started, **made.facts)["seconds"]
+            except RecipeError as error:
+                if not keep_going:
+                    raise
+                failed |= {name: str(error), **{other: f"{name} failed: {error}" for other in dependents[name]}}
+            else:
+                say(f"{name:<9} done in {seconds:.0f} s")
+        return failed
+
+
+def dependents_of(stages: Sequence[Stage]) -> dict[str, list[str]]:
+    """{stage: those that need it, themselves or through others}.
+
+    Raises:
+        ValueError: two stages of one name, or one that needs what does not stand before it.
+    """
+    needed: dict[str, set[str]] = {}
+    for stage in stages:
+        direct = set(needed) if stage.needs is None else set(stage.needs)
+        if stage.name in needed or not direct <= needed.keys():
+            raise ValueError(f"stage {stage.name!r} is there twice, or needs what is not before it: {stage.needs}")
+        needed[stage.name] = direct.union(*(needed[name] for name in direct))
+    return {name: [other for other, theirs in needed.items() if name in theirs] for name in needed}
 
 
 def files_of(stamp: dict[str, Any], path: Path) -> dict[str, str]:

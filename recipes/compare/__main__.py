@@ -12,26 +12,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from recipes.common import jobs
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
+from recipes.common.main import command_line, command_shown, run_command, shown
 from recipes.common.provenance import environment
 from recipes.common.schemes import NAMED
 from recipes.common.workspace import Workspace, read_json
-from recipes.compare import cost, matched, schedule
-from recipes.compare.experiment import EQUAL, Experiment, shown
-from recipes.translation import commands
+from recipes.compare import cost, matched
+from recipes.compare.experiment import EQUAL, Experiment
+from recipes.compare.progress import Progress
 from recipes.translation.recipe import RECIPES, Recipe
 
 PACKAGES = ("macaron-net", "torch", "fairseq-fixed", "sacrebleu", "sacremoses", "subword-nmt", "numpy", "scipy")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.compare",
-        description="A matched experiment: the data is prepared once, every variant is trained with every seed at "
+    p = command_line(
+        "compare",
+        "A matched experiment: the data is prepared once, every variant is trained with every seed at "
         "equal parameters, data and order of data, and at equal updates or equal cost, and the scores are compared: "
         "mean ± sd, paired t-test over seeds, paired bootstrap over sentences. Runs are spread over the GPUs at hand. "
         "Interrupted? The same command goes on; finished runs are kept, and seeds and variants can be added.",
+        out="compare_output/RECIPE",
+        seeds=(1, 2, 3),
+        jobs="trainings at a time (default: one per GPU; without a GPU one per core, of one thread each)",
+        dry_run=True,
         epilog="Options of the recipe follow --, such as: -- --max-update 2000 --beam 4",
     )
     p.add_argument("--recipe", choices=RECIPES, required=True)
@@ -56,17 +63,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--cost-updates", type=int, default=cost.UPDATES, metavar="N", help="that are timed (default: %(default)s)"
     )
-    p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default: 1 2 3")
-    p.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: compare_output/RECIPE)")
     p.add_argument("--data-dir", type=Path, metavar="DIR", help="the corpus, if it is already there")
-    p.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="trainings at a time (default: one per GPU; without a GPU one per core, of one thread each)",
-    )
-    p.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    p.add_argument("--restart", action="store_true", help="set an existing --out aside and begin anew")
     p.add_argument("options", nargs="*", metavar="-- OPTION", help="passed on to the recipe, the same for every run")
     return p
 
@@ -89,7 +86,7 @@ def compare(args: argparse.Namespace) -> int:
     )
     recipes = recipes_of(experiment)
     recipe = next(iter(recipes.values()))
-    slots = schedule.slots(args.jobs)
+    slots = jobs.slots(args.jobs)
     print(f"compare   {args.recipe} in {out}: {len(experiment.runs)} runs, {len(slots)} at a time")
     check_before(recipes, experiment.option)
     if args.cost_updates < 3:
@@ -97,8 +94,7 @@ def compare(args: argparse.Namespace) -> int:
     if args.dry_run:
         plan(with_budgets(experiment, recipe), args.cost_updates)
         return 0
-    space = Workspace(experiment.folder, experiment.settings(), restart=args.restart)
-    with space.lock:
+    with Workspace(experiment.folder, experiment.settings(), restart=args.restart) as space:
         started = time.time()
         prepare(experiment, space)
         if args.equal == "cost":
@@ -107,7 +103,7 @@ def compare(args: argparse.Namespace) -> int:
             recipes = recipes_of(experiment)
         difference = show_sizes(experiment, recipes)
         failed = train(experiment, space, slots, {variant: r.max_update for variant, r in recipes.items()})
-        facts = environment(shown([sys.executable, "-m", "recipes.compare", *sys.argv[1:]]), PACKAGES) | {
+        facts = environment(command_shown("compare"), PACKAGES) | {
             "runs at a time": len(slots),
             "load average": " ".join(f"{load:.1f}" for load in os.getloadavg()),
             "wall time of this call": f"{(time.time() - started) / 60:.1f} min",
@@ -137,11 +133,16 @@ def recipes_of(experiment: Experiment) -> dict[str, Recipe]:
         )
     found = {}
     for run in experiment.runs:
-        recipe = cli.recipe_from(experiment.recipe, experiment.run_options(run))
+        recipe = cli.recipe_from(experiment.recipe, [*experiment.run_options(run), *experiment.corpus_options])
         if (recipe.scheme.name, recipe.seed) != (run.variant, run.seed):
             raise RecipeError(
                 f"{' '.join(experiment.options)}: sets splitting or seed after --, or another part of the scheme, the "
                 f"same for all runs, so that nothing would be compared; use {experiment.option} and --seeds"
+            )
+        if recipe.patience > 0:
+            raise RecipeError(
+                f"{' '.join(experiment.options)}: stops early, each run after another number of updates, so that they "
+                f"would not be matched; leave --patience out, and give --max-update N"
             )
         found[run.variant] = recipe
     return found
@@ -179,9 +180,8 @@ def measure(experiment: Experiment, space: Workspace, slot: Mapping[str, str], u
     if all(variant in known for variant in experiment.variants):
         print(f"cost      of an update, as before: {', '.join(f'{name} {c.ratio:.3f}' for name, c in known.items())}")
         return
-    environment = {**commands.ENVIRONMENT, **slot, "PYTHONPATH": schedule.python_path()}
     command = experiment.cost_command(updates)
-    if commands.call(command, space.lock, stderr=None, env=environment):
+    if jobs.call(command, space.lock, stderr=None, env=jobs.environment(slot)):
         raise RecipeError(f"the cost of an update could not be measured; see above. The command was: {shown(command)}")
 
 
@@ -200,9 +200,8 @@ def with_budgets(experiment: Experiment, recipe: Recipe) -> Experiment:
 
 def prepare(experiment: Experiment, space: Workspace) -> None:
     """Once for all runs; its progress is on the terminal."""
-    environment = {**commands.ENVIRONMENT, "PYTHONPATH": schedule.python_path()}
     command = experiment.prepare_command()
-    if commands.call(command, space.lock, stderr=None, env=environment):
+    if jobs.call(command, space.lock, stderr=None, env=jobs.environment()):
         raise RecipeError(f"the data could not be prepared; see above. The command was: {shown(command)}")
 
 
@@ -224,15 +223,28 @@ def train(
     for run in experiment.runs:
         if run.finished:
             print(f"run       {run.name} done before")
-    jobs = [schedule.Job(run.name, experiment.run_command(run), run.log, run.folder / "train.log") for run in waiting]
-    total = sum(updates[run.variant] for run in waiting)
-    statuses = schedule.run_all(jobs, slots, space.lock, total) if jobs else {}
-    for run in waiting:
-        if statuses[run.name]:
-            print(
-                f"run       {run.name} ended with status {statuses[run.name]}; the end of {run.log}:\n{end_of(run.log)}"
-            )
-    return [name for name, status in statuses.items() if status]
+    if not waiting:
+        return []
+
+    def done(task: jobs.Task, outcome: jobs.Outcome) -> None:
+        state = f"FAILED, it {outcome.error}" if outcome.error else "done"
+        tqdm.write(f"run       {task.name} {state}")
+
+    seen = [Progress(run.folder / "train.log") for run in waiting]
+    outcomes = jobs.run_all(
+        [jobs.Command(run.name, experiment.run_command(run), run.log) for run in waiting],
+        slots,
+        lock=space.lock,
+        desc="train",
+        unit="update",
+        total=sum(updates[run.variant] for run in waiting),
+        progress=lambda: sum(progress.updates() for progress in seen),
+        done=done,
+    )
+    failed = [run for run in waiting if outcomes[run.name].error]
+    for run in failed:
+        print(f"run       {run.name} {outcomes[run.name].error}; the end of {run.log}:\n{end_of(run.log)}")
+    return [run.name for run in failed]
 
 
 def end_of(log: Path) -> str:

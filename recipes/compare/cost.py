@@ -253,7 +253,8 @@ def command(args: argparse.Namespace) -> None:
         return
     commands.quiet()
     chosen = dict.fromkeys([names[0], *todo])
-    recipes = {name: cli.recipe_from(args.recipe, ["--scheme", name, *args.options]) for name in chosen}
+    options = [*args.options, "--prepared", str(args.data)]  # which say what was chosen by the corpus
+    recipes = {name: cli.recipe_from(args.recipe, ["--scheme", name, *options]) for name in chosen}
     cpu = cli.parser(args.recipe).parse_args(args.options).cpu
     started = time.time()
     found = measure(recipes, args.data.resolve() / "data-bin", args.updates, cpu)

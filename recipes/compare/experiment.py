@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recipes.common.errors import RecipeError
+from recipes.common.main import module
 from recipes.common.schemes import OPTIONS, Variant, folder_name
 from recipes.compare.cost import Budget
 
@@ -103,12 +103,18 @@ class Experiment:
         return self._command("prepare", "--out", self.data, *self.data_options, *self.options)
 
     @property
+    def corpus_options(self) -> tuple[str, ...]:
+        """Where the recipe finds what it chooses by the corpus: in the prepared data, once there are any."""
+        made = (self.data / "stamps" / "prepare.json").exists()
+        return ("--prepared", str(self.data)) if made else self.data_options
+
+    @property
     def cost(self) -> Path:
         """What an update of each variant costs."""
         return self.folder / "cost.json"
 
     def cost_command(self, updates: int) -> list[str]:
-        command = [sys.executable, "-m", "recipes.compare.cost", "--recipe", self.recipe, "--variants", *self.variants]
+        command = [sys.executable, "-m", module("compare.cost"), "--recipe", self.recipe, "--variants", *self.variants]
         command += ["--data", str(self.data), "--out", str(self.cost), "--updates", str(updates)]
         return [*command, "--", *self.options] if self.options else command
 
@@ -122,9 +128,4 @@ class Experiment:
         return self._command("score", "--out", run.folder, "--prepared", self.data, *self.run_options(run))
 
     def _command(self, *arguments: object) -> list[str]:
-        return [sys.executable, "-m", f"recipes.{self.recipe}", *map(str, arguments)]
-
-
-def shown(command: Sequence[str]) -> str:
-    """As one would type it."""
-    return shlex.join(["python" if word == sys.executable else word for word in command])
+        return [sys.executable, "-m", module(self.recipe), *map(str, arguments)]

@@ -15,7 +15,7 @@ import numpy as np
 from recipes.common.page import STYLE, png, table
 from recipes.common.workspace import write_json
 from recipes.compare import results as tables
-from recipes.compare.results import METRICS, Results
+from recipes.compare.results import Results, metrics_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,8 @@ def figure(results: Results) -> Figure:
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(11, 4.2), layout="constrained")
-    left, *rights = fig.subplots(1, 1 + len(METRICS), width_ratios=[2.2, *[1] * len(METRICS)])
+    metrics = metrics_of(results)
+    left, *rights = fig.subplots(1, 1 + len(metrics), width_ratios=[2.2, *[1] * len(metrics)])
     for colour, variant in zip(COLOURS * len(results["systems"]), results["systems"], strict=False):
         ratio = results["costs"][variant]["ratio"] if results["costs"] else 1.0
         draw_curves(left, [r["curve"]["valid"] for r in rows_of(results, variant)], colour, variant, ratio)
@@ -59,7 +60,7 @@ def figure(results: Results) -> Figure:
     left.grid(alpha=0.3)
     if left.lines:  # some variant was validated
         left.legend()
-    for axes, name in zip(rights, METRICS, strict=True):
+    for axes, name in zip(rights, metrics, strict=True):
         draw_scores(axes, results["systems"], name)
     return fig
 
@@ -115,7 +116,10 @@ def page(results: Results, image: str) -> str:
         parts.append(f'<img alt="learning curves and scores" src="data:image/png;base64,{image}">')
         head, rows = tables.runs_table(results)
         parts += ["<h2>Every run</h2>", table(rows, head)]
-        parts += ["<h2>Signatures</h2>", table([[first[name]["title"], first[name]["signature"]] for name in METRICS])]
+        parts += [
+            "<h2>Signatures</h2>",
+            table([[first[name]["title"], first[name]["signature"]] for name in metrics_of(results)]),
+        ]
     parts += ["<h2>How it was made</h2>", table([[name, str(value)] for name, value in results["environment"].items()])]
     parts += [f"<h3>{html.escape(n)}</h3><pre>{html.escape(c)}</pre>" for n, c in results["commands"].items()]
     return "\n".join([*parts, "</body></html>\n"])

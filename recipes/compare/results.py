@@ -22,7 +22,7 @@ from recipes.translation import commands, scoring
 from recipes.translation.recipe import Recipe
 from recipes.translation.scoring import Output
 
-METRICS = ("paper", "sacreBLEU", "chrF2")
+METRICS = ("paper", "sacreBLEU", "chrF2")  # the first where there are papers about the corpus
 Results = dict[str, Any]
 
 
@@ -39,7 +39,7 @@ def row(run: Run) -> dict[str, Any]:
         "variant": run.variant,
         "splitting": Variant.parse(run.variant).splitting,
         "seed": run.seed,
-        "scores": {name: score_of(scores[name]) for name in METRICS},
+        "scores": {name: score_of(scores[name]) for name in METRICS if name in scores or name != "paper"},
         "valid_bits": valid_bits,
         "curve": curve,
         "data": {name: value for name, value in binary["files"].items() if name.endswith((".bin", ".idx"))},
@@ -113,13 +113,14 @@ def collect(experiment: Experiment, recipe: Recipe, samples: int = scoring.SAMPL
         {variant: [done[seed][variant][part] for seed in seeds] for variant in experiment.variants} for part in (0, 1)
     )
     differences = {}
+    metrics = scoring.metric_set(recipe.metrics, recipe.text)
     if seeds:
         for other in others:
             differences[other] = difference(
-                rows[baseline], rows[other], texts[baseline], texts[other], reference, recipe.metrics, samples
+                rows[baseline], rows[other], texts[baseline], texts[other], reference, metrics, samples
             )
     return {
-        "recipe": experiment.recipe,
+        "recipe": recipe.title,
         "baseline": baseline,
         "seeds": seeds,
         "unfinished": [run.name for run in experiment.runs if not run.finished],
@@ -161,11 +162,12 @@ def output(recipe: Recipe, raw: Path, tokenized: Path) -> Output:
 
 def system(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One variant over its seeds."""
-    figures = {name: [r["scores"][name]["score"] for r in rows] for name in METRICS}
+    metrics = list(rows[0]["scores"])
+    figures = {name: [r["scores"][name]["score"] for r in rows] for name in metrics}
     figures["train_minutes"] = [r["train_seconds"] / 60 for r in rows]
     if all(r["valid_bits"] is not None for r in rows):
         figures["valid_bits"] = [r["valid_bits"] for r in rows]
-    titles = {name: {key: rows[0]["scores"][name][key] for key in ("title", "signature")} for name in METRICS}
+    titles = {name: {key: rows[0]["scores"][name][key] for key in ("title", "signature")} for name in metrics}
     return {
         "parameters": rows[0]["parameters"],
         "updates": rows[0]["updates"],
@@ -182,7 +184,7 @@ def difference(
     first_texts: Sequence[Output],
     second_texts: Sequence[Output],
     reference: Output,
-    metrics: str,
+    metrics: scoring.MetricSet,
     samples: int,
 ) -> dict[str, Any]:
     """second − first, per metric: over seeds (t-test), over sentences (bootstrap of the means), and seed by seed."""
@@ -191,7 +193,7 @@ def difference(
         scoring.compare(a, b, reference, metrics, samples) for a, b in zip(first_texts, second_texts, strict=True)
     ]
     result = {}
-    for name in METRICS:
+    for name in over_sentences:
         values = [[r["scores"][name]["score"] for r in rows] for rows in (first, second)]
         result[name] = {
             "title": first[0]["scores"][name]["title"],
@@ -217,7 +219,8 @@ def systems_table(results: Results) -> Table:
     first = next(iter(systems.values()))
     costs = results["costs"]
     spent = [f"cost of an update, {results['baseline']} = 1", "cost in all"] if costs else []
-    titles = [first[name]["title"] for name in METRICS]
+    metrics = metrics_of(results)
+    titles = [first[name]["title"] for name in metrics]
     head = [kind(results), "parameters", "updates", *spent, *titles, VALID, "training, min"]
     rows = [
         [
@@ -225,13 +228,18 @@ def systems_table(results: Results) -> Table:
             f"{s['parameters']:,}",
             f"{s['updates']:,}",
             *(cost_cells(costs[name], s["updates"] / first["updates"]) if costs else ()),
-            *(plus_minus(s[metric]) for metric in METRICS),
+            *(plus_minus(s[metric]) for metric in metrics),
             plus_minus(s["valid_bits"], 3) if "valid_bits" in s else "not validated",
             plus_minus(s["train_minutes"], 1),
         ]
         for name, s in systems.items()
     ]
     return head, rows
+
+
+def metrics_of(results: Results) -> list[str]:
+    """By which the runs are scored."""
+    return [name for name in METRICS if all(name in r["scores"] for r in results["runs"])]
 
 
 def kind(results: Results) -> str:
@@ -273,12 +281,13 @@ def differences_table(results: Results) -> Table:
 
 
 def runs_table(results: Results) -> Table:
-    head = [kind(results), "seed", *METRICS, VALID, "training, min"]
+    metrics = metrics_of(results)
+    head = [kind(results), "seed", *metrics, VALID, "training, min"]
     rows = [
         [
             r["variant"],
             str(r["seed"]),
-            *(f"{r['scores'][name]['score']:.2f}" for name in METRICS),
+            *(f"{r['scores'][name]['score']:.2f}" for name in metrics),
             "" if r["valid_bits"] is None else f"{r['valid_bits']:.3f}",
             f"{r['train_seconds'] / 60:.1f}",
         ]
@@ -346,7 +355,7 @@ def markdown(results: Results) -> str:
     if results["systems"]:
         parts += map(markdown_table, (systems_table(results), differences_table(results), runs_table(results)))
         first = next(iter(results["systems"].values()))
-        parts += ["\n".join(f"* {first[name]['title']}: `{first[name]['signature']}`" for name in METRICS)]
+        parts += ["\n".join(f"* {first[name]['title']}: `{first[name]['signature']}`" for name in metrics_of(results))]
     parts.append("\n".join(f"* {name}: {value}" for name, value in results["environment"].items()))
     return "\n\n".join(parts) + "\n"
 
@@ -365,7 +374,7 @@ def csv_text(results: Results) -> str:
     writer.writerow([*names, *METRICS, *(f"{name}_signature" for name in METRICS), *last])
     for r in results["runs"]:
         values = {"recipe": results["recipe"], **r}
-        scores = [r["scores"][name][key] for key in ("score", "signature") for name in METRICS]
+        scores = [r["scores"].get(name, {}).get(key, "") for key in ("score", "signature") for name in METRICS]
         ratio = results["costs"][r["variant"]]["ratio"] if results["costs"] else ""
         writer.writerow([*(values[name] for name in names), *scores, r["variant"], ratio])
     return file.getvalue()

@@ -11,8 +11,7 @@ from recipes.translation import cli
 CORPORA = {"numbers": "demo", "multi30k": "multi30k_de_en"}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(add_help=False)
+def option(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--corpus",
         choices=CORPORA,
@@ -20,8 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="numbers: sentences that the demo makes itself, minutes; multi30k: image captions, by "
         "recipes.multi30k_de_en, downloaded unless --data-dir says where they are (default: %(default)s)",
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser(add_help=False)
+    option(p)
     chosen, rest = p.parse_known_args(argv)
-    return cli.main(CORPORA[chosen.corpus], rest, [p])
+    return cli.main(CORPORA[chosen.corpus], rest, option)
 
 
 if __name__ == "__main__":

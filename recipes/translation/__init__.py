@@ -1,1 +1,1 @@
-"""What the translation recipes share: data, text, training, scores, report, release."""
+"""Translation from any language to any other, learned from a corpus of your own."""

@@ -81,20 +81,35 @@ def _age(path: Path) -> tuple[float, ...]:
     return (int(match[1]), int(match[2])) if match else ()
 
 
+_BEST = re.compile(r"checkpoint\.best_\w+_(\d+\.\d{3})\d+\.pt")  # fairseq adds a digit, so that ties have two names
+
+
+def best_first(folder: Path, highest: bool) -> list[Path]:
+    """checkpoint.best_<metric>_<value>.pt, of which fairseq keeps some; checkpoint_best.pt where there are none."""
+    found = [(float(match[1]), path) for path in sorted(folder.iterdir()) if (match := _BEST.fullmatch(path.name))]
+    ranked = [path for _, path in sorted(found, key=lambda pair: pair[0], reverse=highest)]
+    return ranked or [path for path in (folder / "checkpoint_best.pt",) if path.exists()]
+
+
 def average(
     folder: Path, count: int, target: Path, log: Path, lock: IO[Any], kind: str = "epoch"
 ) -> tuple[list[str], list[Path]]:
-    """The mean of the `count` newest checkpoints (of all, when there are fewer).
+    """The mean of the `count` newest checkpoints (of all, when there are fewer), or of the best ones.
 
     Args:
-        kind: "epoch" for checkpoint<epoch>.pt, "update" for checkpoint_<epoch>_<update>.pt. Without any, and for a
-            `count` of 1, it is checkpoint_last.pt alone.
+        kind: "epoch" for checkpoint<epoch>.pt, "update" for checkpoint_<epoch>_<update>.pt; "highest" or "lowest" for
+            the best by that value of the validation. Without any, and for a `count` of 1, it is checkpoint_last.pt
+            or checkpoint_best.pt alone.
 
     Returns:
         The command, and what was averaged.
     """
-    pattern = {"epoch": _EPOCH, "update": _UPDATE}[kind]
-    inputs = [path for path in newest_first(folder) if count > 1 and pattern.fullmatch(path.name)][:count]
+    if kind in ("highest", "lowest"):
+        best = folder / "checkpoint_best.pt"
+        inputs = best_first(folder, kind == "highest")[:count] if count > 1 or not best.exists() else [best]
+    else:
+        pattern = {"epoch": _EPOCH, "update": _UPDATE}[kind]
+        inputs = [path for path in newest_first(folder) if count > 1 and pattern.fullmatch(path.name)][:count]
     inputs = inputs or [folder / "checkpoint_last.pt"]
     command = [sys.executable, "-m", "macaron", "average", "--force", "--output", str(target), "--inputs"]
     command += map(str, inputs)

@@ -6,11 +6,9 @@ import itertools
 import json
 import logging
 import math
-import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +18,9 @@ from typing import IO, Any, NamedTuple
 from tqdm import tqdm
 
 import macaron
-from recipes.common import leash
 from recipes.common.divergence import ANEW
 from recipes.common.errors import RecipeError
+from recipes.common.jobs import call, start, stop
 from recipes.common.workspace import read_lines
 
 Event = dict[str, Any]
@@ -31,10 +29,6 @@ USER_DIR = Path(macaron.__file__).parent
 
 # fairseq drops a last batch whose size is no multiple of this (default 8), sentences of the test set too.
 KEEP_LAST_BATCH = ("--required-batch-size-multiple", 1)
-
-# OpenMP threads that wait by spinning steal the core from the thread they wait for as soon as anything else
-# runs on the machine: on two busy cores training was three times as fast with sleeping ones.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def quiet() -> None:
@@ -57,32 +51,6 @@ def shown(command: list[str]) -> str:
 
 def fairseq(tool: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"fairseq_cli.{tool}", *map(str, arguments)]
-
-
-def leashed(command: Sequence[str]) -> list[str]:
-    """The command, with all that it starts, ends when this process does; to stop it before, send SIGTERM."""
-    return [sys.executable, "-S", leash.__file__, str(os.getpid()), *command]
-
-
-def start(command: Sequence[str], lock: IO[Any], **options: Any) -> subprocess.Popen[bytes]:
-    """A leashed command that inherits the folder's lock, so that this is free when both have ended."""
-    options = {"env": ENVIRONMENT, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **options}
-    return subprocess.Popen(leashed(command), pass_fds=[lock.fileno()], **options)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        process.wait()
-
-
-def call(command: Sequence[str], lock: IO[Any], **options: Any) -> int:
-    """The status of a command, which ends with this call, whatever ends that."""
-    process = start(command, lock, **options)
-    try:
-        return process.wait()
-    finally:
-        stop(process)
 
 
 def run(command: list[str], log: Path, lock: IO[Any], what: str) -> None:

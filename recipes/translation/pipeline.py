@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from recipes.common import multistep
 from recipes.common.divergence import check_finite
 from recipes.common.errors import RecipeError
-from recipes.common.workspace import Workspace, digest, files_of, inside, read_json, read_lines, write_json
+from recipes.common.main import command_shown, module
+from recipes.common.provenance import environment
+from recipes.common.workspace import (
+    Made,
+    Stage,
+    Workspace,
+    digest,
+    files_of,
+    inside,
+    read_json,
+    read_lines,
+    write_json,
+)
 from recipes.translation import checkpoints, commands, train
 from recipes.translation.commands import check_losses
 from recipes.translation.data.corpus import Corpus
+from recipes.translation.data.own import Files, OwnCorpus
 from recipes.translation.held_out import check_held_out
+from recipes.translation.initial import Release
 from recipes.translation.recipe import Recipe
 from recipes.translation.release import check_architecture, export
 from recipes.translation.text import Codec
 from recipes.translation.train import Machine
+
+if TYPE_CHECKING:
+    from recipes.translation.scoring import MetricSet
 
 STAGES = ("prepare", "train", "average", "translate", "score", "report", "release")
 
@@ -40,12 +58,14 @@ class Data:
         prepared: the folder of another run whose prepared data is shared; goes before everything else.
         workers: processes of the preparation; None: one per core.
         options: further arguments of `recipes.translation.data.prepare.prepare`.
+        files: the two of each split of a corpus of one's own, that were named.
     """
 
     folder: Path | None = None
     prepared: Path | None = None
     workers: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Files] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -59,11 +79,21 @@ class Pipeline:
     report/, release/              for people, and for users
     """
 
-    def __init__(self, recipe: Recipe, space: Workspace, machine: Machine | None = None, data: Data | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        space: Workspace,
+        machine: Machine | None = None,
+        data: Data | None = None,
+        release: Release | None = None,
+        tensorboard: bool = False,
+    ):
         self.recipe = recipe
         self.space = space
         self.machine = machine or Machine()
         self.data = data or Data()
+        self.begins_with = release
+        self.tensorboard = tensorboard
         self.folder = space.folder
         self.source, self.target = recipe.text.languages
         self.data_bin = self.folder / "data-bin"
@@ -81,44 +111,41 @@ class Pipeline:
             self.machine.processes_for(self.recipe)
             train.check_names(self.recipe)
             train.check_model(self.recipe)
+            if self.tensorboard:
+                train.check_tensorboard()
             if "release" in stages:
                 check_architecture(self.recipe)
-        anew = False
-        for stage in stages:
-            if not anew and self.space.stamp(stage) is not None:
-                print(f"{stage:<9} done before")
-                continue
-            if not anew:
-                self.forget(STAGES[STAGES.index(stage) :])
-            anew = True
-            facts = getattr(self, stage)(time.time())
-            print(f"{stage:<9} done in {facts['seconds']:.0f} s")
-
-    def forget(self, stages: tuple[str, ...]) -> None:
-        for stage in stages:
-            (self.folder / "stamps" / f"{stage}.json").unlink(missing_ok=True)
+        work = (self.prepare, self.train, self.average, self.translate, self.score, self.report, self.release)
+        self.space.run([Stage(name, done) for name, done in zip(STAGES, work, strict=True)], last)
 
     # --- stages ---------------------------------------------------------------------------------------------------
 
-    def prepare(self, started: float) -> dict[str, Any]:
+    def prepare(self) -> Made:
         """Raw text → words → pieces → fairseq's binary format."""
         from recipes.translation.data.prepare import prepare
 
         if self.data.prepared is not None:
             share(self.data.prepared.resolve(), self.space, self.recipe)
+        options = dict(self.data.options)
+        if self.begins_with:
+            options |= {"bpe_codes": self.begins_with.codes, "dictionaries": self.begins_with.folder}
         facts = prepare(
-            corpus_of(self.recipe), self.recipe.text, self.space,
-            data_dir=self.data.folder, workers=self.data.workers, **self.data.options,
+            corpus_of(self.recipe, self.data.files), self.recipe.text, self.space,
+            data_dir=self.data.folder, workers=self.data.workers, **options,
         )  # fmt: skip
         check_held_out(self.recipe, self.folder)
         made = sorted(path for path in self.data_bin.iterdir() if path.suffix != ".log")
-        return self.space.finish("prepare", made, started, **facts)
+        return Made(made, **facts)
 
-    def train(self, started: float) -> dict[str, Any]:
+    def train(self) -> Made:
         """fairseq-hydra-train; goes on from checkpoint_last.pt, which fairseq writes with every other checkpoint."""
         checkpoints.mend_last(self.checkpoints)
         conf = self.folder / "conf"
-        tree = train.configuration(self.recipe, self.machine, self.data_bin, self.checkpoints)
+        tree = train.configuration(
+            self.recipe, self.machine, self.data_bin, self.checkpoints,
+            initial=self.begins_with.checkpoint if self.begins_with else None,
+            tensorboard=self.folder / "tensorboard" if self.tensorboard else None,
+        )  # fmt: skip
         train.write_configuration(tree, conf)
         command = train.command(self.recipe, self.machine, conf)
         script = self.folder / "train.sh"
@@ -126,30 +153,42 @@ class Pipeline:
         if self.machine.nodes > 1 and not self.machine.launcher:
             nodes = " ".join(map(str, range(1, self.machine.nodes)))
             print(f"train     on the other nodes, with N = {nodes}: PET_NODE_RANK=N bash {script}", flush=True)
-        commands.run_with_progress(command, self.train_log, self.space.lock, self.recipe.max_update)
-        state = checkpoints.load(self.checkpoints / "checkpoint_last.pt")
-        check_finite(state["model"], self.checkpoints / "checkpoint_last.pt")
+        last = self.checkpoints / "checkpoint_last.pt"
+        if not (last.exists() and self.is_complete(checkpoints.load(last, mmap=True))):
+            commands.run_with_progress(command, self.train_log, self.space.lock, self.recipe.max_update)
+        state = checkpoints.load(last)
+        check_finite(state["model"], last)
         check_losses(self.train_log)
-        updates = state["optimizer_history"][-1]["num_updates"]
+        updates = updates_of(state)
+        stopped = updates < self.recipe.max_update and self.is_complete(state)
+        if stopped:
+            print(f"train     stopped early, after {updates:,} of {self.recipe.max_update:,} updates")
         if updates < self.recipe.max_update and not self.may_stop_early():
             raise RecipeError(
                 f"training ended after {updates} of {self.recipe.max_update} updates; see the end of "
                 f"{self.train_log}, then run the same command again"
             )
         seconds = float(state["extra_state"]["previous_training_time"])  # a tensor, where several processes shared it
-        return self.space.finish(
-            "train", [], started, updates=updates, train_seconds=round(seconds, 1),
+        return Made(
+            updates=updates, train_seconds=round(seconds, 1),
             parameters=sum(tensor.numel() for _, tensor in checkpoints.distinct(state["model"])),
             processes=tree["distributed_training"]["distributed_world_size"], batch_tokens=self.recipe.batch_tokens,
-            command=commands.shown(command),
+            command=commands.shown(command), **({"best": best_validation(state)} if self.recipe.patience > 0 else {}),
         )  # fmt: skip
+
+    def is_complete(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint is the end of the training: fairseq itself would make one more update of it."""
+        if updates_of(state) >= self.recipe.max_update:
+            return True
+        waited = (state["extra_state"].get("patience") or {}).get("num_runs", 0)
+        return 0 < self.recipe.patience <= waited
 
     def may_stop_early(self) -> bool:
         """Whether the yaml lets training end before max_update."""
         limits = (self.recipe.get("optimization.max_epoch", 0), self.recipe.get("checkpoint.patience", -1))
         return limits[0] > 0 or limits[1] > 0 or self.recipe.get("optimization.stop_time_hours", 0) > 0
 
-    def average(self, started: float) -> dict[str, Any]:
+    def average(self) -> Made:
         """`macaron average` of the newest checkpoints."""
         command, inputs = checkpoints.average(
             self.checkpoints, self.recipe.average, self.model, self.folder / "average.log", self.space.lock,
@@ -158,7 +197,7 @@ class Pipeline:
         names = [path.name for path in inputs]
         if len(names) < self.recipe.average:
             print(f"average   {len(names)} checkpoints, all there are, instead of {self.recipe.average}")
-        return self.space.finish("average", [self.model], started, averaged=names, command=commands.shown(command))
+        return Made([self.model], averaged=names, command=commands.shown(command))
 
     def translate_command(self) -> list[str]:
         settings = self.recipe.tree["generation"]
@@ -171,7 +210,7 @@ class Pipeline:
             *commands.KEEP_LAST_BATCH,
         )  # fmt: skip
 
-    def translate(self, started: float) -> dict[str, Any]:
+    def translate(self) -> Made:
         """fairseq-generate with beam search, in float32; the best hypotheses as words and as text."""
         command = self.translate_command()
         print("translate the test set with beam search ...", flush=True)
@@ -191,52 +230,118 @@ class Pipeline:
         for name, form in forms.items():
             made.append(self.folder / "hyp" / f"{name}.{self.target}")
             made[-1].write_text("".join(form(best[n].pieces) + "\n" for n in range(lines)), encoding="utf-8")
-        return self.space.finish("translate", [output, *made], started, command=commands.shown(command))
+        return Made([output, *made], command=commands.shown(command))
 
     def lines(self, kind: str, name: str = "test", language: str | None = None) -> list[str]:
         """The sentences of kind/name.language, of the target language by default."""
         return read_lines(self.folder / kind / f"{name}.{language or self.target}")
 
+    @property
+    def metrics(self) -> MetricSet:
+        from recipes.translation.scoring import metric_set
+
+        return metric_set(self.recipe.metrics, self.recipe.text)
+
     def words(self) -> tuple[list[str], list[str], list[str]]:
-        """Hypotheses, references and sources of the test set in Moses' words, whatever the model works on."""
+        """Hypotheses, references and sources of the test set in Moses' words, whatever the model works on; as text
+        where no paper counts words.
+        """
         from recipes.translation.scoring import tokenize
 
+        if not self.metrics.published:
+            return self.lines("hyp"), self.lines("raw"), self.lines("raw", language=self.source)
         if self.recipe.text.tokenizer == "moses":
             return self.lines("hyp", "test.tok"), self.lines("text"), self.lines("text", language=self.source)
         raw = (("hyp", self.target), ("raw", self.target), ("raw", self.source))
         hypotheses, references, sources = (tokenize(self.lines(kind, language=x), x) for kind, x in raw)
         return hypotheses, references, sources
 
-    def score(self, started: float) -> dict[str, Any]:
+    def score(self) -> Made:
         """The papers' BLEU, sacreBLEU and chrF of the test set."""
         from recipes.translation import scoring
 
         hypotheses, references, _ = self.words()
-        scores = scoring.score(self.lines("hyp"), self.lines("raw"), hypotheses, references, self.recipe.metrics)
+        tokenized = (hypotheses, references) if self.metrics.published else (None, None)
+        scores = scoring.score(self.lines("hyp"), self.lines("raw"), *tokenized, self.metrics)
         target = self.folder / "scores.json"
         write_json(target, scores)
-        return self.space.finish("score", [target], started, shown=scoring.show(scores))
+        return Made([target], shown=scoring.show(scores))
 
-    def report(self, started: float) -> dict[str, Any]:
-        from recipes.translation.report import write_report
+    def report(self) -> Made:
+        from recipes.translation.figures import attention_sample, cross_attention
+        from recipes.translation.report import page
 
-        return self.space.finish("report", write_report(self), started)
+        result = self.result()
+        sample = attention_sample(result["samples"])
+        attention = cross_attention(self.model, self.data_bin, sample["source pieces"], sample["hypothesis pieces"])
+        folder = self.folder / "report"
+        made = page(result, attention).write(folder, "index.html")
+        write_json(folder / "result.json", result)
+        return Made([*made, folder / "result.json"])
 
-    def release(self, started: float) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
+        """Everything a row of results needs: scores, data, settings, commands, times, versions, hardware."""
+        from recipes.translation.report import PACKAGES, SAMPLES
+        from recipes.translation.scoring import bleu_by_length
+
+        stamps = {stage: self.space.stamp(stage) or {} for stage in STAGES[: STAGES.index("report")]}
+        texts = [self.lines("raw", language=self.source), self.lines("raw"), self.lines("hyp")]
+        best = commands.hypotheses(self.folder / "generate" / "generate-test.txt")
+        pieces = [self.lines("bpe", language=self.source), [found.pieces for _, found in sorted(best.items())]]
+        rows = list(zip(*texts, *pieces, strict=True))
+        names = ("source", "reference", "hypothesis", "source pieces", "hypothesis pieces")
+        chosen = random.Random(1).sample(rows, min(SAMPLES, len(rows)))
+        two_step = dict(self.recipe.scheme.options).get("depth_rule") == "multistep"
+        return {
+            "recipe": self.recipe.name,
+            "title": self.recipe.title,
+            "languages": [self.source, self.target],
+            "scores": self.scores(),
+            "by_length": bleu_by_length(*self.words(), self.metrics),
+            "data": {key: value for key, value in stamps["prepare"].items() if key not in ("files", "seconds")},
+            **{name: stamps["train"][name] for name in ("parameters", "updates", "processes")},
+            "averaged": stamps["average"]["averaged"],
+            "best_validation": stamps["train"].get("best"),
+            "seconds": {
+                "training, over all attempts": stamps["train"]["train_seconds"],
+                **{stage: stamp["seconds"] for stage, stamp in stamps.items()},
+            },
+            "settings": read_json(self.folder / "settings.json"),
+            "commands": {name: stamps[name]["command"] for name in ("train", "average", "translate")},
+            "configuration": (self.folder / "conf" / "train.yaml").read_text(encoding="utf-8"),
+            "environment": environment(command_shown(self.recipe.name), PACKAGES),
+            "samples": [dict(zip(names, row, strict=True)) for row in chosen],
+            "learning_curve_bits_per_token": commands.learning_curve(self.train_log),
+            **({"multistep": multistep.weights(checkpoints.load(self.model)["model"], self.model)} if two_step else {}),
+        }
+
+    def release(self) -> Made:
         """The model as one folder that takes raw text, checked by translating with it."""
         target = self.folder / "release"
         shutil.rmtree(target, ignore_errors=True)  # of an attempt that was cut short
         check = export(self.folder, target)
-        return self.space.finish("release", sorted(p for p in target.iterdir() if p.is_file()), started, check=check)
+        return Made(sorted(path for path in target.iterdir() if path.is_file()), check=check)
 
     def scores(self) -> dict[str, Any]:
         scores: dict[str, Any] = read_json(self.folder / "scores.json")
         return scores
 
 
-def corpus_of(recipe: Recipe) -> Corpus:
-    module = import_module(f"recipes.{recipe.name}.corpus")
-    corpus: Corpus = module.corpus(recipe.valid) if recipe.valid else module.CORPUS
+def updates_of(state: dict[str, Any]) -> int:
+    return int(state["optimizer_history"][-1]["num_updates"])
+
+
+def best_validation(state: dict[str, Any]) -> float | None:
+    """What early stopping has looked at, at its best."""
+    best = state["extra_state"].get("best")
+    return None if best is None else float(best)
+
+
+def corpus_of(recipe: Recipe, files: dict[str, Files] | None = None) -> Corpus:
+    if recipe.own:
+        return OwnCorpus(recipe.own.title, *recipe.text.languages, recipe.own.rules, own=recipe.own, files=files or {})
+    found = import_module(module(f"{recipe.name}.corpus"))
+    corpus: Corpus = found.corpus(recipe.valid) if recipe.valid else found.CORPUS
     return corpus
 
 
@@ -251,13 +356,16 @@ def share(other: Path, space: Workspace, recipe: Recipe) -> None:
     stamps = sorted((other / "stamps").glob(PREPARED))
     if not (other / "stamps" / "prepare.json").is_file() or not stamps:
         raise RecipeError(
-            f"--prepared {other}: no run whose data is prepared; do that first with `python -m recipes.{recipe.name} "
+            f"--prepared {other}: no run whose data is prepared; do that first with `python -m {module(recipe.name)} "
             f"prepare --out {other}`"
         )
     theirs, ours = read_json(other / "settings.json"), recipe.settings()
-    names = [name for name in ours if name in ("name", "valid") or name.startswith("text.")]
-    differing = [f"{name} = {theirs.get(name)!r} there, {ours[name]!r} here" for name in names
-                 if theirs.get(name) != ours[name]]  # fmt: skip
+    names = [
+        name for name in sorted({*ours, *theirs})
+        if name in ("name", "valid", "init_from") or name.startswith(("text.", "corpus."))
+    ]  # fmt: skip
+    differing = [f"{name} = {theirs.get(name)!r} there, {ours.get(name)!r} here" for name in names
+                 if theirs.get(name) != ours.get(name)]  # fmt: skip
     if differing:
         raise RecipeError(f"--prepared {other}: prepared otherwise ({'; '.join(differing)}); prepare the data anew")
     made = {path: files_of(read_json(path), path) for path in stamps}

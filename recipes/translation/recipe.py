@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from recipes.common.errors import RecipeError
+from recipes.common.main import module
 from recipes.common.schemes import OPTIONS, Variant, portable
 
 if TYPE_CHECKING:
+    from recipes.translation.data.own import Own
     from recipes.translation.text import TextSettings
 
-RECIPES = ("iwslt14_de_en", "wmt14_en_de", "multi30k_de_en", "demo")
+OWN = "translation"  # the recipe for any corpus
+INSTANCES = ("iwslt14_de_en", "wmt14_en_de", "multi30k_de_en", "demo")
+RECIPES = (*INSTANCES, OWN)
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 # Names of the main hyper-parameters, and where fairseq has them.
@@ -55,10 +60,12 @@ class Recipe:
         name: the folder under recipes/.
         config: the training and the beam search are those of conf/<config>.yaml in that folder.
         text: how sentences become pieces, and pieces sentences.
-        metrics: whose papers the scores are compared with, a key of scoring.METRIC_SETS.
+        metrics: whose papers the scores are compared with, see `scoring.metric_set`.
         average: how many of the newest checkpoints are averaged; 1: the last one alone.
         precision: "fp32", "bf16" or "fp16", of the training.
         valid: which validation set, where the corpus leaves a choice.
+        own: what is chosen of a corpus of one's own.
+        init: sha256 of the released model that the training begins with.
         changes: what differs from the yaml, (key, value) pairs such as ("model.dropout", 0.1).
     """
 
@@ -69,16 +76,25 @@ class Recipe:
     average: int
     precision: str = "fp32"
     valid: str = ""
+    own: Own | None = None
+    init: str = ""
     changes: tuple[tuple[str, Any], ...] = ()
 
     @property
-    def config_folder(self) -> Path:
-        return Path(__file__).resolve().parents[1] / self.name / "conf"
+    def title(self) -> str:
+        """What reports call it."""
+        return self.own.title if self.own else self.name
+
+    @property
+    def yaml(self) -> Path:
+        """A corpus of one's own has the yaml of another recipe: its `config` is recipe/size."""
+        name, _, size = self.config.rpartition("/")
+        return Path(__file__).resolve().parents[1] / (name or self.name) / "conf" / f"{size}.yaml"
 
     @cached_property
     def tree(self) -> dict[str, Any]:
         """The yaml with the changes: what fairseq-hydra-train gets."""
-        config = OmegaConf.load(self.config_folder / f"{self.config}.yaml")
+        config = OmegaConf.load(self.yaml)
         for key, value in self.changes:
             if key.count(".") != 1:
                 raise RecipeError(
@@ -137,8 +153,17 @@ class Recipe:
 
     @property
     def checkpoint_kind(self) -> str:
-        """What is averaged: "epoch" or "update" checkpoints, whichever the yaml saves."""
+        """What is averaged: "epoch" or "update" checkpoints, whichever the yaml saves; the best ones, by the "highest"
+        or "lowest" value of the validation, where the training stops by it.
+        """
+        if self.patience > 0:
+            return "highest" if self.get("checkpoint.maximize_best_checkpoint_metric", False) else "lowest"
         return "update" if self.get("checkpoint.no_epoch_checkpoints", False) else "epoch"
+
+    @property
+    def patience(self) -> int:
+        """Validations without a better one after which the training ends; below 1: it does not."""
+        return int(self.get("checkpoint.patience", -1))
 
     def update_freq(self, processes: int) -> int:
         """Batches that each of `processes` accumulates, so that the effective batch stays what it is.
@@ -235,6 +260,10 @@ class Recipe:
         flat = {key: value for key, value in flatten(self.tree) if not key.startswith(_MACHINE)}
         text = {f"text.{key}": value for key, value in dataclasses.asdict(self.text).items()}
         own = {name: getattr(self, name) for name in ("name", "config", "metrics", "average", "precision", "valid")}
+        if self.own:
+            own |= {f"corpus.{key}": value for key, value in dataclasses.asdict(self.own).items()}
+        if self.init:
+            own["init_from"] = self.init
         return {**own, **text, "batch_tokens": self.batch_tokens, **flat}
 
 
@@ -250,15 +279,54 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
+def sizes_of(name: str) -> dict[str, Recipe]:
+    """The recipe `name` as published, in each of its sizes.
+
+    Raises:
+        RecipeError: no such recipe.
+    """
+    if name not in INSTANCES:
+        raise RecipeError(f"no recipe {name!r}; there are {', '.join(INSTANCES)}")
+    sizes: dict[str, Recipe] = import_module(module(name)).SIZES
+    return sizes
+
+
 def load(name: str, size: str | None = None) -> Recipe:
     """The recipe `name` as published, in the size asked for (None: its first).
 
     Raises:
         RecipeError: no such recipe or size.
     """
-    if name not in RECIPES:
-        raise RecipeError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
-    sizes: dict[str, Recipe] = import_module(f"recipes.{name}").SIZES
+    sizes = sizes_of(name)
     if size is not None and size not in sizes:
         raise RecipeError(f"--size {size}: {name} has {', '.join(sizes)}")
     return sizes[size or next(iter(sizes))]
+
+
+# Whose settings an architecture has on a corpus of one's own: those of the recipe that it was tuned in.
+TUNED = {
+    "macaron_tiny": ("multi30k_de_en", "tiny"),
+    "macaron_multi30k_de_en": ("multi30k_de_en", "tiny"),
+    "macaron_iwslt_de_en": ("iwslt14_de_en", "small"),
+    "macaron": ("wmt14_en_de", "base"),
+    "macaron_base": ("wmt14_en_de", "base"),
+    "macaron_big": ("wmt14_en_de", "big"),
+}
+
+# (pairs, …): an architecture, and a number of pieces, for corpora of fewer than so many training pairs.
+ARCHITECTURES = ((50_000, "macaron_multi30k_de_en"), (1_000_000, "macaron_iwslt_de_en"), (math.inf, "macaron_base"))
+UNITS = ((10_000, 2_000), (50_000, 4_000), (200_000, 8_000), (1_000_000, 16_000), (math.inf, 32_000))
+
+
+def by_size(table: tuple[tuple[float, Any], ...], pairs: int) -> Any:
+    """What a table has for a corpus of so many pairs."""
+    return next(value for below, value in table if pairs < below)
+
+
+def for_corpus(own: Own, text: TextSettings, arch: str) -> Recipe:
+    """The recipe of a corpus of one's own."""
+    name, size = TUNED.get(arch, ("iwslt14_de_en", "small"))
+    changes = {"task.source_lang": text.source, "task.target_lang": text.target, "model._name": arch}
+    return dataclasses.replace(
+        load(name, size), name=OWN, config=f"{name}/{size}", text=text, metrics="any", valid="", own=own
+    ).changed(changes=changes.items())

@@ -28,12 +28,16 @@ from typing import Any
 
 from recipes.common import multistep
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
+from recipes.common.jobs import ENVIRONMENT
+from recipes.common.main import module, run_command
+from recipes.common.report import untagged
 from recipes.common.schemes import Variant
 from recipes.common.workspace import read_json, read_lines, write_json
 from recipes.translation import commands
 from recipes.translation.checkpoints import load
+from recipes.translation.data.prepare import counts, listed
 from recipes.translation.recipe import Recipe
+from recipes.translation.report import beginning_and_end
 from recipes.translation.text import TextSettings
 
 SENTENCES = 100  # of the test set, translated anew
@@ -120,7 +124,7 @@ def check_architecture(recipe: Recipe) -> None:
     if recipe.arch not in MODELS:
         raise RecipeError(
             f"--arch {recipe.arch}: a released model is one of {', '.join(MODELS)}; choose one of them, or stop before "
-            f"the release: python -m recipes.{recipe.name} report"
+            f"the release: python -m {module(recipe.name)} report"
         )
 
 
@@ -192,7 +196,7 @@ def check_release(run: Path, folder: Path, sentences: int) -> dict[str, Any]:
             f"{found['translations'][i]!r} instead of {recorded[i]!r} for {raw[i]!r}; the folder is not released"
         )
     reference = read_lines(run / "raw" / f"test.{target}")[: len(raw)]
-    metrics = settings["metrics"]
+    metrics = scoring.metric_set(settings["metrics"], TextSettings.read(run / "data-bin" / "text.json"))
     scores = {
         name: {metric: entry["score"] for metric, entry in scoring.score(lines, reference, None, None, metrics).items()}
         for name, lines in (("release", found["translations"]), ("run", recorded))
@@ -212,7 +216,7 @@ def translate_alone(folder: Path, sentences: Sequence[str]) -> dict[str, list[An
         answer = Path(elsewhere) / "answer.json"
         done = subprocess.run(
             [sys.executable, "-c", _TRANSLATE, str(folder.resolve()), str(answer)],
-            input=json.dumps(list(sentences)), text=True, cwd=elsewhere, env=commands.ENVIRONMENT,
+            input=json.dumps(list(sentences)), text=True, cwd=elsewhere, env=ENVIRONMENT,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -243,6 +247,11 @@ def model_card(run: Path, folder: Path, check: dict[str, Any]) -> str:
     scheme = Variant.of_settings(settings)
     chosen = "splitting" if scheme.is_splitting else "scheme"
     released = check["scores"]
+    dropped = listed(counts(data.get("dropped", {})))
+    begun = "".join(
+        f"* {name[0].upper()}{name[1:]} {value}.\n"
+        for name, value in beginning_and_end({"settings": settings, "best_validation": training.get("best")})
+    )
     lower = " Text is lower-cased." if settings["text.lowercase"] else ""
     return f"""---
 language: [{source}, {target}]
@@ -250,7 +259,7 @@ library_name: fairseq
 pipeline_tag: translation
 tags: [macaron, {settings["model._name"]}]
 ---
-# {settings["name"]}: {source} to {target}, {scheme.described}
+# {untagged(settings.get("corpus.title", settings["name"]))}: {source} to {target}, {scheme.described}
 
 ```python
 from macaron import MacaronModel
@@ -275,7 +284,7 @@ beam size {settings["generation.beam"]} and length penalty {settings["generation
 * `{settings["model._name"]}` with {chosen} `{scheme}`, {training.get("parameters", 0):,} \
 parameters, seed {settings["common.seed"]}; {training.get("updates", 0):,} updates of \
 {settings["batch_tokens"]:,} tokens.
-* Data: {data.get("kind", "")}; pairs: {sizes}.
+{begun}* Data: {untagged(data.get("kind", ""))}; pairs: {sizes}; dropped from training: {dropped}.
 * Averaged: {", ".join(stamps.get("average", {}).get("averaged", []))}.
 * Lu et al. 2019, arXiv:1906.02762; `settings.json` of the run has every value.
 

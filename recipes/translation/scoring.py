@@ -1,40 +1,34 @@
 """How good is a translation? The metric of the papers, sacreBLEU, chrF, and how sure of them one can be.
 
-    python -m recipes.translation.scoring --metric-set iwslt14 --hyp out.txt --ref test.en [--hyp2 other.txt]
-
 BLEU (Papineni et al. 2002) with n-gram precisions p_1 … p_4, hypothesis length c and reference length r:
 
     BLEU = min(1, exp(1 − r/c)) · (p_1 p_2 p_3 p_4)^¼        multi-bleu.perl: no smoothing, words as they stand
 
 One model has several BLEU scores, because tokenization moves them by more than most papers gain, so they are always
 given together: `paper`, tokenized as in the papers of the corpus, to compare with those; `sacreBLEU` and `chrF2` on
-detokenized text with their signatures, to compare with everybody else.
+detokenized text with their signatures, to compare with everybody else. A corpus that no paper is about has these two.
+For files there is sacreBLEU's own command: `sacrebleu raw/test.en -i hyp/test.en -m bleu chrf --confidence`.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
-import os
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from macaron.text import join_bpe, join_sentencepiece
 from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
 from recipes.common.statistics import Difference, paired_bootstrap
-from recipes.common.workspace import read_lines, write_json
+from recipes.translation.languages import sacrebleu_tokenizer
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
     from sacrebleu.metrics.base import Metric
+
+    from recipes.translation.text import TextSettings
 
 SAMPLES = 1000  # of every bootstrap
 EDGES = (10, 20, 30, 40, 50, 60)  # of the buckets of source length, in words
@@ -45,17 +39,20 @@ class MetricSet:
     """What the papers of a corpus report.
 
     Args:
-        source, language: of the source and of the translation; Moses' rules for it tokenize and detokenize.
+        language: of the translation; Moses' rules for it tokenize and detokenize.
         paper_lowercase: the paper's BLEU ignores case.
         compounds: the paper's BLEU is of text tokenized anew, with hyphenated compounds split (`split_compounds`).
         lowercase: the data has no capitals, so sacreBLEU and chrF ignore case too (their signatures say so).
+        published: there are papers; otherwise sacreBLEU and chrF are all.
+        tokenizer: sacreBLEU's.
     """
 
-    source: str
     language: str
-    paper_lowercase: bool
-    compounds: bool
-    lowercase: bool
+    paper_lowercase: bool = False
+    compounds: bool = False
+    lowercase: bool = False
+    published: bool = True
+    tokenizer: str = "13a"
 
     @property
     def title(self) -> str:
@@ -65,12 +62,13 @@ class MetricSet:
 
 METRIC_SETS = {
     # Edunov et al. 2018, Lu et al. 2019: multi-bleu.perl on the lower-cased, tokenized test set.
-    "iwslt14": MetricSet("de", "en", paper_lowercase=True, compounds=False, lowercase=True),
+    "iwslt14": MetricSet("en", paper_lowercase=True, lowercase=True),
     # Vaswani et al. 2017: get_ende_bleu.sh of tensor2tensor.
-    "wmt14": MetricSet("en", "de", paper_lowercase=False, compounds=True, lowercase=False),
+    "wmt14": MetricSet("de", compounds=True),
     # Elliott et al. 2017 (WMT shared task): lower-cased and tokenized.
-    "multi30k": MetricSet("de", "en", paper_lowercase=True, compounds=False, lowercase=False),
+    "multi30k": MetricSet("en", paper_lowercase=True),
 }
+ANY = "any"  # corpus: whose metrics depend on its language
 
 Scores = dict[str, dict[str, Any]]
 
@@ -109,7 +107,7 @@ def score(
         metrics: a name in `METRIC_SETS`, or a `MetricSet`.
 
     Returns:
-        "paper", "sacreBLEU" and "chrF2", each {"title", "score", "low", "high", "signature"}.
+        "paper" (where there are papers), "sacreBLEU" and "chrF2", each {"title", "score", "low", "high", "signature"}.
 
     Raises:
         RecipeError: for texts of unequal length, sub-word marks, or escapes on one side only.
@@ -127,11 +125,8 @@ def compare(
 ) -> Scores:
     """Is `second` better than `first`? Per metric the difference, its interval and two-sided p (`paired_bootstrap`).
 
-    `sacrebleu_p` is what `sacrebleu --paired-bs` prints, for comparison with papers that quote it: it counts only
-    one tail, so it is about half of p. Of two equal outputs sacrebleu says 1/(samples + 1); here it is left out.
+    `sacrebleu --paired-bs` counts only one tail, so its p is about half of this one.
     """
-    from sacrebleu.significance import PairedTest
-
     metric_set = look_up(metrics)
     texts = [prepared(system, reference, metric_set) for system in (first, second)]
     result: Scores = {}
@@ -141,11 +136,6 @@ def compare(
         rows = [sufficient_statistics(metric, hypotheses, ref) for hypotheses in (a, b)]
         result[name] = as_dict(paired_bootstrap(lambda r, m=metric: from_rows(m, r), *rows, samples=samples))
         result[name]["title"] = title(name, metric_set)
-        if list(a) != list(b):
-            test = PairedTest([("first", a), ("second", b)], {name: metric}, [ref], "bs", samples)
-            signatures, scores = test()
-            (key, signature), *_ = signatures.items()
-            result[name] |= {"sacrebleu_p": scores[key][1].p_value, "sacrebleu_signature": str(signature)}
     return result
 
 
@@ -177,16 +167,22 @@ def compare_over_seeds(
 
 
 def bleu_by_length(
-    hyp_tok: Sequence[str], ref_tok: Sequence[str], source_tok: Sequence[str], edges: Sequence[int] = EDGES
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    sources: Sequence[str],
+    metrics: str | MetricSet = "iwslt14",
+    edges: Sequence[int] = EDGES,
 ) -> list[dict[str, Any]]:
-    """Tokenized BLEU of the sentences whose source has `from` to `to` words (None: no upper end); empty ones left out.
+    """BLEU of the sentences whose source has `from` to `to` words (None: no upper end); empty buckets left out.
 
-    Unsmoothed, so a bucket of a few sentences may well score 0.
+    Where there are papers it is of words that Moses has set apart, unsmoothed, so that a bucket of a few sentences may
+    well score 0; otherwise sacreBLEU of raw text.
     """
-    check_lengths(hypotheses=hyp_tok, references=ref_tok, sources=source_tok)
-    metric = tokenized_bleu(lowercase=False)
-    lengths = np.array([len(line.split()) for line in source_tok])
-    rows = sufficient_statistics(metric, hyp_tok, ref_tok)
+    check_lengths(hypotheses=hypotheses, references=references, sources=sources)
+    metric_set = look_up(metrics)
+    metric = tokenized_bleu(lowercase=False) if metric_set.published else metric_of("sacreBLEU", metric_set)
+    lengths = np.array([len(line.split()) for line in sources])
+    rows = sufficient_statistics(metric, hypotheses, references)
     buckets = []
     for low, high in zip([0, *edges], [*edges, None], strict=True):
         inside = (lengths >= low) & (lengths < (math.inf if high is None else high))
@@ -203,6 +199,14 @@ def bleu_by_length(
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------
+
+
+def metric_set(name: str, text: TextSettings) -> MetricSet:
+    """What a recipe is scored by."""
+    if name != ANY:
+        return look_up(name)
+    tokenizer = sacrebleu_tokenizer(text.target)
+    return MetricSet(text.target, lowercase=text.lowercase, published=False, tokenizer=tokenizer)
 
 
 def look_up(metrics: str | MetricSet) -> MetricSet:
@@ -222,7 +226,9 @@ def metric_of(name: str, metrics: MetricSet) -> Metric:
 
     if name == "paper":
         return tokenized_bleu(metrics.paper_lowercase)
-    return BLEU(lowercase=metrics.lowercase) if name == "sacreBLEU" else CHRF(lowercase=metrics.lowercase)
+    if name == "sacreBLEU":
+        return BLEU(lowercase=metrics.lowercase, tokenize=metrics.tokenizer)
+    return CHRF(lowercase=metrics.lowercase)
 
 
 def tokenized_bleu(lowercase: bool) -> BLEU:
@@ -240,16 +246,19 @@ def prepared(system: Output, reference: Output, metrics: MetricSet) -> dict[str,
     given = [output.tokenized if output.raw is None else output.raw for output in (system, reference)]
     check_lengths(hypotheses=given[0], references=given[1])
     check_pieces(hypotheses=given[0], references=given[1])
+    if not metrics.published and system.raw is not None and reference.raw is not None:
+        return {"sacreBLEU": (system.raw, reference.raw), "chrF2": (system.raw, reference.raw)}
     hyp_raw, hyp_tok = system.completed(metrics.language)
     ref_raw, ref_tok = reference.completed(metrics.language)
     check_escapes(hyp_tok, ref_tok)
     if metrics.compounds:
         hyp_tok, ref_tok = (split_compounds(tokenize(raw, metrics.language)) for raw in (hyp_raw, ref_raw))
-    return {"paper": (hyp_tok, ref_tok), "sacreBLEU": (hyp_raw, ref_raw), "chrF2": (hyp_raw, ref_raw)}
+    paper = {"paper": (hyp_tok, ref_tok)} if metrics.published else {}
+    return {**paper, "sacreBLEU": (hyp_raw, ref_raw), "chrF2": (hyp_raw, ref_raw)}
 
 
 def with_interval(metric: Metric, hypotheses: Sequence[str], references: Sequence[str], samples: int) -> dict[str, Any]:
-    """Score and 95 % interval by sacrebleu's bootstrap, centred on the mean of the resamples."""
+    """Score and 95 % interval by sacrebleu's bootstrap, centred on the mean of the resamples, within 0 to 100."""
     from sacrebleu.significance import PairedTest
 
     signatures, scores = PairedTest([("system", hypotheses)], {"metric": metric}, [references], "bs", samples)()
@@ -257,8 +266,8 @@ def with_interval(metric: Metric, hypotheses: Sequence[str], references: Sequenc
     result = scores[key][0]
     return {
         "score": round(float(result.score), 2),
-        "low": round(float(result.mean - result.ci), 2),
-        "high": round(float(result.mean + result.ci), 2),
+        "low": round(max(float(result.mean - result.ci), 0.0), 2),
+        "high": round(min(float(result.mean + result.ci), 100.0), 2),
         "signature": str(signature),
     }
 
@@ -330,7 +339,7 @@ def check_pieces(**texts: Sequence[str]) -> None:
         if len(marked) > len(lines) / 10:  # a stray mark is text
             raise RecipeError(
                 f"{name}, line {marked[0]}: {lines[marked[0] - 1][:80]!r} holds sub-word marks, as {len(marked)} of "
-                f"{len(lines)} lines do, but BLEU is of words; join the pieces first (--remove-bpe, here as in "
+                f"{len(lines)} lines do, but BLEU is of words; join the pieces first (--remove-bpe of "
                 f"fairseq-generate)"
             )
 
@@ -347,46 +356,8 @@ def check_escapes(hypotheses: Sequence[str], references: Sequence[str]) -> None:
     if escaped and bare:
         raise RecipeError(
             f"{escaped.pop()} (tokenized) hold Moses' escapes such as &apos;, {bare.pop()} hold bare quotes; they "
-            f"would never match. Tokenize both in the same way, or give both as raw text with --text raw"
+            f"would never match. Tokenize both in the same way, or give both as raw text"
         )
-
-
-def join_pieces(lines: Iterable[str]) -> list[str]:
-    """subword-nmt's `@@ ` and sentencepiece's `▁`, as fairseq's --remove-bpe does."""
-    return [join_bpe(join_sentencepiece(line) if "▁" in line else line) for line in lines]
-
-
-# --- COMET ------------------------------------------------------------------------------------------------------
-
-
-def comet(sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str], model: Path) -> dict[str, Any]:
-    """COMET (Rei et al. 2020) of raw text, when the user has the package and a checkpoint; nothing is downloaded.
-
-    Raises:
-        RecipeError: if `unbabel-comet` is not installed or there is no checkpoint at `model`.
-    """
-    check_lengths(sources=sources, hypotheses=hypotheses, references=references)
-    checkpoint = model / "checkpoints" / "model.ckpt" if model.is_dir() else model
-    if not checkpoint.is_file():
-        raise RecipeError(
-            f"--comet {model}: {checkpoint} is not there; give the checkpoint of a COMET model, or the folder that "
-            f"holds checkpoints/model.ckpt (`comet.download_model` makes one). Nothing is downloaded here"
-        )
-    os.environ["HF_HUB_OFFLINE"] = "1"  # COMET would fetch its encoder without asking
-    try:
-        import torch
-        from comet import load_from_checkpoint
-    except ImportError as error:
-        raise RecipeError(
-            f"--comet: cannot import COMET ({error}); pip install unbabel-comet, or leave the option out"
-        ) from error
-    rows = [{"src": s, "mt": h, "ref": r} for s, h, r in zip(sources, hypotheses, references, strict=True)]
-    prediction = load_from_checkpoint(str(checkpoint)).predict(rows, batch_size=16, gpus=int(torch.cuda.is_available()))
-    name = model.name if model.is_dir() else model.stem
-    return {"title": "COMET", "score": round(100 * float(prediction.system_score), 2), "signature": f"model:{name}"}
-
-
-# --- command line -----------------------------------------------------------------------------------------------
 
 
 def show(scores: Scores) -> list[str]:
@@ -396,83 +367,3 @@ def show(scores: Scores) -> list[str]:
         interval = f"[{entry['low']:5.2f}, {entry['high']:5.2f}]" if "low" in entry else ""
         lines.append(f"{entry['title']:<34} {entry['score']:6.2f} {interval:<15}  {entry['signature']}")
     return lines
-
-
-def show_comparison(differences: Scores) -> list[str]:
-    lines = []
-    for entry in differences.values():
-        interval = f"[{entry['low']:+.2f}, {entry['high']:+.2f}]"
-        also = f"  (sacrebleu --paired-bs: p = {entry['sacrebleu_p']:.4f})" if "sacrebleu_p" in entry else ""
-        lines.append(f"{entry['title']:<34} {entry['difference']:+6.2f} {interval:<15}  p = {entry['p']:.4f}{also}")
-    return lines
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.translation.scoring",
-        description="Score translations: the metric of the papers, sacreBLEU and chrF, with 95 %% bootstrap "
-        "intervals; with --hyp2 also a paired bootstrap between the two systems.",
-    )
-    p.add_argument("--hyp", type=Path, required=True, metavar="FILE", help="translations, one a line")
-    p.add_argument("--ref", type=Path, required=True, metavar="FILE", help="references, line by line")
-    p.add_argument("--hyp2", type=Path, metavar="FILE", help="translations of a second system")
-    p.add_argument("--metric-set", required=True, choices=sorted(METRIC_SETS), help="whose papers to compare with")
-    p.add_argument(
-        "--text",
-        choices=("raw", "tokenized"),
-        help="what the files hold: detokenized text, or Moses' tokens, which are then also detokenized for "
-        "sacreBLEU and chrF (default: tokenized for iwslt14, else raw)",
-    )
-    p.add_argument("--remove-bpe", action="store_true", help="join sub-word pieces (@@ or ▁) first")
-    p.add_argument("--comet", type=Path, metavar="MODEL", help="a COMET checkpoint that you have; needs --src")
-    p.add_argument("--src", type=Path, metavar="FILE", help="source sentences, in the form of the other files")
-    p.add_argument("--samples", type=int, default=SAMPLES, metavar="N", help="of the bootstrap (default: %(default)s)")
-    p.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
-    return p
-
-
-def read(path: Path, remove_bpe: bool) -> list[str]:
-    return join_pieces(read_lines(path)) if remove_bpe else read_lines(path)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command("translation.scoring", lambda: command(parser().parse_args(argv)))
-
-
-def command(args: argparse.Namespace) -> None:
-    logging.getLogger("sacrebleu").setLevel(logging.ERROR)
-    result = evaluate(args)
-    if args.json:
-        write_json(args.json, result)
-
-
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    if args.comet and not args.src:
-        raise RecipeError("--comet judges translations by their sources too; give them with --src")
-    if args.samples < 40:
-        raise RecipeError(f"--samples {args.samples}: a 95 % interval needs at least 40; 1000 is usual")
-    form = args.text or ("tokenized" if args.metric_set == "iwslt14" else "raw")
-    metrics = look_up(args.metric_set)
-    paths = {name: path for name in ("ref", "hyp", "hyp2", "src") if (path := getattr(args, name))}
-    texts = {name: read(path, args.remove_bpe) for name, path in paths.items()}
-    check_lengths(**{str(paths[name]): lines for name, lines in texts.items()})
-    outputs = {name: Output(*((None, t) if form == "tokenized" else (t, None))) for name, t in texts.items()}
-    reference = outputs["ref"]
-    result: dict[str, Any] = {}
-    for name in ("hyp", "hyp2"):
-        if name in outputs:
-            system = outputs[name]
-            scores = score(system.raw, reference.raw, system.tokenized, reference.tokenized, metrics, args.samples)
-            if args.comet:
-                raw = [outputs[side].completed(metrics.language)[0] for side in (name, "ref")]
-                scores["COMET"] = comet(outputs["src"].completed(metrics.source)[0], *raw, args.comet)
-            result[name] = scores
-            print(f"{paths[name]}: {len(texts[name]):,} sentences", *show(scores), sep="\n  ")
-    if "hyp2" in outputs:
-        result["hyp2 - hyp"] = compare(outputs["hyp"], outputs["hyp2"], reference, metrics, args.samples)
-        print(f"{paths['hyp2']} against {paths['hyp']}", *show_comparison(result["hyp2 - hyp"]), sep="\n  ")
-    return result
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shlex
 import sys
@@ -11,9 +13,11 @@ from typing import Any
 
 from recipes.common.errors import RecipeError
 from recipes.translation import commands
+from recipes.translation.languages import UNSPACED, base
 from recipes.translation.recipe import Recipe, divisors
 
 NAME = "train"  # of the configuration in a run's conf/
+STOP_BY = ("bleu", "loss")  # what --patience looks at
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,61 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def configuration(recipe: Recipe, machine: Machine, data_bin: Path, checkpoints: Path) -> dict[str, Any]:
-    """The recipe's yaml with its paths and its machine filled in."""
+def stopping(recipe: Recipe, patience: int | None, metric: str) -> dict[str, Any]:
+    """fairseq's options for stopping early: {"group.name": value}.
+
+    Validation translates with the recipe's own beam search. The best checkpoints are kept, as many as are averaged:
+    the newest are, by what early stopping is, worse than the best.
+
+    Raises:
+        RecipeError: a patience that is no number of validations, or a metric without one.
+    """
+    if patience is None:
+        raise RecipeError(f"--stop-by {metric}: says what --patience looks at; give --patience N too")
+    if patience < 1:
+        raise RecipeError(f"--patience {patience}: must be at least 1 validation")
+    options: dict[str, Any] = {
+        "checkpoint.patience": patience,
+        "checkpoint.best_checkpoint_metric": metric,
+        "checkpoint.maximize_best_checkpoint_metric": metric == "bleu",
+        "checkpoint.keep_best_checkpoints": recipe.average if recipe.average > 1 else -1,
+    }
+    if metric == "loss":
+        return options
+    text = recipe.text
+    options |= {"task.eval_bleu": True, "task.eval_bleu_args": json.dumps(recipe.tree["generation"])}
+    if base(text.target) in UNSPACED:  # words between spaces mean nothing there, so pieces are counted
+        return {**options, "task.eval_tokenized_bleu": True}
+    options["task.eval_bleu_remove_bpe"] = "sentencepiece" if text.subword == "sentencepiece" else "@@ "
+    if text.tokenizer == "moses":
+        languages = {"source_lang": text.source, "target_lang": text.target}
+        options |= {"task.eval_bleu_detok": "moses", "task.eval_bleu_detok_args": json.dumps(languages)}
+    return options
+
+
+def check_tensorboard() -> None:
+    """
+    Raises:
+        RecipeError: neither package is there, of which fairseq says one line in its log and goes on without.
+    """
+    if not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
+        raise RecipeError("--tensorboard: needs a package that writes its files; pip install tensorboardX")
+
+
+def configuration(
+    recipe: Recipe,
+    machine: Machine,
+    data_bin: Path,
+    checkpoints: Path,
+    initial: Path | None = None,
+    tensorboard: Path | None = None,
+) -> dict[str, Any]:
+    """The recipe's yaml with its paths and its machine filled in.
+
+    Args:
+        initial: a checkpoint whose parameters a training begins with that has no checkpoint of its own yet.
+        tensorboard: where its figures go, too.
+    """
     per_node = machine.processes_for(recipe)
     world = per_node * machine.nodes
     on_cpu = machine.cpu or not count_gpus()
@@ -86,6 +143,10 @@ def configuration(recipe: Recipe, machine: Machine, data_bin: Path, checkpoints:
     if recipe.precision != "fp32":
         tree["common"][recipe.precision] = True
     tree["checkpoint"]["save_dir"] = str(checkpoints)
+    if initial:
+        tree["checkpoint"]["finetune_from_model"] = str(initial)
+    if tensorboard:
+        tree["common"]["tensorboard_logdir"] = str(tensorboard)
     tree["optimization"]["update_freq"] = [recipe.update_freq(world)]
     tree["distributed_training"]["distributed_world_size"] = world
     if on_cpu:

@@ -7,15 +7,17 @@ import inspect
 import os
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from fairseq import utils
+from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, LanguagePairDataset, TokenBlockDataset, data_utils
 from fairseq.data.fasta_dataset import FastaDataset
 from fairseq.modules import DynamicCRF
 from fairseq.scoring import build_scorer
+from fairseq.trainer import Trainer
 from macaron.user_dir import patches
 
 SENTENCES = [torch.arange(4, 4 + length) for length in (3, 5, 5, 8, 9, 12)]
@@ -138,3 +140,49 @@ def test_a_fasta_file_of_any_name(tmp_path, monkeypatch) -> None:
     data = FastaDataset(name)
     assert [data[i][1] for i in range(2)] == ["ACGT", "AC"] and list(data.sizes) == [4, 2]
     assert [path.name for path in tmp_path.iterdir()] == [f"{name}.fasta"]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """As much of fairseq-train as is mended."""
+    train = ModuleType("fairseq_cli.train")
+    train.should_stop_early = lambda cfg, loss: False
+    train.get_valid_stats = lambda cfg, trainer, stats, tracking_best: stats
+    monkeypatch.setitem(sys.modules, "fairseq_cli.train", train)
+    return train
+
+
+def test_bleu_of_translations_that_are_empty_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = stand_in(monkeypatch)
+    patches.score_empty_translations()
+    patches.score_empty_translations()
+
+    def stats(metric: str, **known: float) -> dict[str, float]:
+        cfg = SimpleNamespace(
+            checkpoint=SimpleNamespace(best_checkpoint_metric=metric), task=SimpleNamespace(eval_bleu=metric == "bleu")
+        )
+        return train.get_valid_stats(cfg, None, known, True)
+
+    assert stats("bleu") == {"bleu": 0.0}
+    assert stats("bleu", bleu=7.5) == {"bleu": 7.5}
+    assert stats("loss", loss=2.0) == {"loss": 2.0}
+
+
+def test_patience_is_kept_in_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until there was a validation nothing is added; options that begin anew begin to count anew."""
+    train, saved = stand_in(monkeypatch), []
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda self, filename, extra_state: saved.append(extra_state))
+    monkeypatch.setattr(checkpoint_utils, "load_checkpoint", lambda cfg, trainer, **options: (saved[-1], "iterator"))
+    patches.keep_patience()
+    patches.keep_patience()
+    trainer = Trainer.__new__(Trainer)
+    trainer.save_checkpoint("name", {"epoch": 1})
+    train.should_stop_early.best, train.should_stop_early.num_runs = 3.5, 2
+    trainer.save_checkpoint("name", {"epoch": 1})
+    assert saved == [{"epoch": 1}, {"epoch": 1, "patience": {"best": 3.5, "num_runs": 2}}]
+
+    for anew in (True, False):
+        train.should_stop_early.best, train.should_stop_early.num_runs = None, 0
+        cfg = SimpleNamespace(reset_meters=anew, reset_optimizer=False)
+        assert checkpoint_utils.load_checkpoint(cfg, trainer) == (saved[-1], "iterator")
+        assert train.should_stop_early.best == (None if anew else 3.5)
+    assert train.should_stop_early.num_runs == 2

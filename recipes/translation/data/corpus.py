@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import compress, islice
 from pathlib import Path
+from typing import ClassVar
 
-from macaron.text import PART_OF_A_WORD
+import numpy as np
+
+from macaron.text import PART_OF_A_WORD, is_blank
 from recipes.common.archive import unpack
 from recipes.common.download import Remote, fetch
 from recipes.common.errors import RecipeError
-from recipes.common.textfile import lines, packed
-from recipes.translation.data.files import READERS, together
+from recipes.common.textfile import packed
+from recipes.translation.data.files import READERS, any_lines, is_unicode, spaced, together
 from recipes.translation.text import TextSettings
 
 SPLITS = ("train", "valid", "test")
+
+# Why training pairs are dropped, beside the rules' lengths.
+EMPTY, COPY, NOT_UTF8 = "empty", "both sides equal", "not UTF-8"
+WORD = 1_000  # letters
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,14 @@ class Part:
         reader: how sentences are read, a key of files.READERS.
         form: "raw", "tokenised" (Moses or alike: brought into one form by detokenising and tokenising anew),
             or "final" (tokenised and cased just as the recipe wants it: taken as it is).
+        rows: (lines) which of them belong to the part; None: all.
     """
 
     source: Path
     target: Path
     reader: str = "lines"
     form: str = "raw"
+    rows: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -39,7 +48,8 @@ class Part:
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         read = READERS[self.reader]
-        yield from together(self.files, (read(self.source), read(self.target)))
+        pairs = together(self.files, (read(self.source), read(self.target)))
+        yield from pairs if self.rows is None else compress(pairs, self.rows)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,9 @@ class Input:
         kind: in words, for people.
         train, valid, test: parts in order; without `valid`, every `Rules.every`-th training pair is held out.
         canonical: the complete corpus in its original form, so that its known sizes and sums are demanded.
+        split_off: those of valid and test that were training pairs, so that the rules clean them too.
+        dropped: training pairs that are in none of the parts, by the reason.
+        notice: what a reader of the scores must know about these files.
     """
 
     kind: str
@@ -57,6 +70,9 @@ class Input:
     valid: tuple[Part, ...]
     test: tuple[Part, ...]
     canonical: bool = False
+    split_off: tuple[str, ...] = ()
+    dropped: dict[str, int] = field(default_factory=dict)
+    notice: str = ""
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         for split, parts in zip(SPLITS, (self.train, self.valid, self.test), strict=True):
@@ -74,6 +90,9 @@ class Rules:
         every: without a validation set, every n-th clean training pair becomes one.
         normalise: punctuation of raw training text, before tokenisation (normalize-punctuation.perl), and
             non-printing characters.
+        sound: pairs with nothing to be seen on a side are dropped whatever the unit, as are lines that are not UTF-8;
+            for corpora that nobody has cleaned.
+        copies: pairs whose sides are equal stay; only `sound` asks.
     """
 
     longest: int = 0
@@ -81,22 +100,44 @@ class Rules:
     unit: str = "words"
     every: int = 0
     normalise: bool = False
+    sound: bool = False
+    copies: bool = True
 
-    def keep(self, source: str, target: str) -> bool:
-        """clean-corpus-n.perl: 1 ≤ length ≤ longest and lengths within `ratio`; no word over 1,000 letters."""
+    def fault(self, source: str, target: str) -> str:
+        """Why a pair is dropped, after clean-corpus-n.perl: 1 ≤ length ≤ longest, lengths within `ratio`, no word over
+        1,000 letters. "" for a pair that stays.
+        """
         a, b = source.split(), target.split()
         if not a or not b:
-            return False
+            return EMPTY
         if self.longest and max(len(a), len(b)) > self.longest:
-            return False
+            return f"over {self.longest} {self.unit}"
         if self.ratio and (len(a) > self.ratio * len(b) or len(b) > self.ratio * len(a)):
-            return False
-        return max(map(len, a)) <= 1000 and max(map(len, b)) <= 1000
+            return f"one side over {self.ratio:g} times as long as the other"
+        if max(map(len, a)) > WORD or max(map(len, b)) > WORD:
+            return f"a word over {WORD:,} letters"
+        return ""
+
+    def unsound(self, source: str, target: str) -> str:
+        """Why a pair as it was read is dropped; "" without `sound`."""
+        if not self.sound:
+            return ""
+        if not (is_unicode(source) and is_unicode(target)):
+            return NOT_UTF8
+        if is_blank(source) or is_blank(target):
+            return EMPTY
+        return COPY if not self.copies and spaced(source) == spaced(target) else ""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A recipe's corpus; sub-classes know its files."""
+    """A recipe's corpus; sub-classes know its files.
+
+    Attributes:
+        soft_units: where the text does not give as many pieces as were asked for, as many as it gives will do.
+    """
+
+    soft_units: ClassVar[bool] = False
 
     name: str
     source: str
@@ -156,7 +197,7 @@ def detected(part: Part, final: bool = False) -> Part:
     Args:
         final: if it is tokenised, then just as the recipe wants it.
     """
-    samples = [list(islice(lines(path), 2_000)) for path in part.files]
+    samples = [list(islice(any_lines(path), 2_000)) for path in part.files]
     tokenised = all(map(is_tokenised, samples))
     return replace(
         part,

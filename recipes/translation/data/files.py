@@ -65,6 +65,20 @@ def spaced(text: str) -> str:
     return " ".join(text.split())
 
 
+def any_lines(path: Path) -> Iterator[str]:
+    """Lines that need not be UTF-8: what cannot be read becomes lone surrogates, see `is_unicode`."""
+    return lines(path, errors="surrogateescape")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether all of it could be read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def joined(path: Path) -> Iterator[str]:
     """Words of a file in BPE pieces."""
     for line in lines(path):
@@ -73,6 +87,7 @@ def joined(path: Path) -> Iterator[str]:
 
 READERS: dict[str, Callable[[Path], Iterator[str]]] = {
     "lines": lines,
+    "any": any_lines,
     "ted": ted_lines,
     "segments": segments,
     "sgm": sgm,

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,8 +31,8 @@ from recipes.translation.text import TextSettings
 
 Facts = dict[str, Any]
 
-# Training pairs held out for validation, before those that are too long in pieces are dropped.
-HELD_OUT = "held_out"
+# Training pairs held out for validation and test, before those that are too long in pieces are dropped.
+HELD_OUT = {"valid": "held_out", "test": "held_out_test"}
 
 
 def prepare(
@@ -72,15 +73,19 @@ def prepare(
     units = job.once("units", lambda: job.units(bpe_codes))
     pieces = job.once("pieces", job.pieces)
     binary = job.once("binary", lambda: job.binary(dictionaries))
-    notice = corpus.notice(pieces["sizes"])
+    foreign = unknown_pieces(binary["unknown"]) if dictionaries else ""
+    notice = ". ".join(filter(None, (corpus.notice(pieces["sizes"]), text.get("notice", ""), foreign)))
     if notice:
         print(f"prepare   {notice}")
+    dropped = counts(text["dropped"]) + counts(pieces["dropped"])
+    if dropped:
+        print(f"prepare   {sum(dropped.values()):,} training pairs dropped: {listed(dropped)}")
     return {
         "kind": text["kind"],
         "notice": notice,
         "inputs": text["inputs"],
         "sizes": pieces["sizes"],
-        "dropped": text["dropped"] + pieces["dropped"],
+        "dropped": dict(dropped.most_common()),
         "units": units["units"],
         **{name: binary[name] for name in ("dictionary", "unknown")},
     }
@@ -122,13 +127,20 @@ class Preparation:
             self.corpus.download(scratch, sha256, trust)
         shutil.rmtree(scratch / "unpacked", ignore_errors=True)  # of an attempt that was cut short
         found = locate(self.corpus, data_dir or scratch, scratch / "unpacked")
+        print(f"prepare   {found.kind}")
         inputs = {path.name: digest(path) for _, part in found.parts() for path in part.files}
         rules = self.corpus.rules
         every = 0 if found.valid else rules.every
-        valid = HELD_OUT if every and rules.unit == "pieces" else "valid"
-        raw, text = self.paths("raw", valid, "test"), self.paths("text", "train", valid, "test")
-        sizes = {"train": 0, valid: 0, "test": 0}
-        read = clean = 0
+        split_off = {*found.split_off, *(("valid",) if every else ())} if rules.unit == "pieces" else ()
+        names = {split: HELD_OUT[split] if split in split_off else split for split in SPLITS}
+        valid, test = names["valid"], names["test"]
+        raw, text = self.paths("raw", valid, test), self.paths("text", "train", valid, test)
+        for split, name in HELD_OUT.items():  # of an attempt with other files
+            if split not in split_off:
+                for path in (*self.paths("raw", name), *self.paths("text", name)):
+                    path.unlink(missing_ok=True)
+        sizes = dict.fromkeys(SPLITS, 0)
+        dropped, clean = Counter(found.dropped), 0
         with (
             whole(*raw, *text) as outputs,
             tqdm(desc="tokenise", unit=" pairs", unit_scale=True) as bar,
@@ -139,24 +151,22 @@ class Preparation:
                 for path, sentence in zip(self.paths(kind, split), pair, strict=True):
                     output[path].write(sentence + "\n")
 
-            for split, count, kept in in_order(partial(process, self.settings, rules), tasks(found), self.workers):
-                bar.update(count)
-                if split == "train":
-                    read += count
+            for split, faults, kept in in_order(partial(process, self.settings, rules), tasks(found), self.workers):
+                bar.update(len(kept) + sum(faults.values()))
+                dropped += faults
                 for sentences in kept:
-                    to = valid if split == "valid" else split
+                    to = split
                     if split == "train":
                         clean += 1
-                        to = valid if every and clean % every == 0 else "train"
+                        to = "valid" if every and clean % every == 0 else "train"
                     sizes[to] += 1
-                    write("text", to, sentences.words)
+                    write("text", names[to], sentences.words)
                     if to != "train":
-                        write("raw", to, sentences.raw)
-        sizes = {"train": sizes["train"], "valid": sizes[valid], "test": sizes["test"]}
+                        write("raw", names[to], sentences.raw)
         if empty := [split for split, size in sizes.items() if not size]:
             raise RecipeError(f"{found.kind}: no sentences are left for {' and '.join(empty)}; give a larger corpus")
         self.corpus.check(found, sizes, self.folder / "text", self.settings)
-        facts = {"kind": found.kind, "inputs": inputs, "sizes": sizes, "dropped": read - clean}
+        facts = {"kind": found.kind, "notice": found.notice, "inputs": inputs, "sizes": sizes, "dropped": dropped}
         return [*raw, *text], facts
 
     def units(self, given: Path | None) -> tuple[list[Path], Facts]:
@@ -166,36 +176,46 @@ class Preparation:
         if given is not None:
             units = subword.take(given, model, self.settings)
         else:
-            units = subword.learn(self.paths("text", "train"), model, self.settings, self.workers)
+            soft = self.corpus.soft_units
+            units = subword.learn(self.paths("text", "train"), model, self.settings, self.workers, soft)
+            if units < self.settings.units:
+                print(
+                    f"prepare   {units:,} pieces, all that the training pairs give, instead of {self.settings.units:,}"
+                )
         return [model], {"units": units}
 
     def pieces(self) -> tuple[list[Path], Facts]:
         """bpe/{train,valid,test}: text in pieces; where pieces count, pairs with too many are dropped."""
         rules = self.corpus.rules
         model = self.folder / "bpe" / self.settings.model_name
-        held_out = self.paths("text", HELD_OUT)[0].is_file()
-        made, sizes, dropped = [], {}, 0
+        made, sizes = [], {}
+        dropped: Counter[str] = Counter()
         for split in SPLITS:
-            from_training = split == "train" or (split == "valid" and held_out)
+            held_out = HELD_OUT.get(split, "")
+            split_off = bool(held_out) and self.paths("text", held_out)[0].is_file()
+            from_training = split == "train" or split_off
             cleaning = rules if rules.unit == "pieces" and from_training else None
             files = self.paths("bpe", split)
             rows: Iterator[tuple[str, ...]] = self.pairs("text", split)
-            if split == "valid" and held_out:  # text and raw text lose the same pairs
+            if split_off:  # text and raw text lose the same pairs
                 files += self.paths("text", split) + self.paths("raw", split)
-                both = zip(self.pairs("text", HELD_OUT), self.pairs("raw", HELD_OUT), strict=True)
+                both = zip(self.pairs("text", held_out), self.pairs("raw", held_out), strict=True)
                 rows = ((*words, *raw) for words, raw in both)
             work = partial(segment, self.settings, model, cleaning)
-            read = sizes[split] = 0
+            sizes[split] = 0
             with whole(*files) as outputs, tqdm(desc=f"pieces {split}", unit=" pairs", unit_scale=True) as bar:
-                for count, kept in in_order(work, chunks(rows), self.workers):
-                    bar.update(count)
-                    read += count
+                for faults, kept in in_order(work, chunks(rows), self.workers):
+                    bar.update(len(kept) + sum(faults.values()))
+                    dropped += faults
                     sizes[split] += len(kept)
                     for row in kept:
                         for file, sentence in zip(outputs, row, strict=True):
                             file.write(sentence + "\n")
-            dropped += read - sizes[split]
             made += files
+        if empty := [split for split, size in sizes.items() if not size]:
+            raise RecipeError(
+                f"no pairs are left for {' and '.join(empty)}: {listed(dropped)}; give a larger corpus, or other rules"
+            )
         return made, {"sizes": sizes, "dropped": dropped}
 
     def binary(self, dictionaries: Path | None) -> tuple[list[Path], Facts]:
@@ -215,10 +235,12 @@ class Preparation:
         s.write(data_bin / "text.json")
         shutil.copyfile(self.folder / "bpe" / s.model_name, data_bin / s.model_name)
         report = (data_bin / "preprocess.log").read_text(encoding="utf-8")
-        types = {language: int(count) for language, count in re.findall(r"\[(\w+)\] Dictionary: (\d+) types", report)}
+        types = {
+            language: int(count) for language, count in re.findall(r"\[([\w-]+)\] Dictionary: (\d+) types", report)
+        }
         unknown = {
             f"{split}.{language}": f"{share}%"
-            for language, split, share in re.findall(r"\[(\w+)\] .*/(\w+)\.\w+: .* ([\d.e+-]+)% replaced", report)
+            for language, split, share in re.findall(r"\[([\w-]+)\] .*/(\w+)\.[\w-]+: .* ([\d.e+-]+)% replaced", report)
         }
         made = [*data_bin.glob("*.bin"), *data_bin.glob("*.idx"), *data_bin.glob("dict.*.txt")]
         files = [*sorted(made), data_bin / "text.json", data_bin / s.model_name]
@@ -232,6 +254,8 @@ class Preparation:
         options = list(joined)
         for option, language in zip(("--srcdict", "--tgtdict"), languages, strict=False):
             there = packed(folder / f"dict.{language}.txt")
+            if there is None and joined:
+                there = self.joined_dictionary(folder)
             if there is None:
                 raise RecipeError(f"{folder}: dict.{language}.txt is missing (plain, .xz or .gz); put it there")
             plain = self.folder / "bpe" / f"dict.{language}.txt"
@@ -239,6 +263,37 @@ class Preparation:
                 file.writelines(line + "\n" for line in entries(there))
             options += [option, str(plain)]
         return options
+
+    def joined_dictionary(self, folder: Path) -> Path | None:
+        """As fairseq writes it: once for each language, the same."""
+        found = [packed(folder / f"dict.{language}.txt") for language in self.settings.languages]
+        if not (found[0] and found[1]):
+            return None
+        if list(lines(found[0])) != list(lines(found[1])):
+            raise RecipeError(
+                f"{folder}: {found[0].name} and {found[1].name} differ, but the vocabulary is joined; give a folder "
+                f"with dict.joined.txt, or say --vocabulary separate"
+            )
+        return found[0]
+
+
+FOREIGN = 2.0  # per cent of the pieces
+
+
+def unknown_pieces(shares: dict[str, str]) -> str:
+    """In words, which sets a dictionary of others does not fit."""
+    found = [f"{share} of {name}" for name, share in shares.items() if float(share.rstrip("%")) > FOREIGN]
+    return f"pieces that the dictionary does not know: {', '.join(found)}" if found else ""
+
+
+def counts(dropped: dict[str, int] | int) -> Counter[str]:
+    """Pairs that were dropped, by the reason, of a stamp; earlier ones had their number alone."""
+    return Counter({"by the rules": dropped} if isinstance(dropped, int) else dropped)
+
+
+def listed(dropped: dict[str, int]) -> str:
+    """In words, the most frequent reason first."""
+    return ", ".join(f"{count:,} {why}" for why, count in Counter(dropped).most_common() if count) or "none"
 
 
 def entries(dictionary: Path) -> Iterator[str]:

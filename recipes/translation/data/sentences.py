@@ -38,16 +38,25 @@ def tasks(found: Input) -> Iterator[Task]:
             yield Task(split, part.reader, part.form, pairs)
 
 
-def process(settings: TextSettings, rules: Rules, task: Task) -> tuple[str, int, list[Sentences]]:
-    """Tokenise, and drop the training pairs that the rules drop: (split, pairs read, pairs kept)."""
-    sides = [
-        [side_of(settings, rules, language, task, sentence) for sentence in column]
-        for language, column in zip(settings.languages, zip(*task.pairs, strict=True), strict=True)
-    ]
-    both = [Sentences((a[0], b[0]), (a[1], b[1])) for a, b in zip(*sides, strict=True)]
-    if task.split == "train" and rules.unit == "words":
-        both = [sentences for sentences in both if rules.keep(*sentences.words)]
-    return task.split, len(task.pairs), both
+def process(settings: TextSettings, rules: Rules, task: Task) -> tuple[str, Counter[str], list[Sentences]]:
+    """Tokenise, and drop the training pairs that the rules drop: (split, how many were dropped and why, pairs kept)."""
+    dropped: Counter[str] = Counter()
+    kept = []
+    training = task.split == "train"
+    for pair in task.pairs:
+        fault = rules.unsound(*pair) if training else ""
+        if not fault:
+            a, b = (
+                side_of(settings, rules, language, task, sentence)
+                for language, sentence in zip(settings.languages, pair, strict=True)
+            )
+            sentences = Sentences((a[0], b[0]), (a[1], b[1]))
+            fault = rules.fault(*sentences.words) if training and rules.unit == "words" else ""
+        if fault:
+            dropped[fault] += 1
+        else:
+            kept.append(sentences)
+    return task.split, dropped, kept
 
 
 def side_of(settings: TextSettings, rules: Rules, language: str, task: Task, sentence: str) -> Pair:
@@ -74,19 +83,22 @@ def forms_of(settings: TextSettings, rules: Rules, language: str, task: Task, se
 
 def segment(
     settings: TextSettings, model: Path, rules: Rules | None, rows: list[tuple[str, ...]]
-) -> tuple[int, list[tuple[str, ...]]]:
-    """Split words into pieces, and drop the pairs that the rules drop: (rows read, rows kept).
+) -> tuple[Counter[str], list[tuple[str, ...]]]:
+    """Split words into pieces, and drop the pairs that the rules drop: (how many and why, rows kept).
 
     Args:
         rows: source and target; what else a row holds is handed on behind the pieces, after both of them.
     """
     encode = pieces_of(settings, model).encode
+    dropped: Counter[str] = Counter()
     kept = []
     for row in rows:
         pair = encode(row[0]), encode(row[1])
-        if rules is None or rules.keep(*pair):
+        if fault := rules.fault(*pair) if rules is not None else "":
+            dropped[fault] += 1
+        else:
             kept.append(pair if len(row) == 2 else (*pair, *row))
-    return len(rows), kept
+    return dropped, kept
 
 
 def count_words(sentences: list[str]) -> Counter[str]:

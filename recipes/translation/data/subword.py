@@ -15,10 +15,14 @@ from recipes.translation.data.sentences import count_words
 from recipes.translation.text import Pieces, TextSettings
 
 
-def learn(text: list[Path], model: Path, settings: TextSettings, workers: int) -> int:
-    """Write `model`; how many merges or pieces it has."""
+def learn(text: list[Path], model: Path, settings: TextSettings, workers: int, soft: bool = False) -> int:
+    """Write `model`; how many merges or pieces it has.
+
+    Args:
+        soft: fewer pieces of sentencepiece than the settings say will do; BPE makes as many merges as there are.
+    """
     if settings.subword == "sentencepiece":
-        return learn_sentencepiece(text, model, settings.units)
+        return learn_sentencepiece(text, model, settings.units, soft)
     from subword_nmt.learn_bpe import learn_bpe
 
     sentences = itertools.chain.from_iterable(map(lines, text))
@@ -32,7 +36,7 @@ def learn(text: list[Path], model: Path, settings: TextSettings, workers: int) -
     return count_units(model)
 
 
-def learn_sentencepiece(text: list[Path], model: Path, units: int) -> int:
+def learn_sentencepiece(text: list[Path], model: Path, units: int, soft: bool) -> int:
     import sentencepiece
 
     trained = io.BytesIO()
@@ -44,6 +48,7 @@ def learn_sentencepiece(text: list[Path], model: Path, units: int) -> int:
             vocab_size=units,
             character_coverage=1.0,
             minloglevel=2,
+            hard_vocab_limit=not soft,
         )
     except RuntimeError as error:
         raise RecipeError(
@@ -53,7 +58,7 @@ def learn_sentencepiece(text: list[Path], model: Path, units: int) -> int:
     partial = model.with_name(model.name + ".part")
     partial.write_bytes(trained.getvalue())
     partial.replace(model)
-    return units
+    return int(sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue()).get_piece_size())
 
 
 def take(given: Path, model: Path, settings: TextSettings) -> int:

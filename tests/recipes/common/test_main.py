@@ -96,6 +96,31 @@ def test_names_that_are_not_utf8_are_printed() -> None:
     assert (done.returncode, done.stdout) == (0, b"caf\\udce9\n")
 
 
+# --- options ------------------------------------------------------------------------------------------------------
+
+
+def test_options_that_recipes_share() -> None:
+    p = main.command_line("cook", "Soup.", out="soup/NAME", seeds=(1, 2), jobs="pots at a time", dry_run=True)
+    args = p.parse_args([])
+    assert (args.out, args.restart, args.seeds, args.jobs, args.dry_run) == (None, False, [1, 2], None, False)
+    args = p.parse_args(["--out", "x", "--restart", "--seeds", "3", "--jobs", "2", "--dry-run"])
+    assert (args.out, args.restart, args.seeds, args.jobs, args.dry_run) == (Path("x"), True, [3], 2, True)
+    text = " ".join(p.format_help().split())
+    assert "usage: python -m recipes.cook" in text and "(default: soup/NAME)" in text and "default: 1 2" in text
+
+
+def test_a_recipe_has_the_options_that_it_asks_for() -> None:
+    assert vars(main.command_line("cook", "Soup.").parse_args([])) == {}
+    assert main.command_line("cook", "Soup.", seeds=()).parse_args([]).seeds is None
+    with pytest.raises(SystemExit):
+        main.command_line("cook", "Soup.", out="").parse_args([])
+
+
+def test_commands_are_shown_as_one_would_type_them() -> None:
+    assert main.shown([sys.executable, "-m", "recipes.cook", "a b"]) == "python -m recipes.cook 'a b'"
+    assert main.module("compare.cost") == "recipes.compare.cost"
+
+
 # --- every command ------------------------------------------------------------------------------------------------
 
 RUNS = {  # a command, and the settings that it makes a folder with, as far as they are needed here

@@ -45,6 +45,15 @@ def test_equal_differences_leave_no_spread() -> None:
     assert paired_t_test([1.1, 2.3], [1.4, 2.6]).p == 0
 
 
+def test_an_interval_stays_within_what_a_metric_can_differ_by() -> None:
+    """Of two pairs t₀.₉₇₅ is 12.7: the interval of accuracies would reach to 6 times what there is."""
+    first, second = [40.0, 60.0], [45.0, 95.0]
+    free, cut = paired_t_test(first, second), paired_t_test(first, second, (0, 100))
+    assert free.low < -100 and free.high > 100 and (cut.low, cut.high) == (-100, 100)
+    assert (cut.value, cut.p) == (free.value, free.p)
+    assert paired_t_test(first, second, (0, 1000)) == free
+
+
 def test_unpaired_runs_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"3 and 2 values.*same seeds"):
         paired_t_test([1, 2, 3], [1, 2])

@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from recipes.common import workspace
 from recipes.common.errors import RecipeError
-from recipes.common.workspace import Workspace, inside, read_json, read_lines, write_json
+from recipes.common.workspace import Made, Stage, Workspace, digest, inside, read_json, read_lines, write_json
 
 SETTINGS = {"corpus": "grammar", "seed": 1}
 
@@ -316,24 +317,95 @@ def test_what_was_cut_short_is_swept(stamped: Path) -> None:
     nested.lock.close()
 
 
-def test_what_follows_a_stage_done_again_is_done_again(tmp_path: Path) -> None:
-    space = Workspace(tmp_path, SETTINGS)
-    done: list[str] = []
+# --- stages -----------------------------------------------------------------------------------------------------------
 
-    def stage(name: str, fails: bool = False) -> Any:
-        def work(started: float) -> dict[str, Any]:
-            done.append(name)
-            if fails:
-                raise RecipeError("no salt")
-            return space.finish(name, [], started)
 
-        return work
+class Kitchen:
+    """Stages that write down when they were done; one of them may fail."""
 
-    space.run({"buy": stage("buy"), "cook": stage("cook"), "eat": stage("eat")})
-    space.run({"buy": stage("buy"), "cook": stage("cook"), "eat": stage("eat")})
-    assert done == ["buy", "cook", "eat"]
+    def __init__(self, folder: Path) -> None:
+        self.space = Workspace(folder, SETTINGS)
+        self.done: list[str] = []
+        self.broken: set[str] = set()
+
+    def stages(self, **needs: tuple[str, ...] | None) -> list[Stage]:
+        return [Stage(name, partial(self.work, name), needed) for name, needed in needs.items()]
+
+    def work(self, name: str) -> Made:
+        self.done.append(name)
+        if name in self.broken:
+            raise RecipeError("no salt")
+        (self.space.folder / name).write_text("made")
+        return Made([self.space.folder / name], cooks=2)
+
+
+def test_what_follows_a_stage_done_again_is_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kitchen = Kitchen(tmp_path)
+    stages = kitchen.stages(buy=None, cook=None, eat=None)
+    for _ in range(2):
+        assert kitchen.space.run(stages) == {}
+    assert kitchen.done == ["buy", "cook", "eat"]
+    assert capsys.readouterr().out.splitlines()[2:4] == ["eat       done in 0 s", "buy       done before"]
     (tmp_path / "stamps" / "cook.json").unlink()
+    kitchen.broken = {"cook"}
     with pytest.raises(RecipeError, match="no salt"):
-        space.run({"buy": stage("buy"), "cook": stage("cook", fails=True), "eat": stage("eat")})
-    space.run({"buy": stage("buy"), "cook": stage("cook"), "eat": stage("eat")})
-    assert done == ["buy", "cook", "eat", "cook", "cook", "eat"]
+        kitchen.space.run(stages)
+    kitchen.broken = set()
+    kitchen.space.run(stages)
+    assert kitchen.done == ["buy", "cook", "eat", "cook", "cook", "eat"]
+
+
+def test_a_stamp_holds_what_the_stage_made(tmp_path: Path) -> None:
+    kitchen = Kitchen(tmp_path)
+    kitchen.space.run(kitchen.stages(buy=None))
+    stamp = read_json(tmp_path / "stamps" / "buy.json")
+    assert list(stamp) == ["seconds", "cooks", "files"]  # as those of folders that are there already
+    assert stamp["cooks"] == 2 and stamp["files"] == {"buy": digest(tmp_path / "buy")}
+
+
+def test_what_does_not_need_a_stage_done_again_stays(tmp_path: Path) -> None:
+    kitchen = Kitchen(tmp_path)
+    stages = kitchen.stages(buy=(), bake=(), cook=("buy",), eat=("cook",), read=("bake",))
+    kitchen.space.run(stages)
+    kitchen.done.clear()
+    kitchen.space.forget(["buy"])
+    kitchen.space.run(stages)
+    assert kitchen.done == ["buy", "cook", "eat"]
+
+
+def test_a_run_ends_with_the_stage_that_is_named(tmp_path: Path) -> None:
+    """What comes later is done again all the same, when it is its turn."""
+    kitchen = Kitchen(tmp_path)
+    stages = kitchen.stages(buy=None, cook=None, eat=None)
+    kitchen.space.run(stages)
+    kitchen.done.clear()
+    kitchen.space.forget(["buy"])
+    kitchen.space.run(stages, "cook")
+    assert kitchen.done == ["buy", "cook"]
+    kitchen.space.run(stages)
+    assert kitchen.done == ["buy", "cook", "eat"]
+
+
+def test_a_failure_leaves_alone_what_does_not_depend_on_it(tmp_path: Path) -> None:
+    kitchen = Kitchen(tmp_path)
+    kitchen.broken = {"cook"}
+    stages = kitchen.stages(buy=(), cook=("buy",), eat=("cook",), read=())
+    failed = kitchen.space.run(stages, keep_going=True)
+    assert failed == {"cook": "no salt", "eat": "cook failed: no salt"} and kitchen.done == ["buy", "cook", "read"]
+    (tmp_path / "buy").write_text("eaten")
+    failed = kitchen.space.run(stages, keep_going=True)
+    assert list(failed) == ["buy", "cook", "eat"] and "buy: has changed since" in failed["buy"]
+
+
+@pytest.mark.parametrize("needs", [{"eat": ("cook",), "cook": ()}, {"eat": ("sleep",)}, {"eat": ("eat",)}])
+def test_a_stage_needs_what_stands_before_it(tmp_path: Path, needs: Any) -> None:
+    kitchen = Kitchen(tmp_path)
+    with pytest.raises(ValueError, match="'eat' is there twice, or needs what is not before it"):
+        kitchen.space.run(kitchen.stages(**needs))
+    assert kitchen.done == []
+
+
+def test_a_workspace_is_free_when_it_is_left(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), Workspace(tmp_path, SETTINGS):
+        raise KeyError
+    Workspace(tmp_path, SETTINGS)

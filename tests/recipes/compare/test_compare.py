@@ -10,16 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from recipes.common import multistep
+from recipes.common import jobs, multistep
 from recipes.compare import __main__ as cli
-from recipes.compare import schedule
 from recipes.compare.experiment import Experiment
 from recipes.compare.matched import Size
-from recipes.compare.schedule import Job
 from recipes.translation.checkpoints import load
 
 # A recipe in milliseconds: it copies a finished run, unless a file called fail-<run> is there.
@@ -66,7 +66,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     command = [sys.executable, str(folder / "fake.py")]
     monkeypatch.setattr(Experiment, "_command", lambda _, *arguments: [*command, *map(str, arguments)])
     monkeypatch.setattr("recipes.compare.matched.size_of", lambda *_: Size(8, 2))
-    monkeypatch.setattr(schedule, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr("recipes.common.jobs.POLL_SECONDS", 0.02)
     return folder
 
 
@@ -87,13 +87,13 @@ def calls(templates: Path) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 def test_one_failure_loses_nothing_else(
-    templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], jobs: int
+    templates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
 ) -> None:
     out = tmp_path / "out"
     (templates / "fail-strang-seed2").touch()
-    assert compare(out, jobs=jobs) == 1
+    assert compare(out, jobs=count) == 1
     assert calls(templates) == ["data", "lie-seed1", "lie-seed2", "strang-seed1"]
     printed = capsys.readouterr()
     assert "no memory left" in printed.out and "Unfinished and left out: strang-seed2." in printed.out
@@ -129,16 +129,16 @@ def test_data_that_cannot_be_prepared(templates: Path, tmp_path: Path, capsys: p
 
 def test_runs_that_are_not_matched(templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Status 1, and the report says it."""
-    start = schedule.start
+    start, folder = jobs.start, tmp_path / "out" / "runs" / "strang-seed1"
 
-    def meddle(job: Job, *others: object) -> subprocess.Popen[bytes]:
-        if job.name == "strang-seed1":
-            shutil.copytree(templates / "run", job.train_log.parent)
+    def meddle(command: Sequence[str], *others: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if str(folder) in command:
+            shutil.copytree(templates / "run", folder)
             stamp = templates / "run" / "stamps" / "train.json"
             stamp.write_text(stamp.read_text().replace('"updates": 5', '"updates": 4'))
-        return start(job, *others)  # type: ignore[arg-type]
+        return start(command, *others, **options)
 
-    monkeypatch.setattr(schedule, "start", meddle)
+    monkeypatch.setattr(jobs, "start", meddle)
     assert compare(tmp_path / "out", "--seeds", "1", "--jobs=1") == 1
     assert "NOT MATCHED: seed 1: strang and lie differ in updates: 4 and 5" in (tmp_path / "out/results.md").read_text()
 

@@ -116,3 +116,29 @@ def test_none_readable(folder: Path) -> None:
 def test_nothing_there_yet(tmp_path: Path) -> None:
     mend_last(tmp_path / "checkpoints")
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "expected", "names"),
+    [
+        ("highest", 2, 3.0, ["bleu_10.0000", "bleu_9.5000"]),  # by value, not by name
+        ("highest", 9, 3.0, ["bleu_10.0000", "bleu_9.5000", "bleu_9.5001"]),  # all there are; the last digit is none
+        ("lowest", 2, 2.5, ["bleu_9.5000", "bleu_9.5001"]),
+    ],
+)
+def test_the_best_are_averaged(folder: Path, kind: str, count: int, expected: float, names: list[str]) -> None:
+    for name, number in (("bleu_9.5000", 2), ("bleu_9.5001", 3), ("bleu_10.0000", 4)):
+        save(folder / f"checkpoint.best_{name}.pt", number)
+    with (folder / ".lock").open("w") as lock:
+        _, inputs = average(folder, count, folder / "average.pt", folder / "log", lock, kind=kind)
+    assert load(folder / "average.pt")["model"]["weight"][0].item() == expected
+    assert [path.name for path in inputs] == [f"checkpoint.best_{name}.pt" for name in names]
+
+
+def test_the_best_alone(folder: Path) -> None:
+    """Without others of the best, and where one is asked for, it is the file that fairseq calls so."""
+    save(folder / "checkpoint_best.pt", 6)
+    for count in (1, 3):
+        with (folder / ".lock").open("w") as lock:
+            _, inputs = average(folder, count, folder / "average.pt", folder / "log", lock, kind="highest")
+        assert [path.name for path in inputs] == ["checkpoint_best.pt"]

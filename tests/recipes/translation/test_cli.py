@@ -8,10 +8,10 @@ import pytest
 
 from recipes.common.errors import RecipeError
 from recipes.translation import cli, train
-from recipes.translation.recipe import RECIPES, load
+from recipes.translation.recipe import INSTANCES, RECIPES, load
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", INSTANCES)
 def test_without_options_it_is_the_recipe(name: str) -> None:
     assert cli.recipe_from(name, []) == load(name)
 
@@ -24,7 +24,7 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert all(stage in told for stage in ("prepare", "train", "average", "translate", "score", "report", "release"))
     assert all(f"--{option}" in told for option in ("data-dir", "splitting", "precision", "gpus", "cpu", "restart"))
-    assert ("--size" in told) == ("--valid" in told) == (name == "wmt14_en_de")
+    assert ("--size" in told) == ("--valid SET" in told) == (name == "wmt14_en_de")
 
 
 def test_every_option_arrives() -> None:

@@ -29,7 +29,7 @@ SMALL = [
 def test_it_trains(name: str, size: str, tiny_data_bin: Path, fairseq_cli, tmp_path: Path) -> None:
     overrides = [f"++{option}" if option.startswith("model") else option for option in SMALL]
     done = fairseq_cli(
-        "fairseq-hydra-train", "--config-dir", load(name, size).config_folder, "--config-name", size,
+        "fairseq-hydra-train", "--config-dir", load(name, size).yaml.parent, "--config-name", size,
         f"common.user_dir={Path(macaron.__file__).parent}", f"task.data={tiny_data_bin}", "common.cpu=true",
         "optimization.max_update=1", "optimization.update_freq=[1]", "dataset.num_workers=0",
         "checkpoint.no_save=true", *overrides, cwd=tmp_path,

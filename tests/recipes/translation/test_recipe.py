@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from recipes.common.errors import RecipeError
 from recipes.translation import train
-from recipes.translation.recipe import RECIPES, load
+from recipes.translation.recipe import INSTANCES, load
 from recipes.translation.train import Machine
 
 ALL = [
@@ -56,9 +56,9 @@ PAPER = {
 @pytest.mark.parametrize(("name", "size"), ALL)
 def test_the_recipe_is_the_yaml(name: str, size: str) -> None:
     recipe = load(name, size)
-    yaml = OmegaConf.load(recipe.config_folder / f"{size}.yaml")
+    yaml = OmegaConf.load(recipe.yaml)
     assert recipe.tree == OmegaConf.to_container(yaml)
-    assert {path.stem for path in recipe.config_folder.glob("*.yaml")} == {s for n, s in ALL if n == name}
+    assert {path.stem for path in recipe.yaml.parent.glob("*.yaml")} == {s for n, s in ALL if n == name}
     assert (recipe.get("task.source_lang"), recipe.get("task.target_lang")) == recipe.text.languages
     keeps = {"epoch": "checkpoint.keep_last_epochs", "update": "checkpoint.keep_interval_updates"}
     assert recipe.get(keeps[recipe.checkpoint_kind]) >= recipe.average, "what is averaged must be kept"
@@ -134,7 +134,7 @@ def test_values_that_cannot_work(values: dict, message: str) -> None:
 
 
 def test_unknown_recipe_or_size() -> None:
-    with pytest.raises(RecipeError, match=f"no recipe 'wmt15'; there are {', '.join(RECIPES)}"):
+    with pytest.raises(RecipeError, match=f"no recipe 'wmt15'; there are {', '.join(INSTANCES)}"):
         load("wmt15")
     with pytest.raises(RecipeError, match="--size huge: wmt14_en_de has base, big"):
         load("wmt14_en_de", "huge")

@@ -16,7 +16,7 @@ from recipes.translation import commands
 from recipes.translation.data import binary, subword
 from recipes.translation.data.corpus import Corpus, Input, Rules
 from recipes.translation.data.files import lines
-from recipes.translation.data.prepare import Preparation, entries, prepare
+from recipes.translation.data.prepare import Preparation, entries, prepare, unknown_pieces
 from recipes.translation.text import Codec, Pieces, TextSettings
 
 SETTINGS = TextSettings("de", "en", lowercase=True, units=50)
@@ -78,8 +78,8 @@ def test_all_of_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     assert facts["kind"] == "toy"
     assert facts["sizes"]["test"] == 5
-    assert facts["sizes"]["train"] + facts["sizes"]["valid"] + facts["dropped"] == 4_300
-    assert facts["dropped"] == 615
+    assert facts["sizes"]["train"] + facts["sizes"]["valid"] + sum(facts["dropped"].values()) == 4_300
+    assert facts["dropped"] == {"one side over 1.5 times as long as the other": 615}
     assert facts["dictionary"]["de"] == facts["dictionary"]["en"] > 10
     assert facts["unknown"]["train.de"] == "0.0%"
     columns = [read_lines(one / kind / f"valid.{side}") for kind in ("raw", "text", "bpe") for side in ("de", "en")]
@@ -216,7 +216,7 @@ def test_the_whole_subset_with_the_joined_dictionary(shared: Path, tmp_path: Pat
     )  # fmt: skip
     assert facts["dictionary"] == {"de": 10_152, "en": 10_152}
     assert facts["sizes"] == {"train": 44_811, "valid": 7_283, "test": 6_750}
-    assert facts["dropped"] == 0
+    assert facts["dropped"] == {}
 
 
 def test_a_missing_dictionary_is_named(data: Path, tmp_path: Path) -> None:
@@ -250,3 +250,9 @@ def test_sentencepiece_needs_a_fitting_size(data: Path, tmp_path: Path) -> None:
     settings = TextSettings("de", "en", tokenizer="none", subword="sentencepiece", units=50_000)
     with pytest.raises(RecipeError, match="units 50000 does not suit the corpus: sentencepiece says"):
         prepare(TOY, settings, Workspace(tmp_path, {}), data_dir=data, workers=1)
+
+
+def test_a_dictionary_that_does_not_fit_is_said() -> None:
+    assert unknown_pieces({"train.de": "0.0%", "test.de": "1.99%"}) == ""
+    shares = {"train.de": "12.5%", "test.de": "0.1%", "test.en": "2e+01%"}
+    assert unknown_pieces(shares) == "pieces that the dictionary does not know: 12.5% of train.de, 2e+01% of test.en"

@@ -1,0 +1,9 @@
+"""python -m recipes.translation --source-lang X --target-lang Y --data-dir DIR: any corpus. `--help` says more."""
+
+import sys
+
+from recipes.translation.cli import main
+from recipes.translation.recipe import OWN
+
+if __name__ == "__main__":
+    sys.exit(main(OWN))
