@@ -256,8 +256,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("slow", help="the slow tier, by this Python")
     several = commands.add_parser("versions", help="the default suite by each Python that is here, and lower bounds")
     known = (*PYTHONS, LOWEST)
-    several.add_argument("chosen", nargs="*", choices=[*known, []], metavar="VERSION", help=", ".join(known))
+    several.add_argument("chosen", nargs="*", metavar="VERSION", help=", ".join(known))
     args = parser.parse_args(argv)
+    for name in getattr(args, "chosen", ()):
+        if name not in known:
+            several.error(f"{name} is not one of {', '.join(known)}")
     read(args.record)  # a record that cannot be read is told before hours are spent
     with contextlib.suppress(KeyboardInterrupt):
         if args.command == "slow":

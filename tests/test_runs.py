@@ -99,6 +99,12 @@ def test_a_damaged_record_is_refused(runs: ModuleType, record: Path, capsys: pyt
         runs.main(["--record", str(record), "slow"])
 
 
+def test_an_unknown_version_is_refused(runs: ModuleType, record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        runs.main(["--record", str(record), "versions", "3.9"])
+    assert "3.9 is not one of 3.10, 3.11, 3.12, 3.13, lowest" in capsys.readouterr().err
+
+
 def test_lower_bounds_are_those_of_the_project(runs: ModuleType, project_root: Path) -> None:
     text = (project_root / "pyproject.toml").read_text(encoding="utf-8")
     assert runs.lower_bounds(text) == {"torch": "2.6.0", "transformers": "5.4.0"}
