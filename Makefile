@@ -22,7 +22,7 @@ STAMP := $(VENV)/.macaron
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test slow versions docs lint format clean
 
 help:  ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
@@ -37,6 +37,16 @@ demo: $(STAMP)/installed  ## learn to translate, write a report, release the mod
 test: $(STAMP)/installed  ## run the default tests (ARGS="-m slow" for the long ones)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=10 $(ARGS)
 
+slow: $(STAMP)/installed  ## run the slow tests, and record the outcome in docs/runs.md (an hour or more)
+	@$(PY) tests/runs.py --workers $(WORKERS) slow
+
+# Each environment is made by this Makefile in .versions/, some GB and minutes each; ARGS="3.10 lowest" for some of them.
+versions: $(STAMP)/installed  ## run the default tests with each Python and with the lowest versions, and record it
+	@$(PY) tests/runs.py --workers $(WORKERS) versions $(ARGS)
+
+docs: $(STAMP)/installed  ## build the documentation into site/; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build --strict $(ARGS)
+
 lint: $(STAMP)/installed  ## ruff (check and format) and mypy; changes nothing
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -47,7 +57,7 @@ format: $(STAMP)/installed  ## let ruff repair and format the code
 	@$(PY) -m ruff format .
 
 clean:  ## remove .venv, caches and build leftovers
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .versions site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find macaron user_dir recipes tests -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # An existing .venv with a working pip is taken as it is, so that one's own environment survives.
@@ -80,7 +90,7 @@ $(STAMP)/fairseq: $(STAMP)/torch
 
 $(STAMP)/installed: $(STAMP)/fairseq pyproject.toml
 	@echo "[4/5] installing macaron with its requirements"
-	@$(PIP) install --no-build-isolation -e ".[fairseq-text,bert,kernels,recipes,images,dev]"
+	@$(PIP) install --no-build-isolation -e ".[fairseq-text,bert,kernels,recipes,images,dev,docs]"
 	@echo "[5/5] installing $(FAIRSEQ)"
 	@$(PIP) install --no-deps --no-index --find-links $(VENV)/wheels "$(FAIRSEQ)"
 	@if $(PIP) show torchaudio >/dev/null 2>&1 && ! $(PY) -c 'import torchaudio' 2>/dev/null; then \

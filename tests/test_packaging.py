@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def copy_of_tree(project_root: Path, copy: Path) -> Path:
     """The clone without environments and outputs of recipes."""
     copy.mkdir(exist_ok=True)
     for path in project_root.iterdir():
-        if path.name in ("macaron", "user_dir", "recipes", "tests"):
+        if path.name in ("macaron", "user_dir", "recipes", "tests", "docs"):
             shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         elif path.is_file():
             shutil.copy2(path, copy)
@@ -108,7 +109,7 @@ def test_sdist_holds_the_source_and_the_tests(dist, project_root):
         names = {name.removeprefix(top) for name in archive.getnames()}
     assert {str(path.relative_to(project_root)) for path in modules(project_root).values()} <= names
     assert {"pyproject.toml", "build_backend.py", "LICENSE", "CHANGELOG.md", "CITATION.cff"} <= names
-    assert "tests/test_packaging.py" in names
+    assert {"tests/test_packaging.py", "docs/index.md", "docs/figures/schemes.png", "mkdocs.yml"} <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pt", ".so"))]
 
 
@@ -130,8 +131,23 @@ def test_metadata(wheel):
         "images",
         "bm3d",
         "dev",
+        "docs",
     }
     assert b"macaron = macaron.cli:main" in archive.read(f"{info}/entry_points.txt")
+
+
+def test_an_index_would_take_the_metadata(dist):
+    """README renders, and no field is wrong."""
+    pytest.importorskip("twine")
+    run(sys.executable, "-m", "twine", "check", "--strict", *sorted(dist.iterdir()), cwd=dist)
+
+
+def test_what_the_metadata_claims_of_python_is_what_is_tested(wheel, project_root):
+    text = zipfile.ZipFile(wheel).read(f"macaron_net-{macaron.__version__}.dist-info/METADATA").decode()
+    claimed = re.findall(r"^Classifier: Programming Language :: Python :: (3\.\d+)$", text, re.MULTILINE)
+    runs = (project_root / "tests" / "runs.py").read_text(encoding="utf-8")
+    assert re.search(r"^PYTHONS = \((.*)\)$", runs, re.MULTILINE)[1].replace('"', "").split(", ") == claimed
+    assert "\nProject-URL:" not in text and "example" not in text.partition("\n\n")[0]  # no placeholder
 
 
 def test_versions_agree(project_root):

@@ -90,6 +90,16 @@ def parser() -> argparse.ArgumentParser:
     lengths = commands.add_parser("lengths", help="measure the tables of sentence lengths")
     lengths.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="with glue/, wmt14_train_subset/")
 
+    gpu = commands.add_parser(
+        "gpu",
+        help="on a GPU: tests, all measurements in order of worth, plots, and the goals beside what was measured",
+        description="Run the gpu tests and then the measurements in order of worth, as many as fit into the time; "
+        "append rows, draw them, and print the goals beside what was measured. Needs a GPU.",
+    )
+    gpu.add_argument("--minutes", type=float, default=25, metavar="M", help="for everything (default: %(default)s)")
+    gpu.add_argument("--out", type=Path, metavar="FILE", help="CSV file (default: results.csv of the recipe)")
+    gpu.add_argument("--figures", type=Path, metavar="DIR", help="where to (default: beside the CSV file)")
+
     plot = commands.add_parser("plot", help="draw all results")
     plot.add_argument("--out", type=Path, metavar="FILE", help="the CSV file (default: that of the recipe)")
     plot.add_argument("--figures", type=Path, metavar="DIR", help="where to (default: beside the CSV file)")
@@ -145,6 +155,11 @@ def chosen(args: argparse.Namespace) -> None:
         from recipes.bench.lengths import show
 
         show(args.data_dir)
+    elif args.command == "gpu":
+        from recipes.bench import gpu
+        from recipes.bench.record import RESULTS
+
+        gpu.run(args.minutes, args.out or RESULTS, args.figures or (args.out or RESULTS).parent)
     elif args.command == "plot":
         from recipes.bench.plot import draw_all
         from recipes.bench.record import RESULTS

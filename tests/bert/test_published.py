@@ -458,9 +458,9 @@ def test_a_real_minilm(minilm, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is None, reason="needs sentence-transformers")
-def test_the_readme_example(minilm, tmp_path, monkeypatch, project_root):
-    readme = (project_root / "README.md").read_text(encoding="utf-8")
-    (example,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "SentenceTransformer" in b)
+def test_the_example_of_the_documentation(minilm, tmp_path, monkeypatch, project_root):
+    page = (project_root / "docs" / "tutorials" / "published_bert.md").read_text(encoding="utf-8")
+    (example,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "SentenceTransformer" in b)
     assert len(example.strip().splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
     shutil.copytree(minilm, "all-MiniLM-L6-v2")
