@@ -176,7 +176,7 @@ def attempt(task: Call) -> Outcome:
     try:
         return Outcome(task.function(*task.arguments), seconds=time.time() - started)
     except Exception as error:
-        text = " ".join(str(error).split()) or "no reason given"
+        text = " ".join(str(error).split())[:500] or "no reason given"
         seconds = time.time() - started
         if isinstance(error, RecipeError):
             return Outcome(error=str(error), seconds=seconds)

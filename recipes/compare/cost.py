@@ -221,7 +221,7 @@ def parser() -> argparse.ArgumentParser:
         "compare.cost",
         "Measure what an update of each variant costs, on prepared data. Variants that a file has already "
         "are kept, the others are measured against the first anew.",
-        epilog="Options of the recipe follow --, as in recipes.compare.",
+        epilog=f"Options of the recipe follow --, as in {module('compare')}.",
     )
     p.add_argument("--recipe", choices=RECIPES, required=True)
     p.add_argument("--variants", nargs="+", required=True, metavar="V", help="the first is the baseline")
