@@ -154,8 +154,8 @@ def rows_of(experiment: Experiment, found: Found) -> tuple[list[str], list[list[
             row += [over_seeds(runs, "robust"), str(one["batch_passes"]), f"{batch:.0f}", time]
             row += [f"{fmean(last(r, 'cpu_seconds') for r in runs.values()) / 60:.1f}"]
             for level in levels:
-                reached = [minutes_to(r, level) for r in runs.values()]
-                row.append("" if None in reached else f"{fmean(reached):.1f}")  # type: ignore[type-var]
+                reached = [m for r in runs.values() if (m := minutes_to(r, level)) is not None]
+                row.append(f"{fmean(reached):.1f}" if len(reached) == len(runs) else "")
         else:
             losses = summary([last(r, "loss") for r in runs.values()])
             row += [f"{losses.mean:.4f}" + ("" if losses.sd is None else f" ± {losses.sd:.4f}"), time]
