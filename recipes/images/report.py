@@ -53,14 +53,18 @@ MIXED = (
 def plan_of(settings: Settings, run: Run) -> str:
     """A schedule in words."""
     plan = schedule(settings, run.adversary)
-    first = "" if plan.first_milestones == plan.milestones else (
-        f" (first layer {', '.join(map(str, plan.first_milestones)) or 'never'})"
-    )  # fmt: skip
-    milestones = ", ".join(map(str, plan.milestones)) or "never"
+
+    def milestones(epochs: tuple[int, ...]) -> str:
+        reached = [str(m) for m in epochs if m < plan.epochs]
+        return f"a tenth from epoch {', '.join(reached)}" if reached else "constant"
+
+    rate = milestones(plan.milestones)
+    if plan.first_milestones != plan.milestones:
+        rate += f" (of the first layer {milestones(plan.first_milestones)})"
     replays = f", {plan.replays} updates with each batch" if plan.replays > 1 else ""
     return (
         f"{plan.epochs} epochs, {plan.updates(settings.train_images):,} batches of {plan.batch}{replays}, SGD lr "
-        f"{plan.lr:g}, a tenth from epoch {milestones}{first}, momentum {plan.momentum:g}, weight decay "
+        f"{plan.lr:g}, {rate}, momentum {plan.momentum:g}, weight decay "
         f"{plan.weight_decay:g} ({plan.source})"
     )
 
