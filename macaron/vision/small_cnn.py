@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
 
 
@@ -51,15 +49,13 @@ class SmallCNN(nn.Module):
             nn.MaxPool2d(2),
         )
         self.classifier = nn.Sequential(
-            OrderedDict(
-                fc1=nn.Linear(wide * side * side, 200),
-                relu1=nn.ReLU(),
-                dropout=nn.Dropout(dropout),
-                fc2=nn.Linear(200, 200),
-                relu2=nn.ReLU(),
-                fc3=nn.Linear(200, classes),
-            )
+            nn.Linear(wide * side * side, 200),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(200, 200),
+            nn.ReLU(),
         )
+        self.fc = nn.Linear(200, classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -70,8 +66,8 @@ class SmallCNN(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
             elif isinstance(module, nn.Linear):
                 module.reset_parameters()
-        nn.init.zeros_(self.classifier.fc3.weight)
-        nn.init.zeros_(self.classifier.fc3.bias)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, size, size) → logits (B, classes).
@@ -83,4 +79,4 @@ class SmallCNN(nn.Module):
             raise ValueError(
                 f"images of shape {tuple(images.shape)}, but (B, {self.channels}, {self.size}, {self.size}) are needed"
             )
-        return self.classifier(self.features(self.first(images)).flatten(1))
+        return self.fc(self.classifier(self.features(self.first(images)).flatten(1)))

@@ -169,7 +169,7 @@ def load(dataset: str, folder: Path, *, size: int = 0, train_images: int = 0, te
     form, place = recognised(dataset, folder)
     train, there = READERS[form](dataset, place, "train", train_images)
     test, _ = READERS[form](dataset, place, "test", test_images)
-    splits = []
+    splits: dict[str, Split] = {}
     for part, (images, labels), wanted in (("train", train, train_images), ("test", test, test_images)):
         if labels.min() < 0 or labels.max() >= CLASSES[dataset]:
             raise RecipeError(
@@ -177,8 +177,8 @@ def load(dataset: str, folder: Path, *, size: int = 0, train_images: int = 0, te
                 f"{dataset} has classes 0 to {CLASSES[dataset] - 1}; the files are damaged, fetch them again"
             )
         x, y = images[: wanted or None], labels[: wanted or None]
-        splits.append(Split(averaged(torch.tensor(x), size or SIDE[dataset]), torch.tensor(y)))
-    return ImageSet(dataset, form, *splits, there=there)
+        splits[part] = Split(averaged(torch.tensor(x), size or SIDE[dataset]), torch.tensor(y))
+    return ImageSet(dataset, form, splits["train"], splits["test"], there)
 
 
 def averaged(images: Tensor, size: int) -> Tensor:

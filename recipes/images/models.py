@@ -19,6 +19,9 @@ Net = PreActResNet | SmallCNN | WideResNet
 class Pixels(nn.Module):
     """net((x − mean) / deviation), so that adversaries work on pixels from 0 to 1 whatever the network wants."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, net: Net, dataset: str, normalised: bool) -> None:
         super().__init__()
         self.net = net

@@ -53,14 +53,18 @@ MIXED = (
 def plan_of(settings: Settings, run: Run) -> str:
     """A schedule in words."""
     plan = schedule(settings, run.adversary)
-    first = "" if plan.first_milestones == plan.milestones else (
-        f" (first layer {', '.join(map(str, plan.first_milestones)) or 'never'})"
-    )  # fmt: skip
-    milestones = ", ".join(map(str, plan.milestones)) or "never"
+
+    def milestones(epochs: tuple[int, ...]) -> str:
+        reached = [str(m) for m in epochs if m < plan.epochs]
+        return f"a tenth from epoch {', '.join(reached)}" if reached else "constant"
+
+    rate = milestones(plan.milestones)
+    if plan.first_milestones != plan.milestones:
+        rate += f" (of the first layer {milestones(plan.first_milestones)})"
     replays = f", {plan.replays} updates with each batch" if plan.replays > 1 else ""
     return (
         f"{plan.epochs} epochs, {plan.updates(settings.train_images):,} batches of {plan.batch}{replays}, SGD lr "
-        f"{plan.lr:g}, a tenth from epoch {milestones}{first}, momentum {plan.momentum:g}, weight decay "
+        f"{plan.lr:g}, {rate}, momentum {plan.momentum:g}, weight decay "
         f"{plan.weight_decay:g} ({plan.source})"
     )
 
@@ -154,8 +158,8 @@ def rows_of(experiment: Experiment, found: Found) -> tuple[list[str], list[list[
             row += [over_seeds(runs, "robust"), str(one["batch_passes"]), f"{batch:.0f}", time]
             row += [f"{fmean(last(r, 'cpu_seconds') for r in runs.values()) / 60:.1f}"]
             for level in levels:
-                reached = [minutes_to(r, level) for r in runs.values()]
-                row.append("" if None in reached else f"{fmean(reached):.1f}")  # type: ignore[type-var]
+                reached = [m for r in runs.values() if (m := minutes_to(r, level)) is not None]
+                row.append(f"{fmean(reached):.1f}" if len(reached) == len(runs) else "")
         else:
             losses = summary([last(r, "loss") for r in runs.values()])
             row += [f"{losses.mean:.4f}" + ("" if losses.sd is None else f" ± {losses.sd:.4f}"), time]

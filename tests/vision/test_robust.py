@@ -52,14 +52,14 @@ def test_small_cnn_begins_with_a_blind_adversary() -> None:
     split = Split.at(net.first, lambda x: F.cross_entropy(net(x), label))
     attack = Attack("pgd", steps=2, step_size=0.01, norm="linf-sign", radius=0.3, bounds=(0.0, 1.0))
     assert torch.equal(perturb(split, x, attack), torch.zeros_like(x))
-    nn.init.normal_(net.classifier.fc3.weight)
+    nn.init.normal_(net.fc.weight)
     assert perturb(split, x, attack).abs().max() > 0.015
 
 
 def test_first_part_of_small_cnn_has_its_relu() -> None:
     net = SmallCNN(scale=0.5)
     assert net.first(torch.rand(1, 1, 28, 28)).min() == 0.0
-    assert net.first[0].out_channels == 16 and net.classifier.fc1.in_features == 512
+    assert net.first[0].out_channels == 16 and net.classifier[0].in_features == 512
 
 
 def test_a_wide_block_by_hand() -> None:

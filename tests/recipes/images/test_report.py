@@ -107,3 +107,14 @@ def test_a_page_of_everything() -> None:
     html, markdown = page.html(), page.markdown()
     assert "resnet, seed 2 failed: why" in markdown and "<b>" not in html and html.count("data:image/png") == 2
     assert "stage 3, block 3" in markdown and "| lm_resnet | 272,384 | 273,475 | 0.27M |" in markdown
+
+
+def test_a_plan_in_words() -> None:
+    settings = settings_for({"dataset": "mnist"}, 60_000, 10_000)
+    said = report.plan_of(settings, Run(None, Adversary.parse("yopo-5-10")))
+    assert said.startswith(
+        "41 epochs, 9,635 batches of 256, SGD lr 0.002, a tenth from epoch 30, 35, 39 (of the first layer a tenth from "
+        "epoch 15, 19), momentum 0.9, weight decay 0.0005 (a1600012888/"
+    )
+    settings = settings_for({"dataset": "mnist", "milestones": [99]}, 60_000, 10_000)
+    assert "SGD lr 0.1, constant, momentum" in report.plan_of(settings, Run(None, Adversary.parse("pgd-40")))

@@ -81,7 +81,7 @@ def test_networks_take_pixels() -> None:
     assert isinstance(run.net.net, PreActResNet)
     torch.testing.assert_close(run.net(x), run.net.net((x - mean) / deviation))
     small = begun().net.eval()
-    nn.init.normal_(small.net.classifier.fc3.weight)
+    nn.init.normal_(small.net.fc.weight)
     digits = torch.rand(2, 1, 28, 28)
     assert torch.equal(small(digits), small.net(digits))  # robust training does not normalise
 
@@ -186,7 +186,7 @@ def free(run: Training):
 def test_an_update_is_what_its_name_says(name: str, how) -> None:
     runs = [begun(name), begun(name)]
     for run in runs:
-        nn.init.normal_(run.net.net.classifier.fc3.weight)  # at 0 the adversary does not move
+        nn.init.normal_(run.net.net.fc.weight)  # at 0 the adversary does not move
     runs[1].net.load_state_dict(runs[0].net.state_dict())
     torch.manual_seed(5)
     expected = by_hand(runs[0], how(runs[0]))
@@ -199,7 +199,7 @@ def test_an_update_is_what_its_name_says(name: str, how) -> None:
 
 def test_freeat_moves_on_with_each_update() -> None:
     run = begun("freeat-4")
-    nn.init.normal_(run.net.net.classifier.fc3.weight)
+    nn.init.normal_(run.net.net.fc.weight)
     before = run.batch(0)[0]
     run.update()
     assert run.counted == 4 and run.delta is not None and run.batches == 1
@@ -234,7 +234,7 @@ def test_rates_follow_the_milestones() -> None:
 
 def test_evaluation_is_of_the_network_at_rest_and_leaves_no_trace() -> None:
     run = begun()
-    nn.init.normal_(run.net.net.classifier.fc3.weight)
+    nn.init.normal_(run.net.net.fc.weight)
     before = torch.get_rng_state(), {k: v.clone() for k, v in run.net.state_dict().items()}
     found = run.evaluate()
     assert torch.equal(before[0], torch.get_rng_state()) and run.net.training
