@@ -18,6 +18,7 @@ from pathlib import Path
 from recipes.bench.record import read
 from recipes.common import leash
 from recipes.common.errors import RecipeError
+from recipes.common.main import module
 
 ROOT = Path(__file__).resolve().parents[2]
 PLOT_SECONDS = 45.0  # kept for the figures and the table at the end
@@ -40,11 +41,11 @@ class Job:
 
     @property
     def measures(self) -> bool:
-        return self.command[0] == "recipes.bench"
+        return self.command[0] == module("bench")
 
 
 def _bench(name: str, words: str, least: float, most: float) -> Job:
-    return Job(name, ("recipes.bench", *words.split()), least, most)
+    return Job(name, (module("bench"), *words.split()), least, most)
 
 
 OURS = "macaron macaron-compile"
