@@ -78,7 +78,7 @@ class Run:
 
 
 class GlueTrainer(Trainer):
-    """Trainer with our batches, and with weight decay on every parameter as in fairseq's Adam."""
+    """Trainer with our batches, and with weight decay on every parameter as in fairseq's Adam, but for the k."""
 
     def __init__(self, *args: Any, batches: Batches, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -94,7 +94,7 @@ class GlueTrainer(Trainer):
         )
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        return [name for name, _ in model.named_parameters()]
+        return [name for name, _ in model.named_parameters() if not multistep.is_k(name)]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counting parameters in every step is a tenth of a tiny model's step
