@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -97,6 +97,8 @@ class Recorded:
         sentences: (N,) which sentence of the batch each particle belongs to, from 0.
         real: (B, T) bool, or None where the batch holds no padding or is packed.
         batch_first: whether x is (B, T, C), not (T, B, C).
+        end: (N, C) the state that a rule across depth, or its noise, went on to; None where the layer's own result is
+            the next state, as under Euler's rule.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Recorded:
     sentences: Tensor = field(repr=False)
     real: Tensor | None = field(repr=False)
     batch_first: bool
+    end: Tensor | None = field(default=None, repr=False)
 
     def particles(self, x: Tensor) -> Tensor:
         """A tensor of the layer, (T, B, C), (B, T, C) or (N, C), → (N, C), its real particles."""
@@ -114,7 +117,11 @@ class Recorded:
 
 
 class Trajectory:
-    """The path of the particles through a row of layers."""
+    """The path of the particles through a row of layers.
+
+    Under another rule across depth than Euler's it is that of the rule's states x_n: each layer is seen as it is first
+    evaluated in its step, at x_n, and where its last substep would lead the next state x_{n+1} stands.
+    """
 
     def __init__(self, layers: Collection[Recorded]) -> None:
         self.layers = tuple(layers)
@@ -127,8 +134,7 @@ class Trajectory:
     @property
     def states(self) -> Tensor:
         """(K + 1, N, C): the states before each substep, and the last one."""
-        moves = self.moves
-        return torch.stack([*(move.before for move in moves), moves[-1].after])
+        return torch.stack([*(move.before for move in self.moves), _end(self.layers[-1])])
 
     @property
     def velocities(self) -> Tensor:
@@ -142,17 +148,23 @@ class Trajectory:
 
     @property
     def is_joined(self) -> bool:
-        """Whether each layer begins where the one before it ended: not so under another rule across depth than Euler's.
+        """Whether each step begins where the one before it ended.
 
-        `states` then holds what each layer saw and, at the end, the last layer's own result, which is not the state
-        that the rule makes of it.
+        Not so in a model that combines the results of its layers by itself, and not by a `Depth`, or where a layer of
+        a multistep model was dropped; `states` then holds what each layer saw, and at the end what follows from the
+        last one.
         """
         pairs = zip(self.layers, self.layers[1:], strict=False)
-        return all(torch.equal(one.moves[-1].after, other.moves[0].before) for one, other in pairs)
+        return all(torch.equal(_end(one), other.moves[0].before) for one, other in pairs)
 
     def __repr__(self) -> str:
         names = f"{self.layers[0].name} … {self.layers[-1].name}"
         return f"Trajectory({names}: {len(self.moves)} substeps of {len(self.sentences)} particles)"
+
+
+def _end(recorded: Recorded) -> Tensor:
+    """(N, C): the state after a layer, or after the step that a rule across depth made by it."""
+    return recorded.moves[-1].after if recorded.end is None else recorded.end
 
 
 class Trajectories(Mapping[str, Trajectory]):
@@ -165,15 +177,34 @@ class Trajectories(Mapping[str, Trajectory]):
         self._passes: dict[str, list[Recorded]] = {}
         self._last: dict[str, str] = {}  # row → the key of its last pass
         self._count: dict[str, int] = {}
+        self._step: _Step | None = None  # of a rule across depth, while it is taken
+        self._anew = False  # a pass has begun, and no layer of it was called yet
 
     def _add(self, recorded: Recorded) -> None:
         row = recorded.name.rpartition(".")[0]
         key = self._last.get(row)
-        if key is None or not _goes_on(self._passes[key], recorded):
+        step = self._step
+        if step is not None and step.key is not None:
+            return  # the rule evaluates its layer anew, as the stages of a solver
+        if key is None or not (_goes_on(self._passes[key], recorded) if step is None else not self._anew):
             self._count[row] = count = self._count.get(row, 0) + 1
             self._last[row] = key = (row or "layers") if count == 1 else f"{row or 'layers'} ({count})"
             self._passes[key] = []
         self._passes[key].append(recorded)
+        if step is not None:
+            step.key, self._anew = key, False
+
+    # as an observer of each `Depth`
+
+    def begins(self, first: bool) -> None:
+        self._step, self._anew = _Step(), self._anew or first
+
+    def ended(self, state: Tensor) -> None:
+        key = None if self._step is None else self._step.key
+        self._step = None
+        if key is not None:  # a layer that is dropped was not called
+            last = self._passes[key][-1]
+            self._passes[key][-1] = replace(last, end=last.particles(state.detach().clone()))
 
     def __getitem__(self, name: str) -> Trajectory:
         if name not in self._passes:
@@ -192,6 +223,13 @@ class Trajectories(Mapping[str, Trajectory]):
 
     def __repr__(self) -> str:
         return f"Trajectories({', '.join(map(repr, self.values()))})"
+
+
+@dataclass
+class _Step:
+    """A step of a rule, and to which pass its layer was added."""
+
+    key: str | None = None
 
 
 def _goes_on(passed: list[Recorded], recorded: Recorded) -> bool:
@@ -237,7 +275,23 @@ def record(model: nn.Module, *, real: Tensor | None = None) -> Iterator[Trajecto
     with ExitStack() as watched:
         for name, layer in layers.items():
             watched.enter_context(_Watch(name, layer, real, trajectories))
+        for module in model.modules():
+            if hasattr(module, "observers") and hasattr(module, "rule"):
+                watched.enter_context(_observing(module, trajectories))
         yield trajectories
+
+
+@contextmanager
+def _observing(depth: Any, trajectories: Trajectories) -> Iterator[None]:
+    """Let them see the steps of its rule."""
+    before = depth.observers
+    depth.observers = (*before, trajectories)
+    try:
+        yield
+    finally:
+        depth.observers = tuple(observer for observer in depth.observers if observer is not trajectories)
+        if not depth.observers:
+            vars(depth).pop("observers", None)
 
 
 class _Watch:

@@ -123,7 +123,9 @@ def _check_same_model(a: dict[str, Any], a_path: Path, b: dict[str, Any], b_path
         )
     if (x := _dictionaries(a)) and (y := _dictionaries(b)) and x != y:
         raise ValueError(f"{b_path} was trained with other dictionaries than {a_path}; {remedy}")
-    for name in _MEANING:
+    forms = {model_option(state, "stochastic_depth_form") for state in (a, b)}
+    rate = () if forms <= {None, "scaled"} else ("stochastic_depth",)  # which acts in evaluation too
+    for name in (*_MEANING, *rate):
         x, y = (model_option(state, name) for state in (a, b))
         if x is not None and y is not None and str(x) != str(y):
             option = f"--{name.replace('_', '-')}"

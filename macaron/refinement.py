@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from macaron.checkpoint import NO_PARAMETERS, CheckpointError, model_option
+from macaron.dynamics.scheme import is_step
 from macaron.names import is_foreign
 
 SIDES = ("encoder", "decoder")
@@ -384,7 +385,7 @@ def check_step(dt: Any) -> float:
     """
     if dt is None:
         return 1.0
-    if isinstance(dt, bool) or not isinstance(dt, (int, float)) or not 0.0 < dt < math.inf:
+    if not is_step(dt):
         raise ValueError(f"its option dt is {dt!r}, which is no step; it must be positive and finite")
     return float(dt)
 

@@ -26,7 +26,10 @@ from macaron.dynamics import (
     Scheme,
     Splitting,
     Step,
+    StochasticDepth,
     Tableau,
+    euler,
+    get_rule,
     get_solver,
 )
 from macaron.dynamics.splitting import FFN
@@ -350,18 +353,51 @@ def test_layers_that_are_used_twice_are_one_trajectory_and_another_batch_is_anot
     )
 
 
-def test_a_rule_across_depth_leaves_gaps_that_are_told() -> None:
-    def doubled(step: Step) -> Tensor:
-        return 2 * step.layer(step.x)
+def doubled(step: Step) -> Tensor:
+    return 2 * step.layer(step.x)
 
-    stack = Depth([make_layer().eval(), make_layer().eval()], doubled, others=(None,))
-    x = torch.randn(B, T, 8)
+
+@pytest.mark.parametrize("rule", ["doubled", "multistep", "rk2", "rk2_learned", "rk4", "sde"])
+def test_states_are_those_of_the_rule(rule: str) -> None:
+    """Of two batches, each a trajectory; a layer is seen as it is at x_n, however often the rule evaluates it."""
+    noise = StochasticDepth(3, 0.5, form="sde", schedule="constant") if rule == "sde" else None
+    chosen = {"doubled": doubled, "sde": euler}.get(rule) or get_rule(rule, 3, dim=8, multistep_init=0.5)
+    stack = Depth([make_layer() for _ in range(3)], chosen, others=(None,), noise=noise).double().eval()
+    passes = []
+    with analysis.record(stack) as trajectories, analysis.record(stack) as inner:
+        for _ in range(2):
+            states = [torch.randn(B, T, 8, dtype=torch.float64)]
+            for layer in stack:
+                states.append(layer(states[-1])[0])
+            passes.append(states)
+    assert len(trajectories) == len(inner) == 2 and "observers" not in vars(stack)
+    for states, trajectory in zip(passes, trajectories.values(), strict=True):
+        assert trajectory.is_joined and len(trajectory.moves) == 9
+        assert torch.equal(trajectory.states[::3], torch.stack(states).flatten(1, 2))
+        for recorded in trajectory.layers:  # the layer's own fields at x_n
+            alone = recorded.layer(recorded.x)[0].flatten(0, 1)
+            torch.testing.assert_close(recorded.moves[-1].after, alone, rtol=0, atol=1e-12)  # float64
+    assert analysis.splitting_errors(trajectory).shape == (3, B * T)
+    plain = Depth(list(stack[:]), others=(None,))
+    with analysis.record(plain) as trajectories:
+        for layer in plain:
+            layer(states[0])
+    assert "observers" not in vars(plain)
+
+
+def test_a_layer_that_is_dropped_is_no_part_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where it is the first of a second pass."""
+    noise = StochasticDepth(2, 0.5, schedule="constant")
+    stack = Depth([make_layer(), make_layer()], others=(None,), noise=noise).train()
+    coins = iter([0.9, 0.1, 0.9, 0.1])  # below ½: kept
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(next(coins)))
     with analysis.record(stack) as trajectories:
-        for layer in stack:
-            x, _ = layer(x)
-    (trajectory,) = trajectories.values()
-    assert not trajectory.is_joined
-    torch.testing.assert_close(trajectory.states[3], 2 * trajectory.layers[0].moves[-1].after)
+        for _ in range(2):
+            x = torch.randn(B, T, 8)
+            for layer in stack:
+                x, _ = layer(x)
+    assert [[layer.name for layer in t.layers] for t in trajectories.values()] == [["1"], ["1"]]
+    assert torch.equal(trajectories["layers (2)"].states[-1], x.flatten(0, 1))
 
 
 # --- nothing is changed -------------------------------------------------------------------------------------------

@@ -343,6 +343,19 @@ def test_average_refuses_other_options_that_no_shape_shows(option, values, save)
     assert average_checkpoints([save("a.pt", a), save("old.pt", state())])["model"]["w"].shape == (2, 3)
 
 
+@pytest.mark.parametrize("form", ["sde", "unscaled"])
+def test_average_refuses_rates_that_act_in_evaluation(form, save):
+    def trained_with(rate: float, form: str) -> dict:
+        options = {"_name": "macaron_tiny", "stochastic_depth": rate, "stochastic_depth_form": form}
+        return {**state(), "cfg": {"model": options}}
+
+    a, b = save("a.pt", trained_with(0.2, form)), save("b.pt", trained_with(0.5, form))
+    with pytest.raises(ValueError, match=r"b\.pt was trained with --stochastic-depth 0\.5 but .*a\.pt with 0\.2; only"):
+        average_checkpoints([a, b])
+    scaled = [save(f"{rate}.pt", trained_with(rate, "scaled")) for rate in (0.2, 0.5)]  # evaluation is the plain model
+    assert average_checkpoints(scaled)["model"]["w"].shape == (2, 3)
+
+
 def test_average_refuses_other_dictionaries(save):
     """Equal in names and shapes, the embeddings of other words."""
 

@@ -73,16 +73,26 @@ def changed_options(model: Any, state: Mapping[str, Any]) -> str | None:
     )
 
 
+# Options, the values under which they learn, where that shows, and in what it can be seen: a single layer has no k.
+_LEARNING = (
+    ("depth_rule", ("multistep",), r"layers\.rule\.", r"layers\.1\.flows\."),
+    ("depth_rule", ("rk2_learned",), r"layers\.rule\.", r"layers\.0\.flows\."),
+    ("solver", ("heun_learned",), r"layers\.\d+\.gates\.", r"layers\.0\.flows\."),
+)
+
+
 def lost_numerics(state: Mapping[str, Any]) -> str | None:
     """What is wrong where a rule or solver was trained whose weights are not there: they would begin anew, unsaid."""
     stored, names = _model_options(state), [name for name in state.get("model") or () if isinstance(name, str)]
-    trained = [o for o in ("depth_rule", "solver") if stored.get(o) in ("multistep", "rk2_learned", "heun_learned")]
-    # a single layer has no k; and what FSDP has flattened has no names
-    if not trained or not any(re.search(r"layers\.1\.flows\.", name) for name in names):
+
+    def has(pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in names)
+
+    # what FSDP has flattened has no names
+    lost = [o for o, values, own, beside in _LEARNING if stored.get(o) in values and has(beside) and not has(own)]
+    if not lost:
         return None
-    if any(re.search(r"layers\.(rule|\d+\.gates)\.", name) for name in names):
-        return None
-    options = " and ".join(f"--{option.replace('_', '-')} {stored[option]}" for option in trained)
+    options = " and ".join(f"--{option.replace('_', '-')} {stored[option]}" for option in lost)
     return (
         f"it was trained with {options}, and what that learned is not in it; copy it again, or take another checkpoint"
     )
@@ -104,10 +114,12 @@ def _pairs(model: Any, stored: Mapping[str, Any]) -> Iterator[tuple[str, Any, An
     """(option, stored, of the model) for the options that have to agree and that both know."""
     given: Namespace = model.args
     shared = stored.get("share_all_embeddings") and getattr(given, "share_all_embeddings", False)
+    in_evaluation = stored.get("stochastic_depth_form") not in (None, "scaled")  # the rate acts there too
     for field in fields(type(model).config):
         name, there, here = field.name, _plain(stored.get(field.name)), _plain(getattr(given, field.name, None))
         free = name in _FREE or name.startswith(_FREE_BEGINNINGS) or name.endswith(_FREE_ENDINGS)
         # interpolations point to the task or the machine; sharing all embeddings includes sharing the decoder's
+        free = free and not (in_evaluation and name == "stochastic_depth")
         free = free or str(field.default).startswith("${") or (shared and name == "share_decoder_input_output_embed")
         if not free and there is not None and here is not None:
             yield name, there, here

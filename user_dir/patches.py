@@ -18,8 +18,10 @@ from fairseq import checkpoint_utils, optim, utils
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.data.fasta_dataset import FastaDataset
 from fairseq.modules import dynamic_crf_layer
+from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.scoring.chrf import ChrFScorer
 from fairseq.trainer import Trainer
+from omegaconf import open_dict
 
 from .rules import SPARED
 
@@ -109,6 +111,17 @@ def spare_marked_parameters() -> None:
 
     build_optimizer.__wrapped__ = build  # type: ignore[attr-defined]
     optim.build_optimizer = build_optimizer
+    build_half = inspect.unwrap(FP16Optimizer.build_optimizer.__func__)
+
+    def build_half_optimizer(cls: Any, cfg: Any, params: Any, **kwargs: Any) -> Any:
+        params = list(params)
+        if any(getattr(p, "optim_overrides", None) == SPARED for p in params):
+            with open_dict(cfg.common):  # one long vector of all parameters has one weight decay
+                cfg.common.fp16_no_flatten_grads = True
+        return build_half(cls, cfg, params, **kwargs)
+
+    build_half_optimizer.__wrapped__ = build_half  # type: ignore[attr-defined]
+    FP16Optimizer.build_optimizer = classmethod(build_half_optimizer)
 
 
 def training_command() -> ModuleType | None:
@@ -182,8 +195,8 @@ PATCHES = (
         make=quote_fasta,
     ),
     Patch(
-        what="--depth-rule multistep with --weight-decay: its k are not decayed (with --fp16: --fp16-no-flatten-grads)",
-        why="fairseq has one group of parameters for all optimisers but its composite one",
+        what="--depth-rule multistep with --weight-decay: its k are not decayed (and --fp16-no-flatten-grads is set)",
+        why="fairseq has one group of parameters for all optimisers but its composite one, and in fp16 one vector",
         retired_by="a fairseq whose optimisers read a parameter's optim_overrides",
         make=spare_marked_parameters,
     ),

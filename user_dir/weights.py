@@ -63,21 +63,26 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(tensors[name].shape) if name in tensors else None
 
 
-_LEARNED = re.compile(r"(?:encoder|decoder)\.layers\.(?:rule|\d+\.gates)\.")  # weights of rules and solvers
+# Weights of the rule across depth, and of the solver.
+_LEARNED = tuple(re.compile(rf"(?:encoder|decoder)\.layers\.{part}\.") for part in ("rule", r"\d+\.gates"))
 
 
 def with_numerics(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a model whose rule and solver have no parameters, for one where they have: those begin as they are.
+    """Weights of a model whose rule or solver has no parameters, for one where it has: those begin as they are.
 
     So a trained model goes on with another rule or solver.
     """
-    own = {name: value for name, value in model.state_dict().items() if _LEARNED.match(name)}
-    if not own or any(_LEARNED.match(name) for name in state_dict):
+    own = model.state_dict()
+    begun: dict[str, Tensor] = {}
+    for learned in _LEARNED:
+        if not any(learned.match(name) for name in state_dict):
+            begun |= {name: value for name, value in own.items() if learned.match(name)}
+    if not begun:
         return state_dict
     logging.getLogger(__name__).info(
-        "the checkpoint has no parameters of a rule across depth or a solver: %s begin anew", ", ".join(own)
+        "the checkpoint has no parameters of a rule across depth or a solver: %s begin anew", ", ".join(begun)
     )
-    return {**state_dict, **own}
+    return {**state_dict, **begun}
 
 
 def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], error: Exception) -> None:

@@ -50,7 +50,10 @@ from macaron.particles.surroundings import Mask, Packed, Surroundings
 
 _ENCODER = ("embeddings", "layers", "final_norm")  # its parts, by the names of their parameters
 _WITH_WEIGHTS = {"multistep", "rk2_learned", "heun_learned"}  # rules and solvers that have parameters
-_NUMERICS = re.compile(r"layers\.(rule\.(bias$|gates\.)|\d+\.gates\.)")  # and their names
+_NUMERICS = {  # and their names, by option
+    "depth_rule": re.compile(r"layers\.rule\.(bias$|gates\.)"),
+    "solver": re.compile(r"layers\.\d+\.gates\."),
+}
 _POOLER = [r"^(macaron_bert\.)?pooler\."]  # in checkpoints; heads without one leave it there
 
 
@@ -171,6 +174,13 @@ class MacaronBertLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[Lay
         return self.integrate(hidden_states, context)[0]
 
 
+class MacaronBertStep(nn.Module):
+    """From the state before and after a step in depth to that after, where hidden states are recorded."""
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        return after
+
+
 class BertDepth(Depth):
     """Layers in a row, whose systems are the sentences, also where these are packed."""
 
@@ -200,7 +210,7 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": MacaronBertLayer,
+        "hidden_states": MacaronBertStep,  # a rule across depth makes other states than its layers do
         "attentions": MacaronBertSelfAttention,
     }
 
@@ -250,9 +260,16 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
             )
         if not told and not fresh:
             stored = {} if source is None else PreTrainedConfig.get_config_dict(source, **_of_place(kwargs))[0]
-            if not {stored.get("depth_rule"), stored.get("solver")} & _WITH_WEIGHTS and source is not None:
+            if source is not None:
                 # a model of another rule or solver goes on with theirs as they begin, see `_init_weights`
-                report["missing_keys"] = {name for name in report["missing_keys"] if not _NUMERICS.search(name)}
+                begun = [
+                    names
+                    for option, names in _NUMERICS.items()
+                    if stored.get(option, "euler") not in (*_WITH_WEIGHTS, getattr(model.config, option))
+                ]
+                report["missing_keys"] = {
+                    name for name in report["missing_keys"] if not any(names.search(name) for names in begun)
+                }
             own = not isinstance(config, PreTrainedConfig) or config._name_or_path == str(source)
             saved_by = (model.config.architectures or []) if own else []
             check_names(model, report, str(where), complete=cls.__name__ in saved_by, encoder=_ENCODER)
@@ -292,6 +309,7 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         scheme = config.scheme()
         layers = [MacaronBertLayer(config) for _ in range(depth)]
         self.layers = BertDepth(layers, scheme.rule(depth, config.hidden_size), noise=scheme.noise(depth))
+        self.step = MacaronBertStep()
         dim, eps, affine = config.hidden_size, config.layer_norm_eps, config.norm_affine
         self.final_norm = nn.LayerNorm(dim, eps, elementwise_affine=affine) if config.final_norm else None
         self.pooler = MacaronBertPooler(config) if config.use_pooler and add_pooling_layer else None
@@ -329,16 +347,13 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             token_type_ids: (B, T) segments; None is segment 0.
             position_ids: (B, T) or (1, T), from 0; None counts the real particles.
 
+        With `output_hidden_states` these are x_0 … x_L: the embeddings, and the states to which `depth_rule` and
+        stochastic depth lead after each layer; the last one is `last_hidden_state`.
+
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`; sentences that are too long; a mask of
-                another form, or that the attention implementation cannot follow; hidden states under another
-                `depth_rule` than "euler", or of layers that are dropped.
+                another form, or that the attention implementation cannot follow.
         """
-        if not self.layers.is_plain and self._wanted("output_hidden_states", kwargs):
-            raise ValueError(  # what is recorded are results of layers, which are no states then
-                f"hidden states are not recorded under depth_rule={self.config.depth_rule!r} or stochastic depth; "
-                f"leave out output_hidden_states, and take macaron.analysis.record"
-            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         given = inputs_embeds if input_ids is None else input_ids
@@ -374,8 +389,10 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             x = self.embeddings(*(None if t is None else packing.pack(t) for t in per_particle))  # (N, C)
             around = Surroundings(packed=Packed(packing.offsets, packing.max_length))
             context = LayerContext(around, None, {})
+        recorded = self._wanted("output_hidden_states", kwargs)
         for layer in self.layers:
-            x = layer(x, context)
+            moved = layer(x, context)
+            x = self.step(x, moved) if recorded else moved
         if self.final_norm is not None:
             x = self.final_norm(x)
         if packing is not None:

@@ -25,6 +25,9 @@ _OPTIMIZER = "optimizer.pt"
 _WEIGHTS = re.compile(
     r"(config\.json|.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?|optimizer\.pt)"
 )
+# The coarser model in the forms of others.
+_OTHER_WEIGHTS = re.compile(r".*\.(onnx|onnx_data|h5|msgpack|ot|gguf|tflite)|optimizer\.bin")
+_MODULE = re.compile(r"[0-9]+_[A-Za-z]+")  # folders of sentence-transformers' own parts, 1_Pooling
 # What transformers' Trainer spares from weight decay, beside nn.LayerNorm.
 _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 
@@ -76,7 +79,11 @@ def refine_folder(folder: str | Path, layers: int, out: str | Path, *, force: bo
         complete = Path(scratch, "complete")
         finer.eval().save_pretrained(complete)
         for path in folder.iterdir():
-            if path.is_file() and not _WEIGHTS.fullmatch(path.name):
+            if path.is_dir() and _MODULE.fullmatch(path.name):
+                shutil.copytree(path, complete / path.name)
+            elif path.is_file() and _OTHER_WEIGHTS.fullmatch(path.name):
+                left_out.append(f"{path.name}, which holds the model of before")
+            elif path.is_file() and not _WEIGHTS.fullmatch(path.name):
                 shutil.copyfile(path, complete / path.name)
         if (folder / _OPTIMIZER).is_file():
             try:

@@ -52,6 +52,16 @@ class Noise(Protocol):
     def __call__(self, step: Step) -> Step: ...
 
 
+class Observer(Protocol):
+    """Sees the steps of a rule, see `Depth.observers`."""
+
+    def begins(self, first: bool) -> None:
+        """A step follows, in which layers are evaluated; `first` is that of a pass."""
+
+    def ended(self, state: Tensor) -> None:
+        """x_{n+1}."""
+
+
 def euler(step: Step) -> Tensor:
     """x_{n+1} = x_n + Δ_n(x_n)."""
     return step.layer(step.x)
@@ -74,9 +84,11 @@ class Depth(nn.ModuleList):
 
     Fields:
         watch: where set, called with the state after the first step of a pass, and answers with that to go on from.
+        observers: they see each step of a rule; under Euler's, where the layers themselves are called, there is none.
     """
 
     watch: Callable[[Tensor], Tensor] | None = None
+    observers: tuple[Observer, ...] = ()
 
     def __init__(
         self,
@@ -184,8 +196,12 @@ class _RuledLayer:
         step = Step(self._n, len(stack), previous, x, layer, lambda: stack.systems(x, args, kwargs))
         if stack.noise is not None and stack.noise.active:
             step = stack.noise(step)
+        for observer in stack.observers:
+            observer.begins(first=previous is None)
         moved = stack.rule(step)
         if stack.watch is not None and previous is None:
             moved = stack.watch(moved)
+        for observer in stack.observers:
+            observer.ended(moved)
         self._previous[:] = [x]
         return (moved, *others) if others else moved

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -19,6 +18,15 @@ T = TypeVar("T")
 
 # What stochastic depth and multistep are told beside; without them these mean nothing.
 _NOISE = ("stochastic_depth_schedule", "stochastic_depth_form", "stochastic_depth_unit")
+
+
+# In single precision a smaller step is none, and a greater one infinite.
+_LEAST, _GREATEST = 2.0**-126, 2.0**127
+
+
+def is_step(dt: Any) -> bool:
+    """Whether it is a number that a layer can follow its flows for."""
+    return isinstance(dt, (int, float)) and not isinstance(dt, bool) and _LEAST <= dt <= _GREATEST
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,12 @@ class Scheme:
 
     def __post_init__(self) -> None:
         dt = self.dt
-        if isinstance(dt, bool) or not isinstance(dt, (int, float)) or not 0.0 < dt < math.inf:
-            raise ValueError(f"dt={dt!r} is not a step; it must be positive and finite, 1 is a layer of its own")
+        if not is_step(dt):
+            shown = "an integer of many digits" if type(dt) is int and abs(dt) > _GREATEST else repr(dt)
+            raise ValueError(
+                f"dt={shown} is not a step; it must be positive and finite, from {_LEAST:.3g} to {_GREATEST:.3g}, "
+                f"1 is a layer of its own"
+            )
         object.__setattr__(self, "multistep_init", start_of(self.multistep_init))
         get_rule(self.depth_rule, 1)  # an unknown name is told now
         check_noise(self.stochastic_depth, *(getattr(self, name) for name in _NOISE))

@@ -27,6 +27,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from recipes.bert_pretrain.masking import IGNORED
 from recipes.bert_pretrain.settings import PretrainSettings, TrainingSettings
+from recipes.common import multistep
 from recipes.common.divergence import ANEW, check_finite
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import not_finite, read_json
@@ -264,7 +265,7 @@ class Pretraining(Trainer):
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         if self.training.decay_all:
-            return [name for name, _ in model.named_parameters()]
+            return [name for name, _ in model.named_parameters() if not multistep.is_k(name)]
         return super().get_decay_parameter_names(model)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
@@ -290,6 +291,8 @@ class Pretraining(Trainer):
             tokens = (self.state.global_step - self.counted) * self.training.batch_size * self.tokens_per_example
             logs["tokens_per_second"] = round(tokens / (now - self.since))
             self.since, self.counted = now, self.state.global_step
+        if "loss" in logs:
+            logs |= multistep.extremes(dict(self.model.named_parameters()))
         super().log(logs, start_time)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:

@@ -37,6 +37,17 @@ def weights(parameters: Mapping[str, Any], where: object) -> Weights:
     return found
 
 
+def is_k(parameter: str) -> bool:
+    """Whether a parameter of that name holds k, which weight decay leaves alone: it would pull towards k = 0."""
+    return _K.search(parameter) is not None
+
+
+def extremes(parameters: Mapping[str, Any]) -> dict[str, float]:
+    """For a training log: the smallest and the greatest k of all layers; {} without any."""
+    ks = [float(k) for name, tensor in parameters.items() if is_k(name) for k in tensor.reshape(-1).tolist()]
+    return {"k_min": round(min(ks), 4), "k_max": round(max(ks), 4)} if ks else {}
+
+
 def rows(found: Weights) -> list[list[str]]:
     """A line per layer, under HEAD."""
     from macaron.dynamics.multistep import is_zero_stable

@@ -44,7 +44,7 @@ MANY_UNKNOWN = 0.05  # share of the training text's pieces, above which the resu
 
 
 class GlueTrainer(Trainer):
-    """Trainer with our batches, and with weight decay on every parameter as in fairseq's Adam."""
+    """Trainer with our batches, and with weight decay on every parameter as in fairseq's Adam, but for the k."""
 
     def __init__(self, *args: Any, batches: Batches, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -60,7 +60,7 @@ class GlueTrainer(Trainer):
         )
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        return [name for name, _ in model.named_parameters()]
+        return [name for name, _ in model.named_parameters() if not multistep.is_k(name)]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counting parameters in every step is a tenth of a tiny model's step

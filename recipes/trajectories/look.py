@@ -119,6 +119,8 @@ def facts(
     parameters = sum({id(p): p.numel() for p in opened.model.parameters()}.values())
     sides = {s.side: s for s in sighted}
     rows = {side: f"{s.substeps[-1][0]} layers: {notation(s)}" for side, s in sides.items()}
+    if (rule := rule_of(opened)) != "euler":
+        rows["rule across depth"] = f"{rule}; each layer is seen at x_n, and the state after it is the rule's x_{{n+1}}"
     read = len({s.line for s in sighted})
     return [
         ("model", str(args.model)),
@@ -127,6 +129,11 @@ def facts(
         ("sentences", f"{read} of {args.text}"),
         *((name, str(value)) for name, value in made.items()),
     ]
+
+
+def rule_of(opened: Opened) -> str:
+    options = getattr(opened.model, "args", None) or getattr(opened.model, "config", None)  # of fairseq, of a BERT
+    return str(getattr(options, "depth_rule", "euler"))
 
 
 def notation(sighted: Sighted) -> str:

@@ -97,15 +97,15 @@ def only(trajectories: Trajectories, name: str) -> Trajectory:
     """The one pass through the row of layers of that name.
 
     Raises:
-        RecipeError: under another rule across depth than Euler's, whose states are not those that its layers make.
+        RecipeError: the results of its layers are not its states, and no rule across depth tells which are.
     """
     found = trajectories[name]
     if len([key for key in trajectories if key.startswith(name)]) > 1 or (
         not found.is_joined and bool(found.states.isfinite().all())  # what is no number equals nothing
     ):
         raise RecipeError(
-            "its depth_rule makes other states than its layers do, or runs a layer several times, and such paths are "
-            "not drawn; give a model with depth_rule='euler', or look at it by macaron.analysis.record"
+            "it makes other states than its layers do, and no rule across depth tells which; give a model whose layers "
+            "are in a row, or look at it by macaron.analysis.record"
         )
     return found
 

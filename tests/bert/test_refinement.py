@@ -97,11 +97,17 @@ def test_a_trainer_goes_on(build, tmp_path: Path, capsys) -> None:
 
     trainer(build(MacaronBertForSequenceClassification, depth_rule="multistep"), 2).train()
     (tmp_path / "checkpoint-2" / "README.md").write_text("a card")
+    (tmp_path / "checkpoint-2" / "model.onnx").write_text("other weights")
+    (tmp_path / "checkpoint-2" / "1_Pooling").mkdir()
+    (tmp_path / "checkpoint-2" / "1_Pooling" / "config.json").write_text("{}")
     arguments = ["refine", str(tmp_path / "checkpoint-2"), "--layers", "4", "--output", str(tmp_path / "finer")]
     capsys.readouterr()
     assert main(arguments) == 0
     told = capsys.readouterr().out
     assert "(2 layers, dt 1) into" in told and "(4 layers, dt 0.5), with the optimiser's state" in told
+    assert "left out: model.onnx, which holds the model of before" in told
+    assert not (tmp_path / "finer" / "model.onnx").exists()
+    assert (tmp_path / "finer" / "1_Pooling" / "config.json").read_text() == "{}"
     finer = MacaronBertForSequenceClassification.from_pretrained(tmp_path / "finer")
     resumed = trainer(finer, 4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "finer"))
@@ -111,6 +117,41 @@ def test_a_trainer_goes_on(build, tmp_path: Path, capsys) -> None:
     assert main(arguments) == 1
     assert "is not empty; name another one, or add --force" in capsys.readouterr().err
     assert main([*arguments, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    "scheme", [{}, {"depth_rule": "multistep", "solver": "heun"}, {"stochastic_depth": 0.3}], ids=str
+)
+def test_the_loss_goes_on_falling(scheme: dict[str, Any], build, batch, tmp_path: Path) -> None:
+    """From where the coarser model was, without a jump as large as what was learned, and with its moments."""
+    model = build(MacaronBertForMaskedLM, **scheme)
+
+    def loss(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(model.eval()(**batch, labels=batch["input_ids"]).loss)
+
+    def trained(model: nn.Module, optimizer: torch.optim.Optimizer, updates: int) -> float:
+        for _ in range(updates):
+            optimizer.zero_grad()
+            model.train()(**batch, labels=batch["input_ids"]).loss.backward()
+            optimizer.step()
+        return loss(model)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    start, before = loss(model), trained(model, optimizer, 20)
+    model.save_pretrained(tmp_path / "2")
+    torch.save(optimizer.state_dict(), tmp_path / "2" / "optimizer.pt")
+    refine_folder(tmp_path / "2", 4, tmp_path / "4")
+    finer = MacaronBertForMaskedLM.from_pretrained(tmp_path / "4")
+    again = torch.optim.AdamW(finer.parameters(), lr=1e-3)
+    again.load_state_dict(torch.load(tmp_path / "4" / "optimizer.pt", weights_only=True))
+    jumped, after = loss(finer), trained(finer, again, 20)
+    assert abs(jumped - before) < 0.5 * (start - before) and after < 0.8 * min(before, jumped), (
+        start,
+        before,
+        jumped,
+        after,
+    )
 
 
 def fails(folder: Path, out: Path, capsys, layers: str = "4", *more: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from fairseq import checkpoint_utils, optim
 from fairseq.models import MODEL_REGISTRY
 from fairseq.optim.fp16_optimizer import FP16Optimizer
+from macaron.user_dir import match
 from macaron.user_dir.models.macaron_lm import MacaronLanguageModel
 from omegaconf import OmegaConf
 
@@ -94,6 +95,36 @@ def test_a_trained_model_goes_on_with_multistep(splitting: str, toy_task, caplog
         plain.load_state_dict(multistep.state_dict())
 
 
+@pytest.mark.parametrize("form", ["scaled", "unscaled", "sde"])
+@pytest.mark.filterwarnings("ignore:stochastic depth")
+def test_the_rate_is_free_where_evaluation_does_not_know_it(form: str, toy_task) -> None:
+    options = {"stochastic_depth_form": form, "stochastic_depth": 0.2}
+    before, after = build(toy_task, **options), build(toy_task, **{**options, "stochastic_depth": 0.5})
+    after.load_state_dict(before.state_dict())
+    same = torch.equal(before.eval()(**batch())[0], after.eval()(**batch())[0])
+    told = match.changed_options(after, {"args": before.args})
+    assert same == (form == "scaled") == (told is None)
+    assert told is None or "it was trained with --stochastic-depth 0.2 (now 0.5): its weights fit, but" in told
+    assert match.changed_options(before, {"args": before.args}) is None
+
+
+def test_a_solver_that_learned_goes_on_with_multistep(toy_task) -> None:
+    """And what is lost of either is not taken for new."""
+    before, after = (build(toy_task, solver="heun_learned", depth_rule=rule) for rule in ("euler", "multistep"))
+    with torch.no_grad():
+        for name, parameter in before.named_parameters():
+            if ".gates." in name:
+                parameter.add_(torch.randn_like(parameter))
+    after.load_state_dict(before.state_dict())
+    assert torch.equal(before.eval()(**batch())[0], after.eval()(**batch())[0])
+    state = {"args": after.args, "model": after.state_dict()}
+    assert match.lost_numerics(state) is None
+    for part, option in ((".rule.", "--depth-rule multistep"), (".gates.", "--solver heun_learned")):
+        kept = {name: tensor for name, tensor in state["model"].items() if part not in name}
+        told = match.lost_numerics({**state, "model": kept})
+        assert told is not None and told.startswith(f"it was trained with {option}, and what that learned is not in it")
+
+
 def test_a_language_model(toy_task) -> None:
     options = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 24, "decoder_layers": 3, "decoder_attention_heads": 2}
     options |= {"decoder_normalize_before": True, "max_target_positions": 64, "dropout": 0.0}
@@ -114,12 +145,12 @@ def test_a_language_model(toy_task) -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "macaron_adam", "sgd"])
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-def test_weight_decay_spares_k(name: str, half: bool, toy_task) -> None:
+@pytest.mark.parametrize("half", ["", "bf16", "fp16"], ids=["fp32", "bf16", "fp16"])
+def test_weight_decay_spares_k(name: str, half: str, toy_task) -> None:
     """With gradients of zero an update is decay alone."""
     model = build(toy_task, depth_rule="multistep", multistep_init="0.5")
     if half:
-        model = model.bfloat16()
+        model = model.bfloat16() if half == "bf16" else model.half()
     adam = {
         "adam_betas": "(0.9, 0.98)",
         "adam_eps": 1e-8,
@@ -128,7 +159,13 @@ def test_weight_decay_spares_k(name: str, half: bool, toy_task) -> None:
         "tpu": False,
     }
     chosen = {"_name": name, "lr": [0.5], "weight_decay": 0.1, **({"momentum": 0.0} if name == "sgd" else adam)}
-    common = {"bf16": True, "fp16": False, "fp16_init_scale": 4, "fp16_scale_window": None, "min_loss_scale": 1e-4}
+    common = {
+        "bf16": half == "bf16",
+        "fp16": half == "fp16",
+        "fp16_init_scale": 4,
+        "fp16_scale_window": None,
+        "min_loss_scale": 1e-4,
+    }
     common |= {"fp16_scale_tolerance": 0.0, "threshold_loss_scale": None, "model_parallel_size": 1}
     cfg = OmegaConf.create(
         {

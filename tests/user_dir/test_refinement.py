@@ -184,6 +184,30 @@ def test_training_goes_on(train, trained, tiny_data_bin, batches, whole, fairseq
     assert "Generate valid with beam=5" in generated.stdout
 
 
+@pytest.mark.parametrize("options", [{}, {"depth_rule": "multistep", "solver": "heun"}], ids=str)
+def test_the_loss_goes_on_falling(options: dict, toy_task) -> None:
+    """From where the coarser model was, without a jump as large as what was learned, and with its moments."""
+    model = build(toy_task, (2, 2), **options)
+    optimizer = optimizer_of(model)
+    start = float(loss_of(model))
+    update(model, optimizer, 8)
+    before = float(loss_of(model))
+    state = refine_checkpoint(checkpoint_of(model, optimizer), [4]).state
+    finer = build(toy_task, (4, 4), **options, dt=0.5)
+    finer.load_state_dict(state["model"])
+    again = optimizer_of(finer)
+    again.load_state_dict(state["last_optimizer_state"])
+    jumped = float(loss_of(finer))
+    update(finer, again, 8)
+    after = float(loss_of(finer))
+    assert abs(jumped - before) < 0.5 * (start - before) and after < 0.8 * min(before, jumped), (
+        start,
+        before,
+        jumped,
+        after,
+    )
+
+
 def test_one_long_state_of_half_precision(toy_task) -> None:
     """fairseq keeps it so under --bf16 and --fp16: all parameters after one another."""
     model = build(toy_task, (2, 2), share_all_embeddings=True)

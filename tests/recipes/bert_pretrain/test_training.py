@@ -144,7 +144,8 @@ def test_weight_decay_of_everything(tmp_path: Path) -> None:
             return 50
 
     for decay_all in (False, True):
-        s = settings_for("tiny", hidden_size=8, num_hidden_layers=1, num_attention_heads=2, decay_all=decay_all)
+        sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "depth_rule": "multistep"}
+        s = settings_for("tiny", decay_all=decay_all, **sizes)
         model = training.build_model(s, Tokenizer())
         trainer = training.Pretraining(
             model=model,
@@ -156,8 +157,13 @@ def test_weight_decay_of_everything(tmp_path: Path) -> None:
         )
         decayed = set(trainer.get_decay_parameter_names(model))
         names = {name for name, _ in model.named_parameters()}
-        assert decayed & names == names if decay_all else decayed & names < names
-        assert ("mlm_head.dense.bias" in decayed) is decay_all
+        k = {"macaron_bert.layers.rule.bias"}  # never
+        assert decayed & names == names - k if decay_all else decayed & names < names - k
+        assert k < names and ("mlm_head.dense.bias" in decayed) is decay_all
+        with torch.no_grad():
+            model.macaron_bert.layers.rule.bias.copy_(torch.tensor([0.25, -0.5]))
+        trainer.log({"loss": 1.0})
+        assert trainer.state.log_history[-1] | {"k_min": -0.5, "k_max": 0.25} == trainer.state.log_history[-1]
 
 
 def test_order_needs_no_list_of_all_passes() -> None:

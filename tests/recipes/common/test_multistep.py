@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recipes.common.errors import RecipeError
-from recipes.common.multistep import figure, rows, verdict, weights
+from recipes.common.multistep import extremes, figure, is_k, rows, verdict, weights
 
 FOUND = {"encoder": [0.25, -0.5], "decoder": [1.0, 0.0]}
 
@@ -20,6 +20,14 @@ def test_read_off_the_parameters_of_either_host(prefix: str) -> None:
     }
     assert weights(state, "model.pt") == FOUND
     assert weights({"macaron_bert.layers.rule.bias": torch.tensor([0.25])}, "model") == {"encoder": [0.25]}
+
+
+def test_for_a_training_log_and_weight_decay() -> None:
+    found = {"encoder.layers.rule.bias": torch.tensor([0.25]), "decoder.layers.rule.bias": torch.tensor([-0.5, 0.1])}
+    assert extremes(found) == {"k_min": -0.5, "k_max": 0.25}
+    assert extremes({"encoder.layers.0.norms.0.bias": torch.ones(3)}) == {}
+    assert is_k("macaron_bert.layers.rule.bias") and is_k("module.macaron_bert.layers.rule.bias")
+    assert not is_k("layers.rule.gates.0.bias") and not is_k("layers.0.flows.0.fc1.bias")
 
 
 def test_rows_and_verdict() -> None:

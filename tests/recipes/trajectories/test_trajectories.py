@@ -347,19 +347,54 @@ def test_checkpoints_that_are_none(refused, tmp_path: Path, data_folder: Path) -
     assert "makes states that are no finite numbers" in said
 
 
-@pytest.mark.parametrize("evaluations", [1, 2])
-def test_a_rule_across_depth_whose_states_the_layers_do_not_make(refused, evaluations, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("rule", ["multistep", "rk2_learned", "rk4"])
+def test_under_a_rule_the_states_are_those_of_the_rule(rule: str, tmp_path: Path, data_folder: Path) -> None:
+    """Of both hosts: lengths of the hidden states, and at the end the words that the model itself reads."""
+    chosen = {"depth_rule": rule, **({"multistep_init": "0.5"} if rule == "multistep" else {})}
+    folder = conftest.save_bert(tmp_path / "bert", **chosen)
+    text = write(tmp_path / "text", "the dog sees a big cat .")
+    assert main([str(folder), "--text", str(text), "--out", str(tmp_path / "out")]) == 0
+    opened = open_model(folder, None, {}, "cpu")
+    with torch.no_grad():
+        ids = opened.tokenizer("the dog sees a big cat .", return_tensors="pt")["input_ids"]  # type: ignore[attr-defined]
+        found = opened.model(ids, output_hidden_states=True)
+    rows = read(tmp_path / "out" / "tokens.csv")
+    lengths = column(rows, "length")[:, [0, 3, 6]]
+    expected = torch.stack(found.hidden_states[:-1], -1)[0].norm(dim=1).numpy()  # the last one is normalised
+    np.testing.assert_allclose(lengths, expected, **{"rtol": 2e-6, "atol": 1e-6})  # as WRITTEN
+    words = opened.tokenizer.convert_ids_to_tokens(found.logits[0].argmax(-1).tolist())  # type: ignore[attr-defined]
+    assert [row["lens_token"] for row in rows if row["state"] == "9"] == words
+    assert f"{rule}; each layer is seen at x_n" in (tmp_path / "out" / "trajectories.html").read_text(encoding="utf-8")
+
+    options = {**chosen, "encoder_normalize_before": True, "decoder_normalize_before": True}
+    path = conftest.save_checkpoint(tmp_path / "model.pt", data_folder, **options)
+    german, english = write(tmp_path / "de", "ein Mann ."), write(tmp_path / "en", "a man .")
+    more = ["--data", str(data_folder), "--target", str(english), "--out", str(tmp_path / "out2")]
+    assert main([str(path), "--text", str(german), *more]) == 0
+    opened = open_model(path, data_folder, {}, "cpu")
+    rows = [row for row in read(tmp_path / "out2" / "tokens.csv") if row["side"] == "decoder"]
+    words = opened.hub.task.target_dictionary  # type: ignore[attr-defined]
+    with torch.no_grad():
+        source = opened.hub.task.source_dictionary.encode_line("ein Mann .", add_if_not_exist=False)  # type: ignore[attr-defined]
+        previous = torch.tensor([[int(row["id"]) for row in rows if row["state"] == "0"]])
+        logits, extra = opened.model(source.long()[None], torch.tensor([len(source)]), previous)
+    assert [row["lens_token"] for row in rows if row["state"] == "8"] == [
+        words[n] for n in logits[0].argmax(-1).tolist()
+    ]
+    expected = torch.stack(extra["inner_states"], -1)[:, 0].norm(dim=1).numpy()  # (T, L + 1)
+    np.testing.assert_allclose(column(rows, "length")[:, [0, 4, 8]], expected, **{"rtol": 2e-6, "atol": 1e-6})
+
+
+def test_layers_that_are_not_in_a_row(refused, tmp_path, monkeypatch) -> None:
     from macaron.dynamics import Step, rules
 
     def rule(step: Step) -> torch.Tensor:
-        for _ in range(evaluations):
-            moved = step.layer(step.x)
-        return 2 * moved
+        return step.layer(2 * step.x)  # begins elsewhere than the last step ended
 
-    monkeypatch.setitem(rules.RULES, "doubled", lambda depth, **_: rule)
-    folder = conftest.save_bert(tmp_path / "ruled", depth_rule="doubled")
+    monkeypatch.setitem(rules.RULES, "elsewhere", lambda depth, **_: rule)
+    folder = conftest.save_bert(tmp_path / "ruled", depth_rule="elsewhere")
     said = refused(folder, "--text", write(tmp_path / "text", "the dog"))
-    assert "ruled: its depth_rule makes other states than its layers do" in said
+    assert "ruled: it makes other states than its layers do" in said
 
 
 def test_text_that_is_none(refused, bert_folder: Path, release: Path, tmp_path: Path) -> None:
