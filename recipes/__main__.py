@@ -11,8 +11,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import PACKAGE, module, run_command
+from .common.errors import RecipeError
+from .common.main import PACKAGE, module, run_command
 
 
 def recipes() -> dict[str, str]:

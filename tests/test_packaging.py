@@ -47,8 +47,9 @@ def run(*command: object, cwd: Path) -> str:
 def modules(root: Path) -> dict[str, Path]:
     """Every module of the package: its path in the wheel -> its path in the tree."""
     found = {f"macaron/{path.relative_to(root / 'macaron')}": path for path in (root / "macaron").rglob("*.py")}
-    for path in (root / "user_dir").rglob("*.py"):
-        found[f"macaron/user_dir/{path.relative_to(root / 'user_dir')}"] = path
+    for folder in ("user_dir", "recipes"):
+        for path in (root / folder).rglob("*.py"):
+            found[f"macaron/{path.relative_to(root)}"] = path
     return found
 
 
@@ -98,8 +99,10 @@ def test_wheel_holds_every_module_and_nothing_else(wheel, project_root):
     assert {name.split("/")[0] + "/" for name in names} == {"macaron/", info}
     assert {"macaron/py.typed", f"{info}licenses/LICENSE"} <= set(names)
     data = {name for name in names if name.startswith("macaron/") and not name.endswith((".py", "/py.typed"))}
-    in_tree = [*(project_root / "macaron").rglob("*.yaml"), *(project_root / "user_dir").rglob("*.yaml")]
-    assert {Path(name).name for name in data if name.endswith(".yaml")} == {path.name for path in in_tree}
+    for suffix in (".yaml", ".html"):
+        folders = (project_root / name for name in ("macaron", "user_dir", "recipes"))
+        in_tree = [path.name for folder in folders for path in folder.rglob("*" + suffix)]
+        assert sorted(Path(name).name for name in data if name.endswith(suffix)) == sorted(in_tree)
 
 
 def test_sdist_holds_the_source_and_the_tests(dist, project_root):
@@ -203,6 +206,18 @@ def test_wheel_is_what_the_clean_environment_imports(clean_environment, project_
     assert all(Path(path).is_relative_to(home) for path in paths), paths
     printed = run(clean_environment.parent / "macaron", "user-dir", cwd=tmp_path).strip()
     assert Path(printed).is_relative_to(home)
+
+
+def test_recipes_of_the_wheel(clean_environment, tmp_path):
+    """They have a name that no other package can have, and none of them needs the clone."""
+    said = run(clean_environment, "-m", "macaron.recipes", cwd=tmp_path)
+    assert "python -m macaron.recipes.NAME" in said and "bert_pretrain" in said
+    said = run(clean_environment, "-m", "macaron.recipes.compare", "--help", cwd=tmp_path)
+    assert "usage: python -m macaron.recipes.compare" in said
+    code = "import macaron.recipes.common.report as r; print(r.Report('t').html())"
+    assert "<h1>t</h1>" in run(clean_environment, "-c", code, cwd=tmp_path)
+    code = "try: import recipes\nexcept ImportError: print('absent')"
+    assert "absent" in run(clean_environment, "-c", code, cwd=tmp_path)
 
 
 def test_user_dir_option_after_registration(clean_environment, tmp_path):

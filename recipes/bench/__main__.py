@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import command_line, positive, run_command
+from ..common.errors import RecipeError
+from ..common.main import command_line, positive, run_command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -152,17 +152,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def chosen(args: argparse.Namespace) -> None:
     if args.command == "lengths":
-        from recipes.bench.lengths import show
+        from .lengths import show
 
         show(args.data_dir)
     elif args.command == "gpu":
-        from recipes.bench import gpu
-        from recipes.bench.record import RESULTS
+        from . import gpu
+        from .record import RESULTS
 
         gpu.run(args.minutes, args.out or RESULTS, args.figures or (args.out or RESULTS).parent)
     elif args.command == "plot":
-        from recipes.bench.plot import draw_all
-        from recipes.bench.record import RESULTS
+        from .plot import draw_all
+        from .record import RESULTS
 
         results = args.out or RESULTS
         draw_all(results, args.figures or results.parent)
@@ -173,8 +173,8 @@ def chosen(args: argparse.Namespace) -> None:
 def benchmark(args: argparse.Namespace) -> None:
     import torch
 
-    from recipes.bench.measure import Plan
-    from recipes.bench.record import RESULTS, Record
+    from .measure import Plan
+    from .record import RESULTS, Record
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -185,7 +185,7 @@ def benchmark(args: argparse.Namespace) -> None:
         )
     plan = Plan(device, args.repeats, args.seconds, clock=args.clock)
     if args.command == "bert":
-        from recipes.bench import bert
+        from . import bert
 
         check_choices("--contenders", args.contenders, bert.CONTENDERS)
         if args.lengths != "glue" and not (args.lengths.isdigit() and 0 < int(args.lengths) <= 512):
@@ -197,7 +197,7 @@ def benchmark(args: argparse.Namespace) -> None:
         cases = args.cases or list(bert.CASES)
         bert.run(record, plan, settings, cases, args.contenders, args.precision, args.seed, args.profile)
     elif args.command in ("train", "cost"):
-        from recipes.bench import cost, train
+        from . import cost, train
 
         chosen = train.StepSettings(args.size, args.max_tokens, args.vocabulary)
         record = Record(
@@ -209,7 +209,7 @@ def benchmark(args: argparse.Namespace) -> None:
             values = args.values or list(cost.VALUES[args.over])
             cost.run(record, plan, chosen, args.over, values, args.contenders, args.precision, args.seed)
     elif args.command == "adversary":
-        from recipes.bench import adversary
+        from . import adversary
 
         if args.dim % args.heads or args.length > 512:
             raise RecipeError(f"--dim {args.dim} has to be a multiple of --heads {args.heads}, --length at most 512")
@@ -221,7 +221,7 @@ def benchmark(args: argparse.Namespace) -> None:
         )
         adversary.run(record, plan, made, args.layers, args.contenders, args.precision, args.seed)
     elif args.command == "ops":
-        from recipes.bench import ops
+        from . import ops
 
         check_choices("--contenders", args.contenders, ops.CONTENDERS)
         check_choices("--ops", args.ops or [], ops.OPS)
@@ -229,7 +229,7 @@ def benchmark(args: argparse.Namespace) -> None:
         record = Record(args.out or RESULTS, "ops", args.precision, args.seed, plan.clock, dataclasses.asdict(shape))
         ops.run(record, plan, shape, args.ops or list(ops.OPS), args.contenders, args.precision, args.seed)
     elif args.command == "loss":
-        from recipes.bench import loss
+        from . import loss
 
         sizes = loss.LossSettings(args.tokens, args.dim)
         record = Record(args.out or RESULTS, "loss", args.precision, args.seed, plan.clock, dataclasses.asdict(sizes))

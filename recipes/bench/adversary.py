@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from macaron.adversary import Attack, Split, added, train
 from macaron.bert import MacaronBertConfig, MacaronBertForSequenceClassification
-from recipes.bench.bert import batch
-from recipes.bench.lengths import VOCABULARY
-from recipes.bench.measure import Contender, Plan, check_equal, count_parameters, interleaved, peak_mib
-from recipes.bench.record import Record
-from recipes.common.errors import RecipeError
+
+from ..common.errors import RecipeError
+from .bert import batch
+from .lengths import VOCABULARY
+from .measure import Contender, Plan, check_equal, count_parameters, interleaved, peak_mib
+from .record import Record
 
 STEP_SIZE = 0.1  # l2, in units of the embedding table; times do not depend on it
 COSINE_STEPS = (0.1, 0.5, 2.0)  # of the inner ascents between which gradients are compared

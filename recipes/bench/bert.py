@@ -19,9 +19,10 @@ from macaron.bert import (
     MacaronBertForSequenceClassification,
     MacaronBertModel,
 )
-from recipes.bench.lengths import VOCABULARY, glue_lengths, measure_glue
-from recipes.bench.measure import Contender, Plan, check_equal, count_parameters, interleaved, profiled
-from recipes.bench.record import Record
+
+from .lengths import VOCABULARY, glue_lengths, measure_glue
+from .measure import Contender, Plan, check_equal, count_parameters, interleaved, profiled
+from .record import Record
 
 SIZES = {  # hidden size, layers, heads
     "tiny": (128, 2, 2),

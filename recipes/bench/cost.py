@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from recipes.bench import train
-from recipes.bench.measure import Plan
-from recipes.bench.record import Record
-from recipes.common.errors import RecipeError
+from ..common.errors import RecipeError
+from . import train
+from .measure import Plan
+from .record import Record
 
 VALUES = {
     "length": (128, 256, 512, 1024, 2048, 4096),

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.bench.record import read
-from recipes.common import leash
-from recipes.common.errors import RecipeError
-from recipes.common.main import module
+from ..common import leash
+from ..common.errors import RecipeError
+from ..common.main import module
+from .record import read
 
 ROOT = Path(__file__).resolve().parents[2]
 PLOT_SECONDS = 45.0  # kept for the figures and the table at the end
@@ -221,9 +221,7 @@ def check_machine() -> None:
             if built
             else f"torch {torch.__version__} is a build for CPUs"
         )
-        raise RecipeError(
-            f"gpu: needs a GPU, and {why}; on a CPU: python -m recipes.bench train, cost, loss, ops or bert"
-        )
+        raise RecipeError(fX)
 
 
 def run(minutes: float, out: Path, figures: Path, runner: Runner = run_leashed) -> None:
@@ -240,7 +238,7 @@ def run(minutes: float, out: Path, figures: Path, runner: Runner = run_leashed) 
     outcomes = work_through(JOBS, seconds, out.resolve(), runner)
     rows = read(out)[before:]
     if rows:
-        from recipes.bench.plot import draw_all
+        from .plot import draw_all
 
         draw_all(out, figures)
     print("\nDone and not done:", *(f"  {outcome.job.name}: {outcome.said}" for outcome in outcomes), sep="\n")

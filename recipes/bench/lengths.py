@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.common.errors import RecipeError
+from ..common.errors import RecipeError
 
 PERCENTS = tuple(range(0, 101, 5))
 MAX_LENGTH = 128  # of the GLUE protocol
@@ -97,8 +97,8 @@ def measure_glue(data_dir: Path) -> dict[str, Table]:
     """
     from tokenizers import BertWordPieceTokenizer
 
-    from recipes.glue.data import load
-    from recipes.glue.tasks import TASKS
+    from ..glue.data import load
+    from ..glue.tasks import TASKS
 
     found = {}
     for name in TASKS:

@@ -13,8 +13,9 @@ from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_l
 from torch import Tensor
 
 from macaron.ops import linear_cross_entropy
-from recipes.bench.measure import Contender, Plan, interleaved, peak_mib
-from recipes.bench.record import Record
+
+from .measure import Contender, Plan, interleaved, peak_mib
+from .record import Record
 
 SMOOTHING, PADDING = 0.1, 1
 

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from tqdm import tqdm
 
 import macaron.ops  # noqa: F401  has the operator whose FLOPs are told below
-from recipes.common.errors import RecipeError
+
+from ..common.errors import RecipeError
 
 
 @dataclass

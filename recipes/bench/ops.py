@@ -26,11 +26,12 @@ from torch.nn.utils.rnn import pad_sequence
 from macaron.dynamics import STRANG
 from macaron.ops import act_dropout, attention, euler_step, linear_cross_entropy, packed_attention, step_norm
 from macaron.ops.attention import written_out
-from recipes.bench.lengths import glue_lengths
-from recipes.bench.loss import PADDING, SMOOTHING, fairseq_loss
-from recipes.bench.measure import Contender, Plan, chosen_backend, interleaved
-from recipes.bench.record import Record
-from recipes.common.errors import RecipeError
+
+from ..common.errors import RecipeError
+from .lengths import glue_lengths
+from .loss import PADDING, SMOOTHING, fairseq_loss
+from .measure import Contender, Plan, chosen_backend, interleaved
+from .record import Record
 
 CONTENDERS = ("eager", "compile", "macaron", "triton", "liger")
 STEP, DROPOUT, HEAD_DIM, EPS = STRANG.substeps[0].share, 0.1, 64, 1e-5

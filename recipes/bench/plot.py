@@ -10,9 +10,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from recipes.bench.record import read
-from recipes.common.errors import RecipeError
-from recipes.common.main import module
+from ..common.errors import RecipeError
+from ..common.main import module
+from .record import read
 
 Row = dict[str, str]
 UNITS = {"max_tokens": "tokens", "tokens": "tokens", "batch_size": "sentences"}  # of a batch, by the setting's name

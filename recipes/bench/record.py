@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipes.bench.measure import load
-from recipes.common.errors import RecipeError
-from recipes.common.main import PACKAGE, command_shown
-from recipes.common.provenance import environment
+from ..common.errors import RecipeError
+from ..common.main import PACKAGE, command_shown
+from ..common.provenance import environment
+from .measure import load
 
 # In a clone beside the sources, where the figures of record are; an installed package is not written to.
 RESULTS = (Path(__file__).parent if PACKAGE == "recipes" else Path("bench_output")) / "results.csv"

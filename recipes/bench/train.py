@@ -21,8 +21,10 @@ from fairseq.trainer import Trainer
 import macaron
 from macaron.dynamics.rules import RULES
 from macaron.dynamics.solvers import SOLVERS
-from recipes.bench.lengths import wmt_lengths
-from recipes.bench.measure import (
+
+from ..common.errors import RecipeError
+from .lengths import wmt_lengths
+from .measure import (
     Contender,
     Plan,
     check_equal,
@@ -34,8 +36,7 @@ from recipes.bench.measure import (
     product,
     profiled,
 )
-from recipes.bench.record import Record
-from recipes.common.errors import RecipeError
+from .record import Record
 
 SIZES: dict[str, tuple[list[str], list[str]]] = {  # fairseq's architecture and ours
     "tiny": (

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.bert_pretrain.settings import PRESETS, PretrainSettings, flag, recorded, settings_for
-from recipes.common.errors import RecipeError
-from recipes.common.leash import end_with_parent
-from recipes.common.main import command_line, run_command
-from recipes.common.workspace import Workspace
+from ..common.errors import RecipeError
+from ..common.leash import end_with_parent
+from ..common.main import command_line, run_command
+from ..common.workspace import Workspace
+from .settings import PRESETS, PretrainSettings, flag, recorded, settings_for
 
 MACHINE = {  # as in training.Devices, which this file does not import: --help should not wait for torch
     "device-batch": (
@@ -85,7 +85,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def prepare_only(settings: PretrainSettings, args: argparse.Namespace) -> int:
-    from recipes.bert_pretrain.pipeline import ExamplePreparation
+    from .pipeline import ExamplePreparation
 
     if args.data is None and args.out is None:
         raise RecipeError("--stage prepare: name the folder for the prepared text with --data")
@@ -95,8 +95,8 @@ def prepare_only(settings: PretrainSettings, args: argparse.Namespace) -> int:
 
 def pretrain(settings: PretrainSettings, args: argparse.Namespace) -> int:
     """Every process runs this; the first prepares and reports, all train."""
-    from recipes.bert_pretrain import training
-    from recipes.bert_pretrain.pipeline import ExamplePreparation, PretrainRun, train
+    from . import training
+    from .pipeline import ExamplePreparation, PretrainRun, train
 
     training.model_config(settings)  # what cannot be built is said before anything is prepared
     if "LOCAL_RANK" in os.environ:  # torchrun and accelerate end them only if they are not killed themselves

@@ -12,11 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.bert_pretrain import text
-from recipes.bert_pretrain.settings import ExampleSettings, PretrainSettings
-from recipes.common.divergence import check_finite
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import Made, Stage, Workspace, digest, files_of, read_json, write_json
+from ..common.divergence import check_finite
+from ..common.errors import RecipeError
+from ..common.workspace import Made, Stage, Workspace, digest, files_of, read_json, write_json
+from . import text
+from .settings import ExampleSettings, PretrainSettings
 
 SPLITS = ("train", "valid")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -53,7 +53,7 @@ class ExamplePreparation:
     # --- stages ---------------------------------------------------------------------------------------------
 
     def clean(self) -> Made:
-        from recipes.bert_pretrain.examples import TEXT, ArrowFile
+        from .examples import TEXT, ArrowFile
 
         if not self.files:
             raise RecipeError(f"{self.folder}: the text is not cleaned yet; give the text files with --text")
@@ -84,7 +84,7 @@ class ExamplePreparation:
         return Made(files, sources=sources, **counts)
 
     def tokenizer(self) -> Made:
-        from recipes.bert_pretrain import tokenizer
+        from . import tokenizer
 
         trained = tokenizer.train(
             lambda: self.texts("train", "tokenizer"),
@@ -98,7 +98,7 @@ class ExamplePreparation:
 
     def texts(self, split: str, what: str, batch: int = 16) -> Iterator[list[str]]:
         """Documents in small batches, off the disk."""
-        from recipes.bert_pretrain.examples import mapped
+        from .examples import mapped
 
         documents = mapped(self.path("documents", split))
         with tqdm(total=len(documents), desc=f"{what} {split}", unit="document") as bar:
@@ -114,7 +114,7 @@ class ExamplePreparation:
         return Made([self.folder / f"{split}.arrow" for split in SPLITS], **facts)
 
     def split_examples(self, split: str, tokenizer: Any) -> dict[str, Any]:
-        from recipes.bert_pretrain import examples
+        from . import examples
 
         d = self.data
         tokens = self.path("tokens", split)
@@ -220,7 +220,7 @@ class PretrainRun:
         )  # fmt: skip
 
     def report(self) -> Made:
-        from recipes.bert_pretrain.report import write_report
+        from .report import write_report
 
         return Made(write_report(self.folder, self.prepared, self.space.stamp("train") or {}))
 
@@ -230,9 +230,9 @@ def train(settings: PretrainSettings, prepared: Path, args: Any) -> Any:
     import torch
     from transformers import AutoTokenizer
 
-    from recipes.bert_pretrain import training
-    from recipes.bert_pretrain.examples import mapped
-    from recipes.bert_pretrain.masking import MaskingCollator
+    from . import training
+    from .examples import mapped
+    from .masking import MaskingCollator
 
     t = settings.training
     facts = read_json(prepared / "stamps" / "examples.json")

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.bert_pretrain.settings import scheme_of
-from recipes.common import multistep
-from recipes.common.main import command_shown
-from recipes.common.provenance import environment
-from recipes.common.report import Figure, Report, Table, Text, write_all
-from recipes.common.workspace import read_json, write_json
+from ..common import multistep
+from ..common.main import command_shown
+from ..common.provenance import environment
+from ..common.report import Figure, Report, Table, Text, write_all
+from ..common.workspace import read_json, write_json
+from .settings import scheme_of
 
 if TYPE_CHECKING:
-    from recipes.common.schemes import Variant
+    from ..common.schemes import Variant
 
 PACKAGES = ("macaron-net", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy")
 SAMPLES = (

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.common.errors import RecipeError
-from recipes.common.schemes import OPTIONS, Variant, portable
+from ..common.errors import RecipeError
+from ..common.schemes import OPTIONS, Variant, portable
 
 OBJECTIVES = ("mlm", "mlm+nsp")
 MASKINGS = ("dynamic", "static")

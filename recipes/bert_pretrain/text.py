@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.common import textfile
-from recipes.common.errors import RecipeError
+from ..common import textfile
+from ..common.errors import RecipeError
 
 # Dropped: controls, byte order marks, soft hyphens, replacement characters. Joiners stay: scripts need them.
 _DROPPED = [*range(0x00, 0x09), *range(0x0E, 0x20), *range(0x7F, 0x85), *range(0x86, 0xA0), 0xAD, 0xFEFF, 0xFFFD]

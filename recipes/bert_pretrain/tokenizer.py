@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from ..common.errors import RecipeError
 
 ALPHABET = 1000  # characters that get a piece, the most frequent ones; BERT's own trainer has the same
 

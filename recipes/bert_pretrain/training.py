@@ -25,12 +25,12 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalPrediction
 
-from recipes.bert_pretrain.masking import IGNORED
-from recipes.bert_pretrain.settings import PretrainSettings, TrainingSettings
-from recipes.common import multistep
-from recipes.common.divergence import ANEW, check_finite
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import not_finite, read_json
+from ..common import multistep
+from ..common.divergence import ANEW, check_finite
+from ..common.errors import RecipeError
+from ..common.workspace import not_finite, read_json
+from .masking import IGNORED
+from .settings import PretrainSettings, TrainingSettings
 
 COMPLETE = "complete"  # in a checkpoint folder: everything of it is on the disk
 

@@ -12,8 +12,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import UNPACKING, page, unpacked
+from .errors import RecipeError
+from .textfile import UNPACKING, page, unpacked
 
 MOST = 1_000  # files that one archive may give
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from .errors import RecipeError
 
 ANEW = "Take a smaller --lr, or a longer warm-up, or clip gradients to a smaller norm, and begin anew with --restart"
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.common import archive
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import page
-from recipes.common.workspace import digest, read_json, write_json
+from . import archive
+from .errors import RecipeError
+from .textfile import page
+from .workspace import digest, read_json, write_json
 
 TIMEOUT = 60  # seconds without a byte
 TRIES = 4  # transfers in a row that bring nothing new, before the next mirror

@@ -24,9 +24,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from recipes.common import leash
-from recipes.common.errors import RecipeError
-from recipes.common.main import PACKAGE
+from . import leash
+from .errors import RecipeError
+from .main import PACKAGE
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 30  # for a task to end its own children

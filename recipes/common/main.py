@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from .errors import RecipeError
 
 PACKAGE = __name__.partition(".common")[0]  # "recipes" in a clone, "macaron.recipes" where it is installed
 

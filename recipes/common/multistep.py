@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from recipes.common.errors import RecipeError
-from recipes.common.report import Figure, Part, Table, Text
+from .errors import RecipeError
+from .report import Figure, Part, Table, Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common.errors import RecipeError
+from .errors import RecipeError
 
 SEED = 12345  # of sacrebleu's resampling, so that both draw alike
 CONFIDENCE = 0.95

@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import IO, Any, NoReturn
 
 from macaron.files import digest
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import lines
+
+from .errors import RecipeError
+from .textfile import lines
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.common import jobs
-from recipes.common.errors import RecipeError
-from recipes.common.main import command_line, command_shown, module, run_command, shown
-from recipes.common.provenance import environment
-from recipes.common.schemes import NAMED
-from recipes.common.workspace import Workspace, read_json
-from recipes.compare import cost, matched
-from recipes.compare.experiment import EQUAL, MatchedExperiment
-from recipes.compare.progress import Progress
-from recipes.translation.recipe import RECIPES, Recipe
+from ..common import jobs
+from ..common.errors import RecipeError
+from ..common.main import command_line, command_shown, module, run_command, shown
+from ..common.provenance import environment
+from ..common.schemes import NAMED
+from ..common.workspace import Workspace, read_json
+from ..translation.recipe import RECIPES, Recipe
+from . import cost, matched
+from .experiment import EQUAL, MatchedExperiment
+from .progress import Progress
 
 PACKAGES = ("macaron-net", "torch", "fairseq-fixed", "sacrebleu", "sacremoses", "subword-nmt", "numpy", "scipy")
 
@@ -117,7 +117,7 @@ def recipes_of(experiment: MatchedExperiment) -> dict[str, Recipe]:
     Raises:
         RecipeError: for a value that no run could have, or options that would make runs equal which are to differ.
     """
-    from recipes.translation import cli
+    from ..translation import cli
 
     given = vars(cli.parser(experiment.recipe).parse_args(experiment.options))
     unset = vars(cli.parser(experiment.recipe).parse_args([]))
@@ -150,7 +150,7 @@ def recipes_of(experiment: MatchedExperiment) -> dict[str, Recipe]:
 
 def check_before(recipes: dict[str, Recipe], option: str) -> None:
     """Whether the variants can be compared, before minutes go into the data."""
-    from recipes.translation.train import check_names
+    from ..translation.train import check_names
 
     recipe = next(iter(recipes.values()))
     check_names(recipe)
@@ -258,7 +258,7 @@ def publish(
     experiment: MatchedExperiment, recipe: Recipe, difference: float, facts: dict[str, Any], failed: list[str]
 ) -> int:
     """Results of what is finished; status 1 if a run failed or the runs were not matched."""
-    from recipes.compare import report, results
+    from . import report, results
 
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)  # hydra lets everything through to the terminal
     data = read_json(experiment.data / "stamps" / "prepare.json")

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import command_line, command_shown, module, run_command
-from recipes.common.provenance import environment
-from recipes.common.schemes import Variant
-from recipes.common.workspace import read_json, write_json
-from recipes.translation.recipe import RECIPES, Recipe
+from ..common.errors import RecipeError
+from ..common.main import command_line, command_shown, module, run_command
+from ..common.provenance import environment
+from ..common.schemes import Variant
+from ..common.workspace import read_json, write_json
+from ..translation.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from fairseq.trainer import Trainer
@@ -141,7 +141,7 @@ def measure(recipes: Mapping[str, Recipe], data_bin: Path, updates: int, cpu: bo
     """
     import torch
 
-    from recipes.bench.measure import Contender, Plan, interleaved
+    from ..bench.measure import Contender, Plan, interleaved
 
     on_cpu = cpu or not torch.cuda.is_available()
     trainers = {name: trainer(recipe, data_bin, cpu) for name, recipe in recipes.items()}
@@ -184,7 +184,8 @@ def trainer(recipe: Recipe, data_bin: Path, cpu: bool) -> Trainer:
     from omegaconf import OmegaConf
 
     import macaron
-    from recipes.translation import train
+
+    from ..translation import train
 
     macaron.register_fairseq()
     tree = train.configuration(recipe, train.Machine(cpu=cpu, processes=1), data_bin, Path("checkpoints"))
@@ -239,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> None:
-    from recipes.translation import cli, commands
+    from ..translation import cli, commands
 
     if args.updates < 3:
         raise RecipeError(f"--updates {args.updates}: a measurement needs 3 or more")

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import module
-from recipes.common.schemes import OPTIONS, Variant, folder_name
-from recipes.compare.cost import Budget
+from ..common.errors import RecipeError
+from ..common.main import module
+from ..common.schemes import OPTIONS, Variant, folder_name
+from .cost import Budget
 
 EQUAL = ("updates", "cost")
 

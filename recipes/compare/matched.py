@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.common.errors import RecipeError
-from recipes.translation import commands
+from ..common.errors import RecipeError
+from ..translation import commands
 
 STAND_IN = 2**16  # words of a dictionary before there is one; more than a cutoff of adaptive softmax
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recipes.translation import commands
+from ..translation import commands
 
 
 class Progress:

@@ -18,13 +18,14 @@ import torch
 
 from macaron.cli import main as macaron
 from macaron.dynamics.solvers import SOLVERS
-from recipes.common.errors import RecipeError
-from recipes.common.main import command_line, command_shown, run_command
-from recipes.common.provenance import environment
-from recipes.common.report import Table
-from recipes.common.workspace import read_json, write_json
-from recipes.multi30k_de_en.corpus import NAMES, read_verified
-from recipes.translation.commands import ENVIRONMENT, KEEP_LAST_BATCH, USER_DIR, fairseq, quiet
+
+from ..common.errors import RecipeError
+from ..common.main import command_line, command_shown, run_command
+from ..common.provenance import environment
+from ..common.report import Table
+from ..common.workspace import read_json, write_json
+from ..multi30k_de_en.corpus import NAMES, read_verified
+from ..translation.commands import ENVIRONMENT, KEEP_LAST_BATCH, USER_DIR, fairseq, quiet
 
 LANGUAGES = ("de", "en")
 PACKAGES = ("macaron-net", "torch", "fairseq-fixed")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common.report import Figure, Report, Table, Text, write_all
-from recipes.common.workspace import write_json
-from recipes.compare import results as tables
-from recipes.compare.results import Results
+from ..common.report import Figure, Report, Table, Text, write_all
+from ..common.workspace import write_json
+from . import results as tables
+from .results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
-from recipes.common.schemes import Variant
-from recipes.common.statistics import paired_t_test, summary
-from recipes.common.workspace import read_json, read_lines
-from recipes.compare import matched
-from recipes.compare.cost import Cost
-from recipes.compare.cost import read as read_costs
-from recipes.compare.experiment import MatchedExperiment, MatchedRun
-from recipes.translation import commands, scoring
-from recipes.translation.recipe import Recipe
-from recipes.translation.scoring import Output
+from ..common.errors import RecipeError
+from ..common.schemes import Variant
+from ..common.statistics import paired_t_test, summary
+from ..common.workspace import read_json, read_lines
+from ..translation import commands, scoring
+from ..translation.recipe import Recipe
+from ..translation.scoring import Output
+from . import matched
+from .cost import Cost
+from .cost import read as read_costs
+from .experiment import MatchedExperiment, MatchedRun
 
 METRICS = ("paper", "sacreBLEU", "chrF2")  # the first where there are papers about the corpus
 PER_CENT = (0.0, 100.0)  # the range of each

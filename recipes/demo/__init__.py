@@ -1,7 +1,7 @@
 """Translation learned in minutes from sentences about numbers, dates and prices, which are made on the spot."""
 
-from recipes.translation.recipe import Recipe
-from recipes.translation.text import TextSettings
+from ..translation.recipe import Recipe
+from ..translation.text import TextSettings
 
 SIZES = {
     "tiny": Recipe(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from recipes.translation import cli
+from ..translation import cli
 
 CORPORA = {"numbers": "demo", "multi30k": "multi30k_de_en"}
 

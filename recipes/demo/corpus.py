@@ -13,9 +13,9 @@ from random import Random
 
 from num2words import num2words
 
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import lines
-from recipes.translation.data.corpus import Corpus, Input, Rules
+from ..common.errors import RecipeError
+from ..common.textfile import lines
+from ..translation.data.corpus import Corpus, Input, Rules
 
 SIZES = {"train": 8_000, "valid": 200, "test": 300}
 SENTENCES = (

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import command_line, command_shown, module, run_command
-from recipes.common.provenance import environment
-from recipes.common.workspace import Workspace
-from recipes.denoise.settings import HORIZONS, PRESETS, flag, settings_for
+from ..common.errors import RecipeError
+from ..common.main import command_line, command_shown, module, run_command
+from ..common.provenance import environment
+from ..common.workspace import Workspace
+from .settings import HORIZONS, PRESETS, flag, settings_for
 
 if TYPE_CHECKING:
     import torch
@@ -99,8 +99,8 @@ def defaults(name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["restore"]:
-        from recipes.denoise.restore import command as restore
-        from recipes.denoise.restore import parser as restore_parser
+        from .restore import command as restore
+        from .restore import parser as restore_parser
 
         left = "what is written is whole; with --skip the same command does the rest"
         return run_command("denoise", lambda: restore(restore_parser().parse_args(given[1:])), interrupted=left)
@@ -120,7 +120,7 @@ def command(args: argparse.Namespace) -> int:
         check_bm3d()
     import torch
 
-    from recipes.denoise import images, pipeline, report
+    from . import images, pipeline, report
 
     device = device_of(args.device)
     if args.threads:

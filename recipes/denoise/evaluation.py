@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from macaron.dynamics.horizon import GO_ON, STOP
 from macaron.vision import PolicyUnit
-from recipes.denoise.images import Array, degraded, psnr
-from recipes.denoise.models import batch_of
-from recipes.denoise.settings import Settings
-from recipes.denoise.training import states_and_losses
+
+from .images import Array, degraded, psnr
+from .models import batch_of
+from .settings import Settings
+from .training import states_and_losses
 
 Restored = dict[str, Array]  # method ↦ image, (H, W) in 0 … 255
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from recipes.common.errors import RecipeError
+from ..common.errors import RecipeError
 
 FORMATS = ("PNG", "JPEG")  # the second also opens those of phones, with more than one picture
 FOLDERS = {"gaussian": ("train400", "bsd68"), "jpeg": ("train400", "live1")}

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from macaron import checkpoint
 from macaron.vision import DnCNN, PolicyUnit, RestorationUnit
-from recipes.common.errors import RecipeError
-from recipes.denoise.settings import Settings
+
+from ..common.errors import RecipeError
+from .settings import Settings
 
 NAMES = ("durr", "dncnn", "dncnn_free")
 TITLES = {"durr": "DURR", "dncnn": "DnCNN", "dncnn_free": "DnCNN without biases"}

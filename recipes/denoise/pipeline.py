@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from macaron import checkpoint
 from macaron.vision import PolicyUnit, RestorationUnit
-from recipes.common.workspace import Made, Stage, Workspace, read_json, write_json
-from recipes.denoise import evaluation, models, training
-from recipes.denoise.images import Array, chosen, fingerprint, read_folder
-from recipes.denoise.results import METHODS, Results
-from recipes.denoise.settings import LEAST_IMAGE, Settings
+
+from ..common.workspace import Made, Stage, Workspace, read_json, write_json
+from . import evaluation, models, training
+from .images import Array, chosen, fingerprint, read_folder
+from .results import METHODS, Results
+from .settings import LEAST_IMAGE, Settings
 
 FORM = "{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed}, {remaining} left{postfix}"
 SHOWN_IMAGES, SHOWN_PIXELS = 2, 128  # of the pictures in the report

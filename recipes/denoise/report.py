@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.common.report import Figure, Report, Table, Text, write_all
-from recipes.common.workspace import write_json
-from recipes.denoise.results import METHODS, Results, mean
-from recipes.denoise.settings import Settings, dncnn_cost, mean_cost, policy_cost, text, unit_cost
+from ..common.report import Figure, Report, Table, Text, write_all
+from ..common.workspace import write_json
+from .results import METHODS, Results, mean
+from .settings import Settings, dncnn_cost, mean_cost, policy_cost, text, unit_cost
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from macaron.dynamics.horizon import GO_ON, STOP
 from macaron.vision import DnCNN
-from recipes.common.errors import RecipeError
-from recipes.common.main import module
-from recipes.denoise import images, models
-from recipes.denoise.images import Array
+
+from ..common.errors import RecipeError
+from ..common.main import module
+from . import images, models
+from .images import Array
 
 TILE = 512  # pixels a side that a tile adds to the result
 SUFFIX = ".restored.png"
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command(args: argparse.Namespace) -> int:
-    from recipes.denoise.__main__ import device_of
+    from .__main__ import device_of
 
     if args.tile < 8 or args.tile % 8:
         raise RecipeError(f"--tile {args.tile}: must be a multiple of 8, and at least 8")

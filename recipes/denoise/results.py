@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from recipes.denoise.settings import Settings
+from .settings import Settings
 
 METHODS = {"clean": "clean", "noisy": "input", "dncnn": "DnCNN with biases", "dncnn_free": "without biases",
            "durr": "DURR"}  # fmt: skip

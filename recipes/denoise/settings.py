@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from ..common.errors import RecipeError
 
 HORIZONS = ("fixed", "table", "policy")
 LEAST_IMAGE = 8  # pixels a side, of a test image

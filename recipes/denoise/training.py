@@ -17,10 +17,11 @@ from macaron import checkpoint
 from macaron.dynamics import trajectory, unroll
 from macaron.dynamics.horizon import epsilon_greedy, horizons, q_loss
 from macaron.vision import DnCNN, PolicyUnit, RestorationUnit
-from recipes.common.errors import RecipeError
-from recipes.denoise.images import Array, compressed
-from recipes.denoise.models import batch_of
-from recipes.denoise.settings import Settings
+
+from ..common.errors import RecipeError
+from .images import Array, compressed
+from .models import batch_of
+from .settings import Settings
 
 SAVE_EVERY = 20.0  # seconds between two states that a run can go on from
 WARM_UP = 0.05  # share of the updates in which the rate rises

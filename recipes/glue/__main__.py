@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import command_line, module, run_command, shown
-from recipes.common.workspace import Workspace
-from recipes.glue.data import HUB, load
-from recipes.glue.settings import ADVERSARY, PRESETS, SCHEDULES, FineTuning, FineTuningOptions, Setting, plan
-from recipes.glue.tasks import TASKS, Task, tasks_named
+from ..common.errors import RecipeError
+from ..common.main import command_line, module, run_command, shown
+from ..common.workspace import Workspace
+from .data import HUB, load
+from .settings import ADVERSARY, PRESETS, SCHEDULES, FineTuning, FineTuningOptions, Setting, plan
+from .tasks import TASKS, Task, tasks_named
 
 OVERRIDES = ("epochs", "lr", "batch_size", "weight_decay", "schedule", "warmup", "max_length", "max_train_examples")
 OVERRIDES += ("adversary", *ADVERSARY)
@@ -132,8 +132,8 @@ def finetune(args: argparse.Namespace, words: list[str]) -> int:
             raise RecipeError(f"--{name.replace('_', '-')} is {value} but must be at least 1")
     overrides = {name: getattr(args, name) for name in OVERRIDES}
     plans = {task.name: plan(args.preset, task, args.seeds, **overrides) for task in tasks}
-    from recipes.glue import runner
-    from recipes.glue.finetune import load_model, quiet_hosts
+    from . import runner
+    from .finetune import load_model, quiet_hosts
 
     identity = runner.model_identity(args.model)
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -179,8 +179,8 @@ def survey(tasks: list[Task], args: argparse.Namespace) -> tuple[list[Task], lis
 
 
 def job_count(args: argparse.Namespace, runs: int) -> int:
-    from recipes.common.jobs import visible_gpus
-    from recipes.glue import runner
+    from ..common.jobs import visible_gpus
+    from . import runner
 
     if runner.world_size() > 1:
         if args.jobs and args.jobs > 1:
@@ -203,8 +203,8 @@ def conclude(
     plans: dict[str, list[tuple[Setting, int]]],
 ) -> int:
     """Tables, report, submission."""
-    from recipes.common.provenance import environment
-    from recipes.glue import report, results
+    from ..common.provenance import environment
+    from . import report, results
 
     runs = results.finished(space)
     for task in TASKS.values():  # of earlier commands in this folder too
@@ -234,8 +234,8 @@ def conclude(
 
 def submit(args: argparse.Namespace, space: Workspace, table: dict[str, Any]) -> None:
     """submission.zip from the best dev run of each task; AX from that of MNLI-m."""
-    from recipes.glue.finetune import load_predictions
-    from recipes.glue.submission import write_submission
+    from .finetune import load_predictions
+    from .submission import write_submission
 
     predictions = {}
     for task in TASKS.values():
@@ -255,9 +255,9 @@ def submit(args: argparse.Namespace, space: Workspace, table: dict[str, Any]) ->
 
 
 def show_comparison(args: argparse.Namespace) -> int:
-    from recipes.common.report import Table
-    from recipes.glue.compare import EXPLANATION, Side, compare, comparison_table
-    from recipes.glue.results import as_text
+    from ..common.report import Table
+    from .compare import EXPLANATION, Side, compare, comparison_table
+    from .results import as_text
 
     if args.samples < 1:
         raise RecipeError(f"--samples is {args.samples} but must be at least 1")

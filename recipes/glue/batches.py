@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from recipes.common.errors import RecipeError
-from recipes.glue.data import TaskSplit
+from ..common.errors import RecipeError
+from .data import TaskSplit
 
 IGNORED = -100  # label of examples that only fill a micro-batch; what Trainer leaves out of its counts too
 POOL = 50  # batches' worth of examples that are sorted by length together

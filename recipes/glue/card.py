@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.common import multistep
-from recipes.glue.tasks import BINARY, CLASSES, METRIC_NAMES, SCORE_MAX, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task
+from ..common import multistep
+from .tasks import BINARY, CLASSES, METRIC_NAMES, SCORE_MAX, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task
 
 
 def card(task: Task, result: dict[str, Any]) -> str:

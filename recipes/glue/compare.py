@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import module
-from recipes.common.statistics import Difference, Summary, paired_bootstrap, paired_t_test, summary
-from recipes.glue.finetune import load_predictions
-from recipes.glue.metrics import main_figure, of_rows
-from recipes.glue.results import read_results
-from recipes.glue.tasks import METRIC_NAMES, TASKS, Task
+from ..common.errors import RecipeError
+from ..common.main import module
+from ..common.statistics import Difference, Summary, paired_bootstrap, paired_t_test, summary
+from .finetune import load_predictions
+from .metrics import main_figure, of_rows
+from .results import read_results
+from .tasks import METRIC_NAMES, TASKS, Task
 
 LEAST_SEEDS = 3  # for a t-test: of two differences the spread says next to nothing
 

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from recipes.common.errors import RecipeError
-from recipes.glue.tasks import SCORE, SCORE_MAX, TASKS, Task
+from ..common.errors import RecipeError
+from .tasks import SCORE, SCORE_MAX, TASKS, Task
 
 HUB = "nyu-mll/glue"
 SPLITS = ("train", "dev", "test")

@@ -28,17 +28,18 @@ from transformers import (
 from transformers.utils import logging as host_logging
 
 from macaron.hf.adversarial import AdversarialTrainer
-from recipes.common import multistep
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import write_json
-from recipes.glue.batches import IGNORED, Batches, Collator, Examples, Loader
-from recipes.glue.card import card
-from recipes.glue.data import TaskData, TaskSplit, first_line, limited, load
-from recipes.glue.metrics import score
-from recipes.glue.model import load_model
-from recipes.glue.origin import BEGUN, made_from
-from recipes.glue.settings import FineTuning, FineTuningOptions, Setting
-from recipes.glue.tasks import BINARY, CLASSES, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task, evaluated_with
+
+from ..common import multistep
+from ..common.errors import RecipeError
+from ..common.workspace import write_json
+from .batches import IGNORED, Batches, Collator, Examples, Loader
+from .card import card
+from .data import TaskData, TaskSplit, first_line, limited, load
+from .metrics import score
+from .model import load_model
+from .origin import BEGUN, made_from
+from .settings import FineTuning, FineTuningOptions, Setting
+from .tasks import BINARY, CLASSES, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task, evaluated_with
 
 MANY_UNKNOWN = 0.05  # share of the training text's pieces, above which the result says so
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.glue.tasks import SCORE, Task
+from .tasks import SCORE, Task
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 

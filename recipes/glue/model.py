@@ -12,10 +12,11 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from macaron.bert import AUTO_CLASSES  # importing it registers Macaron BERT with the Auto classes
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import digest
-from recipes.glue.data import first_line
-from recipes.glue.tasks import BINARY, CLASSES, SCORE, Task
+
+from ..common.errors import RecipeError
+from ..common.workspace import digest
+from .data import first_line
+from .tasks import BINARY, CLASSES, SCORE, Task
 
 PROBLEM = {CLASSES: "single_label_classification", BINARY: "multi_label_classification", SCORE: "regression"}
 PRETRAINING = ("ForMaskedLM", "ForPreTraining")  # of whose heads some classifiers, ModernBERT's, go on with a part

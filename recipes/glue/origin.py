@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import read_json
-from recipes.glue.data import limited, load
-from recipes.glue.model import tokenizer_digest
-from recipes.glue.settings import FineTuning, FineTuningOptions
-from recipes.glue.tasks import evaluated_with
+from ..common.errors import RecipeError
+from ..common.workspace import read_json
+from .data import limited, load
+from .model import tokenizer_digest
+from .settings import FineTuning, FineTuningOptions
+from .tasks import evaluated_with
 
 BEGUN = "begun.json"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.common.report import Figure, Report, Table, Text, write_all
-from recipes.common.workspace import Workspace, write_json
-from recipes.glue import results
-from recipes.glue.tasks import TASKS
+from ..common.report import Figure, Report, Table, Text, write_all
+from ..common.workspace import Workspace, write_json
+from . import results
+from .tasks import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import module
-from recipes.common.statistics import Summary, summary
-from recipes.common.workspace import Workspace, read_json
-from recipes.glue.metrics import main_figure
-from recipes.glue.tasks import METRIC_NAMES, TASKS, Task
+from ..common.errors import RecipeError
+from ..common.main import module
+from ..common.statistics import Summary, summary
+from ..common.workspace import Workspace, read_json
+from .metrics import main_figure
+from .tasks import METRIC_NAMES, TASKS, Task
 
 # Columns of the paper's table, and the tasks in each; the average is over these (BERT's authors left WNLI out too).
 COLUMNS = {

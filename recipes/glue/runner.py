@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.common.errors import RecipeError
-from recipes.common.jobs import Call, Job, Outcome, run_all, slots
-from recipes.common.workspace import Workspace, digest
-from recipes.glue.finetune import drop_checkpoints, run_one
-from recipes.glue.origin import check_made_from
-from recipes.glue.settings import FineTuning, FineTuningOptions
+from ..common.errors import RecipeError
+from ..common.jobs import Call, Job, Outcome, run_all, slots
+from ..common.workspace import Workspace, digest
+from .finetune import drop_checkpoints, run_one
+from .origin import check_made_from
+from .settings import FineTuning, FineTuningOptions
 
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
-from recipes.glue.tasks import Task
+from ..common.errors import RecipeError
+from .tasks import Task
 
 SCHEDULES = ("linear", "cosine")
 ADVERSARY = tuple(f"adversary_{name}" for name in ("step_size", "norm", "radius", "init", "start"))

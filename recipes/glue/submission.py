@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recipes.common.errors import RecipeError
-from recipes.glue.tasks import SCORE, SCORE_MAX, TASKS, Task
+from ..common.errors import RecipeError
+from .tasks import SCORE, SCORE_MAX, TASKS, Task
 
 HEADER = "index\tprediction"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common.errors import RecipeError
+from ..common.errors import RecipeError
 
 BINARY, CLASSES, SCORE = "binary", "classes", "score"  # one logit and a sigmoid; softmax; a similarity from 0 to 5
 SCORE_MIDDLE, SCORE_SCALE, SCORE_MAX = 3.0, 2.0, 5.0  # STS-B trains on (score − 3)/2

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
-from recipes.common.jobs import slots
-from recipes.common.main import command_line, command_shown, module, run_command
-from recipes.common.provenance import environment
-from recipes.common.workspace import Workspace
-from recipes.images.settings import (
+from ..common.errors import RecipeError
+from ..common.jobs import slots
+from ..common.main import command_line, command_shown, module, run_command
+from ..common.provenance import environment
+from ..common.workspace import Workspace
+from .settings import (
     AUGMENTATIONS,
     DATASETS,
     DEPTHS,
@@ -140,8 +140,8 @@ def command(args: argparse.Namespace) -> int:
 
     import torch
 
-    from recipes.images import data, models, pipeline, report
-    from recipes.images.experiment import Experiment, Run
+    from . import data, models, pipeline, report
+    from .experiment import Experiment, Run
 
     for variant in variants:
         models.scheme_of(variant)

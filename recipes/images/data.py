@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.common.errors import RecipeError
-from recipes.images.settings import CLASSES, PUBLISHED_IMAGES, SIDE
+from ..common.errors import RecipeError
+from .settings import CLASSES, PUBLISHED_IMAGES, SIDE
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images (N, C, H, W) uint8, labels (N,) int64
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.common.workspace import read_json
-from recipes.images.settings import Adversary, Settings, Variant
+from ..common.workspace import read_json
+from .settings import Adversary, Settings, Variant
 
 STAGE = "train"
 Found = dict[str, dict[int, dict[str, Any]]]  # run ↦ seed ↦ its run.json

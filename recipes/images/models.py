@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from macaron.dynamics import LinearMultistep, Scheme
 from macaron.vision import PUBLISHED, PreActResNet, SmallCNN, WideResNet, preact18, wrn34
-from recipes.common.errors import RecipeError
-from recipes.images.data import NORMALISATION
-from recipes.images.settings import CHANNELS, CLASSES, Settings, Variant
+
+from ..common.errors import RecipeError
+from .data import NORMALISATION
+from .settings import CHANNELS, CLASSES, Settings, Variant
 
 Net = PreActResNet | SmallCNN | WideResNet
 

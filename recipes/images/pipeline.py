@@ -12,13 +12,14 @@ from collections.abc import Sequence
 import torch
 
 from macaron import checkpoint
-from recipes.common.errors import RecipeError
-from recipes.common.jobs import Call, Slot, run_all, tell
-from recipes.common.workspace import Made, Stage, Workspace, write_json
-from recipes.images import data, models
-from recipes.images.experiment import STAGE, Experiment, Run, title
-from recipes.images.settings import as_record, schedule
-from recipes.images.training import Training
+
+from ..common.errors import RecipeError
+from ..common.jobs import Call, Slot, run_all, tell
+from ..common.workspace import Made, Stage, Workspace, write_json
+from . import data, models
+from .experiment import STAGE, Experiment, Run, title
+from .settings import as_record, schedule
+from .training import Training
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from recipes.common.report import Figure, Part, Report, Table, Text, write_all
-from recipes.common.statistics import paired_t_test, summary
-from recipes.common.workspace import read_json, write_json
-from recipes.images.experiment import Experiment, Found, Run
-from recipes.images.settings import PUBLISHED_IMAGES, SIDE, Settings, schedule
+from ..common.report import Figure, Part, Report, Table, Text, write_all
+from ..common.statistics import paired_t_test, summary
+from ..common.workspace import read_json, write_json
+from .experiment import Experiment, Found, Run
+from .settings import PUBLISHED_IMAGES, SIDE, Settings, schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

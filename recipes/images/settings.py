@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from ..common.errors import RecipeError
 
 DATASETS = ("mnist", "cifar10", "cifar100")
 MODELS = ("resnet", "small_cnn", "preact18", "wrn34")

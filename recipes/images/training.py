@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from macaron import checkpoint
 from macaron.adversary import Attack, Split, perturb, train
-from recipes.common.errors import RecipeError
-from recipes.images import data, models
-from recipes.images.settings import Adversary, Settings, Variant, schedule
+
+from ..common.errors import RecipeError
+from . import data, models
+from .settings import Adversary, Settings, Variant, schedule
 
 EVALUATION_BATCH = 250
 SCORING = "score"  # names the random starts of the attack that scores, which are the same for all runs

@@ -1,7 +1,7 @@
 """IWSLT14 German–English, as in the paper: lower-cased, joint BPE of 10,000 merges, one dictionary."""
 
-from recipes.translation.recipe import Recipe
-from recipes.translation.text import TextSettings
+from ..translation.recipe import Recipe
+from ..translation.text import TextSettings
 
 SIZES = {
     "small": Recipe(

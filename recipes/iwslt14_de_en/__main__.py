@@ -2,7 +2,7 @@
 
 import sys
 
-from recipes.translation.cli import main
+from ..translation.cli import main
 
 if __name__ == "__main__":
     sys.exit(main("iwslt14_de_en"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.common.download import Remote
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import digest
-from recipes.translation.data.corpus import Corpus, Input, Part, Rules, detected
-from recipes.translation.text import TextSettings
+from ..common.download import Remote
+from ..common.errors import RecipeError
+from ..common.workspace import digest
+from ..translation.data.corpus import Corpus, Input, Part, Rules, detected
+from ..translation.text import TextSettings
 
 SIZES = {"train": 160_239, "valid": 7_283, "test": 6_750}
 

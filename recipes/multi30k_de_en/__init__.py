@@ -1,7 +1,7 @@
 """Multi30k German–English (Elliott et al. 2016): 29,000 image captions, small enough to learn on one CPU core."""
 
-from recipes.translation.recipe import Recipe
-from recipes.translation.text import TextSettings
+from ..translation.recipe import Recipe
+from ..translation.text import TextSettings
 
 SIZES = {
     "tiny": Recipe(

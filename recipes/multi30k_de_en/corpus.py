@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.common.download import Remote, fetch
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import SUFFIXES, UNPACKING, packed, unpacked
-from recipes.translation.data.corpus import Corpus, Input, Rules
+from ..common.download import Remote, fetch
+from ..common.errors import RecipeError
+from ..common.textfile import SUFFIXES, UNPACKING, packed, unpacked
+from ..translation.data.corpus import Corpus, Input, Rules
 
 NAMES = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
 URL = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw"

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import command_line, command_shown, module, run_command
-from recipes.common.provenance import environment
-from recipes.common.workspace import Stage, Workspace
-from recipes.pde_net.settings import PRESETS, PDESettings, blocks, constraints_for, flag, settings_for, variants
+from ..common.errors import RecipeError
+from ..common.main import command_line, command_shown, module, run_command
+from ..common.provenance import environment
+from ..common.workspace import Stage, Workspace
+from .settings import PRESETS, PDESettings, blocks, constraints_for, flag, settings_for, variants
 
 PACKAGES = ("macaron-net", "torch", "numpy", "scipy", "matplotlib")
 SETTINGS: tuple[tuple[str, type, str], ...] = (
@@ -117,7 +117,8 @@ def command(args: argparse.Namespace) -> int:
     seeds = tuple(dict.fromkeys(args.seeds))
     jobs = args.jobs or len(os.sched_getaffinity(0))
     from macaron.files import digest
-    from recipes.pde_net import fields, pipeline, report
+
+    from . import fields, pipeline, report
 
     data = args.data.resolve() if args.data else None
     if data is not None:

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.common.errors import RecipeError
-from recipes.pde_net.settings import PDESettings
-from recipes.pde_net.systems import generator
+from ..common.errors import RecipeError
+from .settings import PDESettings
+from .systems import generator
 
 KEYS = ("time", "components", "x", "y", "fields")
 LARGEST = 8 * 2**30  # bytes that are unpacked

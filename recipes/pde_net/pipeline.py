@@ -31,12 +31,13 @@ from macaron.dynamics import get_solver
 from macaron.files import digest
 from macaron.pde import PDENet
 from macaron.pde.symnet import MOST_TERMS
-from recipes.common.divergence import check_finite
-from recipes.common.errors import RecipeError
-from recipes.common.jobs import Call, patience, run_all, tell
-from recipes.common.workspace import Made, Stage, Workspace, read_json, write_json
-from recipes.pde_net import evaluation, fields, systems, training
-from recipes.pde_net.settings import PDESettings, PDEVariant
+
+from ..common.divergence import check_finite
+from ..common.errors import RecipeError
+from ..common.jobs import Call, patience, run_all, tell
+from ..common.workspace import Made, Stage, Workspace, read_json, write_json
+from . import evaluation, fields, systems, training
+from .settings import PDESettings, PDEVariant
 
 FRAMES = 40  # of a roll-out, for systems whose data are made here
 TEST = 2**32  # the key of the test trajectories; no seed from 1 to 2³² − 1 has it

@@ -12,11 +12,12 @@ import numpy as np
 
 from macaron import checkpoint
 from macaron.pde.symnet import factors_of, readable
-from recipes.common.report import Figure, Report, Table, Text, write_all
-from recipes.common.workspace import read_json, write_json
-from recipes.pde_net.pipeline import PDEExperiment, collect, load_fields, shortened
-from recipes.pde_net.settings import PDESettings
-from recipes.pde_net.systems import system_of
+
+from ..common.report import Figure, Report, Table, Text, write_all
+from ..common.workspace import read_json, write_json
+from .pipeline import PDEExperiment, collect, load_fields, shortened
+from .settings import PDESettings
+from .systems import system_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

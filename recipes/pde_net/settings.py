@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from ..common.errors import RecipeError
 
 WORDS = ("frozen", "moment", "free")
 MOST_STEPS = 1_000_000

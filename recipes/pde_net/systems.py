@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from macaron.pde import burgers, reaction_diffusion
-from recipes.common.errors import RecipeError
-from recipes.pde_net.settings import PDESettings
+
+from ..common.errors import RecipeError
+from .settings import PDESettings
 
 LENGTH = 2 * math.pi  # of an axis, periodic
 WAVES = 4  # of the initial fields, an axis

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from macaron.dynamics import get_solver
 from macaron.pde import PDENet, data_loss, sparsity
-from recipes.common.errors import RecipeError
-from recipes.pde_net.settings import PDESettings, PDEVariant
-from recipes.pde_net.systems import generator
+
+from ..common.errors import RecipeError
+from .settings import PDESettings, PDEVariant
+from .systems import generator
 
 SYMNET_KNEE, MOMENT_KNEE = 1e-3, 1e-2  # where the sparsity goes from square to absolute value
 GRADIENT_TOLERANCE = 1e-5  # scipy's own

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.main import command_line, positive, run_command
+from ..common.main import command_line, positive, run_command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace, argv: Sequence[str] | None) -> None:
-    from recipes.trajectories.look import look
+    from .look import look
 
     look(args, argv)
 

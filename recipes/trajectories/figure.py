@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.trajectories.measure import Mean
+from .measure import Mean
 
 FLOWS = {"ffn": "#e07b1a", "self_attention": "#2f6fde", "cross_attention": "#1d9a6c"}
 OTHER = "#8a4fbf"

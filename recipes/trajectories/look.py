@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from macaron.text import is_blank
-from recipes.common.errors import RecipeError
-from recipes.common.main import module, shown
-from recipes.common.provenance import environment
-from recipes.common.textfile import lines
-from recipes.trajectories import figure, page, tables
-from recipes.trajectories.measure import Mean, Sighted, means, measure
-from recipes.trajectories.models import LineError, Opened, open_model
+
+from ..common.errors import RecipeError
+from ..common.main import module, shown
+from ..common.provenance import environment
+from ..common.textfile import lines
+from . import figure, page, tables
+from .measure import Mean, Sighted, means, measure
+from .models import LineError, Opened, open_model
 
 PACKAGES = ("macaron-net", "torch", "fairseq-fixed", "transformers", "numpy", "matplotlib")
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from macaron import analysis
-from recipes.common.errors import RecipeError
-from recipes.trajectories.models import View
+
+from ..common.errors import RecipeError
+from .models import View
 
 Array = np.ndarray
 # Of each state or substep, in the order of the tables. The last are those of the logit lens.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from macaron.analysis import Trajectories, Trajectory, record
-from recipes.common.errors import RecipeError
+
+from ..common.errors import RecipeError
 
 
 class LineError(RecipeError):
@@ -273,7 +274,8 @@ class Bert:
         from transformers.utils import logging
 
         from macaron.bert import MacaronBertForMaskedLM, MacaronBertForPreTraining, MacaronBertModel
-        from recipes.glue.model import check_tokenizer
+
+        from ..glue.model import check_tokenizer
 
         logging.disable_progress_bar()
         with_head = {m.__name__: m for m in (MacaronBertForMaskedLM, MacaronBertForPreTraining)}

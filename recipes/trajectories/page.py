@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.trajectories.measure import Array, Sighted
+from .measure import Array, Sighted
 
 TEMPLATE = Path(__file__).with_name("page.html")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from recipes.trajectories.measure import QUANTITIES, Mean, Sighted
+from .measure import QUANTITIES, Mean, Sighted
 
 TOKEN = ("line", "side", "position", "token", "id", "state", "layer", "flow", "step")
 STATE = ("side", "state", "layer", "flow", "step", "tokens")

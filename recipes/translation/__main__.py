@@ -2,8 +2,8 @@
 
 import sys
 
-from recipes.translation.cli import main
-from recipes.translation.recipe import OWN
+from .cli import main
+from .recipe import OWN
 
 if __name__ == "__main__":
     sys.exit(main(OWN))

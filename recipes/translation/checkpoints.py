@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from macaron.checkpoint import CheckpointError, load
-from recipes.common.errors import RecipeError
-from recipes.translation import commands
+
+from ..common.errors import RecipeError
+from . import commands
 
 __all__ = ["average", "distinct", "load", "mend_last", "newest_first", "sweep"]
 

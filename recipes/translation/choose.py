@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import read_json
-from recipes.translation.data.files import any_lines
-from recipes.translation.data.own import Files, Own, OwnCorpus
-from recipes.translation.initial import Release
-from recipes.translation.languages import check_moses
-from recipes.translation.recipe import ARCHITECTURES, OWN, UNITS, Recipe, by_size, for_corpus
-from recipes.translation.text import TextSettings
+from ..common.errors import RecipeError
+from ..common.workspace import read_json
+from .data.files import any_lines
+from .data.own import Files, Own, OwnCorpus
+from .initial import Release
+from .languages import check_moses
+from .recipe import ARCHITECTURES, OWN, UNITS, Recipe, by_size, for_corpus
+from .text import TextSettings
 
 # Two dictionaries have no embeddings in common, but for those of the decoder's two ends.
 SEPARATE = {"model.share_all_embeddings": False, "model.share_decoder_input_output_embed": True}

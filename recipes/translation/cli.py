@@ -12,16 +12,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import command_line, module, run_command
-from recipes.common.schemes import NAMED, OPTIONS, Variant
-from recipes.common.workspace import Workspace
-from recipes.translation import choose, initial
-from recipes.translation.data.own import FORMS
-from recipes.translation.pipeline import STAGES, Data, Pipeline
-from recipes.translation.recipe import OWN, PRECISIONS, Recipe, load, sizes_of
-from recipes.translation.text import SUBWORDS
-from recipes.translation.train import STOP_BY, Machine, stopping
+from ..common.errors import RecipeError
+from ..common.main import command_line, module, run_command
+from ..common.schemes import NAMED, OPTIONS, Variant
+from ..common.workspace import Workspace
+from . import choose, initial
+from .data.own import FORMS
+from .pipeline import STAGES, Data, Pipeline
+from .recipe import OWN, PRECISIONS, Recipe, load, sizes_of
+from .text import SUBWORDS
+from .train import STOP_BY, Machine, stopping
 
 SAMPLES = 10  # translations of the test set that are shown at the end
 

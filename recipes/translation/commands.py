@@ -18,10 +18,11 @@ from typing import IO, Any, NamedTuple
 from tqdm import tqdm
 
 import macaron
-from recipes.common.divergence import ANEW
-from recipes.common.errors import RecipeError
-from recipes.common.jobs import call, start, stop
-from recipes.common.workspace import read_lines
+
+from ..common.divergence import ANEW
+from ..common.errors import RecipeError
+from ..common.jobs import call, start, stop
+from ..common.workspace import read_lines
 
 Event = dict[str, Any]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from macaron.text import is_blank
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import read_lines
-from recipes.translation.recipe import Recipe
+
+from ..common.errors import RecipeError
+from ..common.workspace import read_lines
+from .recipe import Recipe
 
 POSITIONS = 1024  # fairseq's default, for the task and for the model
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from macaron.checkpoint import CheckpointError
 from macaron.files import digest
-from recipes.common.errors import RecipeError
-from recipes.translation.checkpoints import load
-from recipes.translation.recipe import Recipe
-from recipes.translation.text import TextSettings
+
+from ..common.errors import RecipeError
+from .checkpoints import load
+from .recipe import Recipe
+from .text import TextSettings
 
 # What may differ from the released model: none of it is a part of what the parameters were trained to compute.
 FREE = ("dropout", "attention_dropout", "activation_dropout", "relu_dropout", "checkpoint_activations")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from recipes.common.errors import RecipeError
+from ..common.errors import RecipeError
 
 NAMES = {"de": "German", "en": "English"}
 

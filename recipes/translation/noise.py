@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import run_command
-from recipes.common.textfile import lines
+from ..common.errors import RecipeError
+from ..common.main import module, run_command
+from ..common.textfile import lines
 
 SHARE = 0.1
 KINDS = ("swap", "drop", "insert", "replace")
@@ -81,7 +81,7 @@ def noise_file(source: Path, target: Path, share: float = SHARE, seed: int = 1) 
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m recipes.translation.noise", description=__doc__.partition(": ")[2])
+    p = argparse.ArgumentParser(prog=f"python -m {module('translation.noise')}", description=__doc__.partition(": ")[2])
     p.add_argument("source", type=Path, metavar="FILE", help="UTF-8 text, plain, .xz or .gz")
     p.add_argument("target", type=Path, metavar="OUT", help="a new file")
     p.add_argument("--share", type=float, default=SHARE, metavar="X", help="of the characters (default: %(default)s)")

@@ -12,12 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.common import multistep
-from recipes.common.divergence import check_finite
-from recipes.common.errors import RecipeError
-from recipes.common.main import command_shown, module
-from recipes.common.provenance import environment
-from recipes.common.workspace import (
+from ..common import multistep
+from ..common.divergence import check_finite
+from ..common.errors import RecipeError
+from ..common.main import command_shown, module
+from ..common.provenance import environment
+from ..common.workspace import (
     Made,
     Stage,
     Workspace,
@@ -28,19 +28,19 @@ from recipes.common.workspace import (
     read_lines,
     write_json,
 )
-from recipes.translation import checkpoints, commands, train
-from recipes.translation.commands import check_losses
-from recipes.translation.data.corpus import Corpus
-from recipes.translation.data.own import Files, OwnCorpus
-from recipes.translation.held_out import check_held_out
-from recipes.translation.initial import Release
-from recipes.translation.recipe import Recipe
-from recipes.translation.release import check_architecture, export
-from recipes.translation.text import Codec
-from recipes.translation.train import Machine
+from . import checkpoints, commands, train
+from .commands import check_losses
+from .data.corpus import Corpus
+from .data.own import Files, OwnCorpus
+from .held_out import check_held_out
+from .initial import Release
+from .recipe import Recipe
+from .release import check_architecture, export
+from .text import Codec
+from .train import Machine
 
 if TYPE_CHECKING:
-    from recipes.translation.scoring import MetricSet
+    from .scoring import MetricSet
 
 STAGES = ("prepare", "train", "average", "translate", "score", "report", "release")
 
@@ -122,7 +122,7 @@ class Pipeline:
 
     def prepare(self) -> Made:
         """Raw text → words → pieces → fairseq's binary format."""
-        from recipes.translation.data.prepare import prepare
+        from .data.prepare import prepare
 
         if self.data.prepared is not None:
             share(self.data.prepared.resolve(), self.space, self.recipe)
@@ -238,7 +238,7 @@ class Pipeline:
 
     @property
     def metrics(self) -> MetricSet:
-        from recipes.translation.scoring import metric_set
+        from .scoring import metric_set
 
         return metric_set(self.recipe.metrics, self.recipe.text)
 
@@ -246,7 +246,7 @@ class Pipeline:
         """Hypotheses, references and sources of the test set in Moses' words, whatever the model works on; as text
         where no paper counts words.
         """
-        from recipes.translation.scoring import tokenize
+        from .scoring import tokenize
 
         if not self.metrics.published:
             return self.lines("hyp"), self.lines("raw"), self.lines("raw", language=self.source)
@@ -258,7 +258,7 @@ class Pipeline:
 
     def score(self) -> Made:
         """The papers' BLEU, sacreBLEU and chrF of the test set."""
-        from recipes.translation import scoring
+        from . import scoring
 
         hypotheses, references, _ = self.words()
         tokenized = (hypotheses, references) if self.metrics.published else (None, None)
@@ -268,8 +268,8 @@ class Pipeline:
         return Made([target], shown=scoring.show(scores))
 
     def report(self) -> Made:
-        from recipes.translation.figures import attention_sample, cross_attention
-        from recipes.translation.report import page
+        from .figures import attention_sample, cross_attention
+        from .report import page
 
         result = self.result()
         sample = attention_sample(result["samples"])
@@ -281,8 +281,8 @@ class Pipeline:
 
     def result(self) -> dict[str, Any]:
         """Everything a row of results needs: scores, data, settings, commands, times, versions, hardware."""
-        from recipes.translation.report import PACKAGES, SAMPLES
-        from recipes.translation.scoring import bleu_by_length
+        from .report import PACKAGES, SAMPLES
+        from .scoring import bleu_by_length
 
         stamps = {stage: self.space.stamp(stage) or {} for stage in STAGES[: STAGES.index("report")]}
         texts = [self.lines("raw", language=self.source), self.lines("raw"), self.lines("hyp")]

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from recipes.common.errors import RecipeError
-from recipes.common.main import module
-from recipes.common.schemes import OPTIONS, Variant, portable
+from ..common.errors import RecipeError
+from ..common.main import module
+from ..common.schemes import OPTIONS, Variant, portable
 
 if TYPE_CHECKING:
-    from recipes.translation.data.own import Own
-    from recipes.translation.text import TextSettings
+    from .data.own import Own
+    from .text import TextSettings
 
 OWN = "translation"  # the recipe for any corpus
 INSTANCES = ("iwslt14_de_en", "wmt14_en_de", "multi30k_de_en", "demo")

@@ -26,19 +26,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common import multistep
-from recipes.common.errors import RecipeError
-from recipes.common.jobs import ENVIRONMENT
-from recipes.common.main import module, run_command
-from recipes.common.report import untagged
-from recipes.common.schemes import Variant
-from recipes.common.workspace import read_json, read_lines, write_json
-from recipes.translation import commands
-from recipes.translation.checkpoints import load
-from recipes.translation.data.prepare import counts, listed
-from recipes.translation.recipe import Recipe
-from recipes.translation.report import beginning_and_end
-from recipes.translation.text import TextSettings
+from ..common import multistep
+from ..common.errors import RecipeError
+from ..common.jobs import ENVIRONMENT
+from ..common.main import module, run_command
+from ..common.report import untagged
+from ..common.schemes import Variant
+from ..common.workspace import read_json, read_lines, write_json
+from . import commands
+from .checkpoints import load
+from .data.prepare import counts, listed
+from .recipe import Recipe
+from .report import beginning_and_end
+from .text import TextSettings
 
 SENTENCES = 100  # of the test set, translated anew
 TIE = 1e-3  # where the scores (bits per token) of two hypotheses differ by less, rounding may choose
@@ -78,7 +78,7 @@ def check_finished(run: Path) -> None:
         if not (run / name).is_file():
             raise RecipeError(
                 f"{run}: no {name}, so it is not the folder of a run that was trained and scored; finish it first: "
-                f"python -m recipes.<name> score --out {run}"
+                f"python -m {module('<name>')} score --out {run}"
             )
 
 
@@ -172,7 +172,7 @@ def check_release(run: Path, folder: Path, sentences: int) -> dict[str, Any]:
     Where the raw sentence gives the very pieces that the run translated, the translation must be the same. (Raw
     sentences that were made from tokens by detokenising may tokenise differently; the scores of both are recorded.)
     """
-    from recipes.translation import scoring
+    from . import scoring
 
     settings = read_json(run / "settings.json")
     source, target = settings["text.source"], settings["text.target"]
@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m recipes.translation.release",
+        prog=f"python -m {module('translation.release')}",
         description="Write the model of a finished run as one folder that takes raw text, and check it by translating "
         "a part of the test set with it.",
     )

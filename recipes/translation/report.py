@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recipes.common import multistep
-from recipes.common.report import Figure, Report, Table, Text
-from recipes.common.schemes import Variant
-from recipes.translation.data.prepare import counts, listed
-from recipes.translation.figures import attention_figure, curve_figure
-from recipes.translation.languages import NAMES
+from ..common import multistep
+from ..common.report import Figure, Report, Table, Text
+from ..common.schemes import Variant
+from .data.prepare import counts, listed
+from .figures import attention_figure, curve_figure
+from .languages import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

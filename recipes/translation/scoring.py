@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common.errors import RecipeError
-from recipes.common.statistics import Difference, paired_bootstrap
-from recipes.translation.languages import sacrebleu_tokenizer
+from ..common.errors import RecipeError
+from ..common.statistics import Difference, paired_bootstrap
+from .languages import sacrebleu_tokenizer
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
     from sacrebleu.metrics.base import Metric
 
-    from recipes.translation.text import TextSettings
+    from .text import TextSettings
 
 SAMPLES = 1000  # of every bootstrap
 EDGES = (10, 20, 30, 40, 50, 60)  # of the buckets of source length, in words

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import macaron.text
 from macaron.text import SUBWORDS, TextError, Words
-from recipes.common.errors import RecipeError
-from recipes.common.workspace import write_json
+
+from ..common.errors import RecipeError
+from ..common.workspace import write_json
 
 __all__ = ["SUBWORDS", "Codec", "Pieces", "TextSettings", "Words"]
 

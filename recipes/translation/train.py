@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
-from recipes.translation import commands
-from recipes.translation.languages import UNSPACED, base
-from recipes.translation.recipe import Recipe, divisors
+from ..common.errors import RecipeError
+from . import commands
+from .languages import UNSPACED, base
+from .recipe import Recipe, divisors
 
 NAME = "train"  # of the configuration in a run's conf/
 STOP_BY = ("bleu", "loss")  # what --patience looks at

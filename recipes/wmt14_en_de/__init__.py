@@ -1,7 +1,7 @@
 """WMT14 English–German, as in the paper: cased, joint BPE of 32,000 merges, one dictionary."""
 
-from recipes.translation.recipe import Recipe
-from recipes.translation.text import TextSettings
+from ..translation.recipe import Recipe
+from ..translation.text import TextSettings
 
 _TEXT = TextSettings(source="en", target="de", aggressive_hyphens=True, units=32_000)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.common.download import Remote
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import packed
-from recipes.translation.data.corpus import Corpus, Input, Part, Rules, detected, places
-from recipes.translation.text import TextSettings
+from ..common.download import Remote
+from ..common.errors import RecipeError
+from ..common.textfile import packed
+from ..translation.data.corpus import Corpus, Input, Part, Rules, detected, places
+from ..translation.text import TextSettings
 
 VALID = ("newstest2013", "train")
 TRAIN_SIZE = 4_500_000  # about; what counts as the whole corpus

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import lines
+from ...common.errors import RecipeError
+from ...common.textfile import lines
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = len(MAGIC) + 17  # and version (8 bytes), type (1), count (8)

@@ -11,12 +11,13 @@ from typing import ClassVar
 import numpy as np
 
 from macaron.text import PART_OF_A_WORD, is_blank
-from recipes.common.archive import unpack
-from recipes.common.download import Remote, fetch
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import packed
-from recipes.translation.data.files import READERS, any_lines, is_unicode, spaced, together
-from recipes.translation.text import TextSettings
+
+from ...common.archive import unpack
+from ...common.download import Remote, fetch
+from ...common.errors import RecipeError
+from ...common.textfile import packed
+from ..text import TextSettings
+from .files import READERS, any_lines, is_unicode, spaced, together
 
 SPLITS = ("train", "valid", "test")
 

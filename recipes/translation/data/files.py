@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from macaron.text import join_bpe
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import lines as lines  # part of what is read here
-from recipes.common.textfile import packed as packed
+
+from ...common.errors import RecipeError
+from ...common.textfile import lines as lines  # part of what is read here
+from ...common.textfile import packed as packed
 
 _MARKUP = re.compile(r"</?(?:title|description)>")
 

@@ -19,11 +19,11 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import SUFFIXES, lines, packed
-from recipes.translation.data.corpus import NOT_UTF8, SPLITS, Corpus, Input, Part, Rules, detected, places
-from recipes.translation.data.files import any_lines
-from recipes.translation.languages import UNSPACED, moses
+from ...common.errors import RecipeError
+from ...common.textfile import SUFFIXES, lines, packed
+from ..languages import UNSPACED, moses
+from .corpus import NOT_UTF8, SPLITS, Corpus, Input, Part, Rules, detected, places
+from .files import any_lines
 
 NAMES = {"train": ("train",), "valid": ("valid", "val", "dev"), "test": ("test",)}
 MARKUP = {".sgm": "sgm", ".xml": "sgm"}  # of held-out sets, NAME.L.sgm

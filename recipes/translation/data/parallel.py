@@ -10,8 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-from recipes.common.errors import RecipeError
-from recipes.common.leash import end_with_parent
+from ...common.errors import RecipeError
+from ...common.leash import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -18,16 +18,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import lines, packed
-from recipes.common.workspace import Workspace, digest
-from recipes.translation import commands
-from recipes.translation.data import binary, subword
-from recipes.translation.data.corpus import SPLITS, Corpus, locate
-from recipes.translation.data.files import together, whole
-from recipes.translation.data.parallel import chunks, in_order
-from recipes.translation.data.sentences import Pair, process, segment, tasks
-from recipes.translation.text import TextSettings
+from ...common.errors import RecipeError
+from ...common.textfile import lines, packed
+from ...common.workspace import Workspace, digest
+from .. import commands
+from ..text import TextSettings
+from . import binary, subword
+from .corpus import SPLITS, Corpus, locate
+from .files import together, whole
+from .parallel import chunks, in_order
+from .sentences import Pair, process, segment, tasks
 
 Facts = dict[str, Any]
 

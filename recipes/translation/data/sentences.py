@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from macaron.moses import Moses
-from recipes.translation.data.corpus import Input, Rules
-from recipes.translation.data.files import spaced, unescaped
-from recipes.translation.data.normalise import normaliser
-from recipes.translation.data.parallel import chunks
-from recipes.translation.text import Pieces, TextSettings, Words
+
+from ..text import Pieces, TextSettings, Words
+from .corpus import Input, Rules
+from .files import spaced, unescaped
+from .normalise import normaliser
+from .parallel import chunks
 
 Pair = tuple[str, str]
 

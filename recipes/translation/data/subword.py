@@ -7,12 +7,12 @@ import itertools
 from collections import Counter
 from pathlib import Path
 
-from recipes.common.errors import RecipeError
-from recipes.common.textfile import lines
-from recipes.translation.data.files import whole
-from recipes.translation.data.parallel import chunks, in_order
-from recipes.translation.data.sentences import count_words
-from recipes.translation.text import Pieces, TextSettings
+from ...common.errors import RecipeError
+from ...common.textfile import lines
+from ..text import Pieces, TextSettings
+from .files import whole
+from .parallel import chunks, in_order
+from .sentences import count_words
 
 
 def learn(text: list[Path], model: Path, settings: TextSettings, workers: int, soft: bool = False) -> int:
