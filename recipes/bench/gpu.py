@@ -221,7 +221,9 @@ def check_machine() -> None:
             if built
             else f"torch {torch.__version__} is a build for CPUs"
         )
-        raise RecipeError(fX)
+        raise RecipeError(
+            f"gpu: needs a GPU, and {why}; on a CPU: python -m {module('bench')} train, cost, loss, ops or bert"
+        )
 
 
 def run(minutes: float, out: Path, figures: Path, runner: Runner = run_leashed) -> None:

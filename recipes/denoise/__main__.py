@@ -9,16 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..common.device import device_of
 from ..common.errors import RecipeError
 from ..common.main import command_line, command_shown, module, run_command
 from ..common.provenance import environment
 from ..common.workspace import Workspace
 from .settings import HORIZONS, PRESETS, flag, settings_for
-
-if TYPE_CHECKING:
-    import torch
 
 PACKAGES = ("macaron-net", "torch", "numpy", "Pillow", "bm3d", "matplotlib")
 SETTINGS: tuple[tuple[str, type, str], ...] = (
@@ -171,24 +168,6 @@ def check_bm3d() -> None:
     if find_spec("bm3d") is None:
         raise RecipeError("--bm3d-images: the package bm3d is not installed; pip install 'macaron-net[bm3d]' (its "
                           "licence is for use that is not commercial), or --bm3d-images 0")  # fmt: skip
-
-
-def device_of(name: str) -> torch.device:
-    """
-    Raises:
-        RecipeError: no such device here.
-    """
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"--device {name}: is no device; give cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise RecipeError(f"--device {name}: give cpu or cuda")
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise RecipeError(f"--device {name}: torch finds no such GPU here; give --device cpu")
-    return device
 
 
 def cpu_seconds() -> float:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from macaron.dynamics.horizon import GO_ON, STOP
 from macaron.vision import DnCNN
 
+from ..common.device import device_of
 from ..common.errors import RecipeError
 from ..common.main import module
 from . import images, models
@@ -53,8 +54,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command(args: argparse.Namespace) -> int:
-    from .__main__ import device_of
-
     if args.tile < 8 or args.tile % 8:
         raise RecipeError(f"--tile {args.tile}: must be a multiple of 8, and at least 8")
     if args.threads is not None and args.threads < 1:
