@@ -3,6 +3,9 @@
 Wherever fairseq builds its `SequenceGenerator` for models of ours (`fairseq-generate`, `fairseq-interactive`, the hub,
 `--eval-bleu`), `Generator` takes its place if it knows the search that is asked for; of any other it says once what it
 leaves to fairseq's. `MACARON_GENERATOR=fairseq` in the environment leaves all to it.
+
+A model that is ready to generate, and so cannot be trained any more, is packed for it (`macaron.decoding.weights`), in
+the precision of the hub, of `macaron translate --precision`, or of `MACARON_PRECISION` (fp32, bf16, int8, auto).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from fairseq import search as fairseq_search
@@ -20,7 +24,7 @@ from fairseq.modules import LearnedPositionalEmbedding, SinusoidalPositionalEmbe
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
-from macaron.decoding import BeamSearch, Hypothesis, Lattice, Options, Source, Symbols
+from macaron.decoding import BeamSearch, Hypothesis, Lattice, Options, Source, Symbols, choose_precision, packed
 from macaron.decoding.lattice import MemoryCache, SelfCache
 from macaron.dynamics.splitting import CROSS_ATTENTION
 
@@ -28,7 +32,7 @@ from .layers import MacaronDecoderLayer, MemorySelfAttention
 
 logger = logging.getLogger(__name__)
 
-SWITCH = "MACARON_GENERATOR"
+SWITCH, PRECISION = "MACARON_GENERATOR", "MACARON_PRECISION"
 
 
 class Steps:
@@ -36,12 +40,12 @@ class Steps:
 
     Args:
         encoder, decoder: its parts.
+        vocabulary: of the target.
         left_pad: where the sources have their padding.
     """
 
-    def __init__(self, encoder: Any, decoder: Any, left_pad: bool = False) -> None:
-        self.encoder, self.decoder, self.left_pad = encoder, decoder, left_pad
-        self.vocabulary = decoder.output_projection.weight.size(0)
+    def __init__(self, encoder: Any, decoder: Any, vocabulary: int, left_pad: bool = False) -> None:
+        self.encoder, self.decoder, self.vocabulary, self.left_pad = encoder, decoder, vocabulary, left_pad
         self.padding = decoder.padding_idx
         self._layers = _layers(decoder)
         self._state: dict[str, Any] = {}
@@ -109,6 +113,36 @@ def _layers(decoder: Any) -> list[Any]:
     return list(nn.ModuleList.__getitem__(decoder.layers, i) for i in range(len(decoder.layers)))
 
 
+# --- precision -----------------------------------------------------------------------------------------------------
+
+_PACKED: WeakKeyDictionary[Any, tuple[Any, tuple[Any, Any]]] = WeakKeyDictionary()
+
+
+def parts(model: Any) -> tuple[Any, Any]:
+    """Its encoder and decoder, packed if the model is ready to generate; anew where its parameters are others.
+
+    Raises:
+        ValueError: a precision that the device has not, or another than that of the parameters.
+    """
+    asked = getattr(model, "inference_precision", None) or os.environ.get(PRECISION)
+    if not model._is_generation_fast:
+        return model.encoder, model.decoder
+    first = next(model.parameters())
+    if first.dtype == torch.float16 and first.device.type == "cpu":
+        _warn("float16 is slow on a CPU: leave out --fp16; a checkpoint in float16 is then read into float32")
+    if asked is None and first.dtype != torch.float32:
+        return model.encoder, model.decoder
+    precision = choose_precision(asked or "fp32", first.device)
+    seen = (precision, [(p.data_ptr(), p._version) for p in model.parameters()])
+    if model not in _PACKED or _PACKED[model][0] != seen:
+        if precision == "fp32":  # the encoder's products have many rows
+            both = [model.encoder, packed(model.decoder, precision)]
+        else:
+            both = list(packed(nn.ModuleList([model.encoder, model.decoder]), precision))  # type: ignore[call-overload]
+        _PACKED[model] = (seen, (both[0], both[1]))
+    return _PACKED[model][1]
+
+
 # --- what it knows --------------------------------------------------------------------------------------------------
 
 
@@ -154,8 +188,12 @@ def unknown(models: list[Any], generator: SequenceGenerator) -> str:
 
 
 @cache
+def _warn(message: str) -> None:
+    logger.warning("%s", message)
+
+
 def _say(what: str) -> None:
-    logger.warning("%s is left to fairseq's generator, which is slower", what)
+    _warn(f"{what} is left to fairseq's generator, which is slower")
 
 
 class Generator(SequenceGenerator):
@@ -191,7 +229,7 @@ class Generator(SequenceGenerator):
             match_source_len=self.match_source_len,
         )
         symbols = Symbols(start=self.eos, end=self.eos, pad=self.pad, unknown=self.unk)
-        return BeamSearch(Steps(model.encoder, model.decoder, left_pad), symbols, options)
+        return BeamSearch(Steps(*parts(model), self.vocab_size, left_pad), symbols, options)
 
     def _generate(
         self,

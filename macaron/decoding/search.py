@@ -23,6 +23,7 @@ from macaron.decoding.lattice import Lattice
 
 _BLOCK = 128  # words of which the best is looked at first
 _PLAIN = 4096  # up to so many continuations are sorted at once
+_SHORTEST = 16  # tokens that a sentence counts for at least, since its translation may be so long
 
 
 class Symbols(NamedTuple):
@@ -158,7 +159,7 @@ class BeamSearch:
         Args:
             sources: in the order in which they are taken up; best by length.
             room: sentences at a time.
-            tokens: of these, all counted as long as the longest; one sentence is always taken.
+            tokens: of these, all counted as long as the longest, and as 16 at least; one sentence is always taken.
             refill: others are taken up when this share of the batch has left, or all.
 
         Yields:
@@ -189,9 +190,9 @@ class _Queue:
 
     def take(self, held: list[Source]) -> list[Source]:
         taken: list[Source] = []
-        longest = max((source.tokens.numel() for source in held), default=0)
+        longest = max((source.tokens.numel() for source in held), default=_SHORTEST)
         while self._next is not None:
-            longest = max(longest, self._next.tokens.numel())
+            longest = max(longest, self._next.tokens.numel(), _SHORTEST)
             count = len(held) + len(taken) + 1
             if count > 1 and (count > self._room or count * longest > self._tokens):
                 break

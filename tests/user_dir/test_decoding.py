@@ -19,6 +19,7 @@ from macaron.user_dir import decoding
 from macaron.user_dir.decoding import Generator
 
 from macaron import MacaronModel
+from macaron.decoding import choose_precision
 
 from .conftest import dictionary
 from .test_incremental import SIZES, VARIANTS, randomize
@@ -144,7 +145,7 @@ def test_the_memory_of_a_sentence_is_kept_once() -> None:
             kept.update({name: lattice[name].shape for name in names})
             return super().step(lattice, tokens, positions)
 
-    engine.stepper = Watched(model.encoder, model.decoder)
+    engine.stepper = Watched(model.encoder, model.decoder, len(made))
     source = decoding.Source("a", torch.tensor([5, 6, 7, 2]), 8)
     assert len(dict(engine([source]))["a"]) == 5
     assert set(kept.values()) == {(1, 2, 4, 8)} and len(kept) == 4  # keys and values of two layers; (B, H, S, D)
@@ -165,7 +166,7 @@ def test_the_memory_of_a_sentence_is_kept_once() -> None:
 def test_what_is_left_to_fairseq_is_said_once(options, left, caplog) -> None:
     model, made = build(double=False)
     config = GenerationConfig(**{"beam": 2, "max_len_b": 5, **options})
-    decoding._say.cache_clear()
+    decoding._warn.cache_clear()
     task = FairseqTask.__new__(FairseqTask)
     task.__class__ = type("Task", (FairseqTask,), {"target_dictionary": made, "source_dictionary": made})
     with caplog.at_level(logging.WARNING):
@@ -190,3 +191,56 @@ def test_who_gets_which_generator(monkeypatch) -> None:
     assert type(task.build_generator([model], config, Own)) is Own
     monkeypatch.setenv(decoding.SWITCH, "fairseq")
     assert type(task.build_generator([model], config)) is SequenceGenerator
+
+
+# --- precision ------------------------------------------------------------------------------------------------------
+
+
+def ready(**options: Any) -> tuple[Any, Any]:
+    model, made = build(double=False, **options)
+    model._is_generation_fast = True
+    return model, made
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_precision_is_kept_apart_from_the_model(precision) -> None:
+    try:
+        choose_precision(precision)
+    except ValueError as error:
+        pytest.skip(str(error))
+    model, made = ready()
+    model.inference_precision = precision
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sample = batch()
+    generator = Generator([model], made, beam_size=3, max_len_b=8)
+    found = generator.generate([model], sample)
+    exact = SequenceGenerator([model], made, beam_size=3, max_len_b=8).generate([model], sample)
+    gaps = [abs(float(a[0]["score"]) - float(b[0]["score"])) for a, b in zip(found, exact, strict=True)]
+    # float32; of 8 bits, what a tiny random model makes of a hundredth, and something at all
+    assert max(gaps) < (1e-5 if precision == "fp32" else 0.3) and (precision == "fp32" or max(gaps) > 1e-5)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        model.decoder.layers[0].flows[0].fc1.weight.mul_(-1)
+    changed = generator.generate([model], sample)
+    assert changed[0][0]["score"] != found[0][0]["score"], "other weights are packed anew"
+
+
+def test_a_model_in_training_is_not_packed(monkeypatch) -> None:
+    model, _ = build(double=False)
+    monkeypatch.setenv(decoding.PRECISION, "int8")
+    assert decoding.parts(model) == (model.encoder, model.decoder)
+
+
+def test_the_environment_says_the_precision(monkeypatch) -> None:
+    model, _ = ready()
+    monkeypatch.setenv(decoding.PRECISION, "int9")
+    with pytest.raises(ValueError, match="precision 'int9' is unknown"):
+        decoding.parts(model)
+
+
+def test_float16_on_a_cpu_is_said(caplog) -> None:
+    model, _ = ready()
+    decoding._warn.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        decoding.parts(model.half())
+    assert "leave out --fp16" in caplog.text
