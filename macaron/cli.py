@@ -124,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="lines read ahead; 1 answers each line at once (default: 4096, 1 where somebody types)",
     )
+    translate.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8", "auto"),
+        default="fp32",
+        help="of the products: int8 is made at loading, one scale for each row; auto is the fastest that the processor "
+        "has (default: %(default)s)",
+    )
     translate.set_defaults(run=_translate)
 
     average = commands.add_parser(
@@ -245,7 +252,7 @@ def _translate(args: argparse.Namespace) -> None:
 
     translate.run(
         args.release, args.files, device=args.device, window=args.buffer_size, max_tokens=args.max_tokens,
-        beam=args.beam, nbest=args.nbest, scores=args.scores, split=args.too_long == "split",
+        precision=args.precision, beam=args.beam, nbest=args.nbest, scores=args.scores, split=args.too_long == "split",
     )  # fmt: skip
 
 

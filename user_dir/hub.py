@@ -1,7 +1,8 @@
 """A model in a script: from a folder of checkpoints as fairseq has it, or from a released one, raw text in and out."""
 
+import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from torch import LongTensor
 
 from macaron.checkpoint import CheckpointError
 from macaron.checkpoint import load as load_raw
+from macaron.decoding import PRECISIONS
 from macaron.text import RELEASED_NAMES, Pieces, Words, is_blank
 
-from . import generation, places, released
+from . import decoding, generation, places, released
 from .released import DESCRIPTION  # a name of this module from before there was that one
 
 __all__ = ["DESCRIPTION", "HubModel", "ReleasedModel", "is_release", "open_checkpoints", "open_release"]
@@ -114,6 +116,45 @@ class HubModel(hub_utils.GeneratorHubInterface):
                 result[index] = hypotheses
         return result
 
+    def stream(
+        self, tokenized_sentences: list[LongTensor], tokens: int, beam: int = 5, **options: Any
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]] | None:
+        """(index, hypotheses) of each sentence, as soon as it is done; others take its place in the batch.
+
+        Unlike in `generate`, the greatest length of a translation is by its own sentence, not a batch's longest.
+
+        Args:
+            tokenized_sentences: taken up in the order of their lengths.
+            tokens: of a batch, by the sources, all counted as long as the longest.
+            options: of the generation.
+
+        Returns:
+            None where fairseq's generator alone knows the search.
+        """
+        self._check_options(beam, options)
+        self._fitting(tokenized_sentences, skip=False)
+        settings = copy.deepcopy(self.cfg.generation)
+        with open_dict(settings):
+            for name, value in {**options, "beam": beam}.items():
+                setattr(settings, name, value)
+        generator = self.task.build_generator(self.models, settings)
+        if not isinstance(generator, decoding.Generator) or generator.left:
+            return None
+        order = sorted(range(len(tokenized_sentences)), key=lambda index: tokenized_sentences[index].numel())
+        return generator.stream(((index, tokenized_sentences[index]) for index in order), tokens)
+
+    def set_precision(self, precision: str | None) -> "HubModel":
+        """In what its products are computed from now on, by our own search: one of `macaron.decoding.PRECISIONS`.
+
+        Raises:
+            ValueError: an unknown name. A device without it is told when there is something to compute.
+        """
+        if precision is not None and precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        for model in self.models:
+            model.inference_precision = precision
+        return self
+
     def _check_options(self, beam: int, options: Mapping[str, Any]) -> None:
         others = ("inference_step_args", "prefix_allowed_tokens_fn", "seed")
         given = {name: value for name, value in options.items() if name not in others}
@@ -166,6 +207,7 @@ def open_checkpoints(
     Raises:
         ValueError: a wrong place, or another kind of model; says what was expected and what was found.
     """
+    precision = kwargs.pop("precision", None)
     folder = places.model_folder(model_name_or_path)
     places.check_checkpoints(folder, checkpoint_file)
     data = places.data_folder(data_name_or_path, folder)
@@ -200,7 +242,7 @@ def open_checkpoints(
                 f"{folder}: {checkpoint_file} holds a {type(model).__name__}, no {family.__name__}; open it with "
                 f"from_pretrained of its own class"
             )
-    return HubModel(loaded["args"], loaded["task"], loaded["models"])
+    return HubModel(loaded["args"], loaded["task"], loaded["models"]).set_precision(precision)
 
 
 # --- released folders -------------------------------------------------------------------------------------------
@@ -265,11 +307,13 @@ def open_release(family: type, folder: Path, checkpoint_file: Any = released.MOD
     """Open a released folder, whose checkpoint must hold one of `family`'s models.
 
     Args:
-        kwargs: options of the generation, in place of the recipe's, or other options of fairseq's configuration.
+        kwargs: options of the generation, in place of the recipe's, or other options of fairseq's configuration;
+            `precision` is that of `HubModel.set_precision`.
 
     Raises:
         ValueError: a part of it is missing, damaged, or says what no release does.
     """
+    precision = kwargs.pop("precision", None)
     folder = folder.resolve()
     places.check_one_path(folder)
     description = released.read(folder, str(checkpoint_file))
@@ -281,7 +325,9 @@ def open_release(family: type, folder: Path, checkpoint_file: Any = released.MOD
     check_settings(path, state, family)
     state["cfg"] = _configuration(path, state["cfg"], description, kwargs)
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
-    return ReleasedModel(cfg, task, models, description, folder)
+    opened = ReleasedModel(cfg, task, models, description, folder)
+    opened.set_precision(precision)
+    return opened
 
 
 def check_settings(path: Path, state: Mapping[str, Any], family: type) -> None:

@@ -18,11 +18,14 @@ from fairseq import checkpoint_utils, optim, utils
 from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
 from fairseq.data.fasta_dataset import FastaDataset
 from fairseq.modules import dynamic_crf_layer
+from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.scoring.chrf import ChrFScorer
+from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
+from .decoding import generator_class
 from .rules import SPARED
 
 
@@ -169,6 +172,30 @@ def score_empty_translations() -> None:
     train.get_valid_stats = get_valid_stats
 
 
+def block_repeats() -> None:
+    block = inspect.unwrap(NGramRepeatBlock._no_repeat_ngram)
+
+    def _no_repeat_ngram(self: NGramRepeatBlock, tokens: Any, lprobs: Any, bsz: int, beam_size: int, step: int) -> Any:
+        return block(self, tokens[:, : step + 1], lprobs, bsz, beam_size, step)
+
+    _no_repeat_ngram.__wrapped__ = block  # type: ignore[attr-defined]
+    NGramRepeatBlock._no_repeat_ngram = _no_repeat_ngram
+
+
+def decode_faster() -> None:
+    build = inspect.unwrap(FairseqTask.build_generator)
+
+    def build_generator(
+        self: Any, models: Any, args: Any, seq_gen_cls: Any = None, *others: Any, **options: Any
+    ) -> Any:
+        if seq_gen_cls is None and not getattr(args, "score_reference", False):
+            seq_gen_cls = generator_class(models, args)
+        return build(self, models, args, seq_gen_cls, *others, **options)
+
+    build_generator.__wrapped__ = build  # type: ignore[attr-defined]
+    FairseqTask.build_generator = build_generator
+
+
 PATCHES = (
     Patch(
         what="--num-batch-buckets, --sample-break-mode eos, --arch nacrf_transformer",
@@ -211,6 +238,18 @@ PATCHES = (
         why="BLEU of empty translations is left out of the figures: KeyError: 'bleu' ends the training",
         retired_by="a fairseq whose translation task always logs bleu under --eval-bleu",
         make=score_empty_translations,
+    ),
+    Patch(
+        what="--no-repeat-ngram-size on a CPU",
+        why="it looks for the n-gram at the end of a buffer that is filled with padding: nothing is ever blocked",
+        retired_by="a fairseq that looks at the tokens up to this step, as its CUDA kernel does",
+        make=block_repeats,
+    ),
+    Patch(
+        what="beam search of our models by macaron.decoding (`decoding.py`); MACARON_GENERATOR=fairseq leaves it out",
+        why="fairseq reorders all caches in each step, the encoder's for each beam",
+        retired_by="a fairseq with a hook for a model's own generator",
+        make=decode_faster,
     ),
 )
 

@@ -18,6 +18,7 @@ import regex
 import torch
 from tqdm import tqdm
 
+from macaron.decoding import choose_precision
 from macaron.text import is_blank
 
 from . import hub, places, released
@@ -165,16 +166,19 @@ def sentences(text: str, language: str) -> list[str]:
 # --- translating --------------------------------------------------------------------------------------------------
 
 
-def open_model(folder: Path, device: str | None = None, max_tokens: int | None = None) -> hub.ReleasedModel:
+def open_model(
+    folder: Path, device: str | None = None, max_tokens: int | None = None, precision: str | None = None
+) -> hub.ReleasedModel:
     """A released model on a device.
 
     Args:
         folder: of the release; a folder of bare checkpoints does not say what its pieces are, so it is refused.
         device: by torch's names; None: a GPU if there is one.
         max_tokens: tokens (padding counts) of a batch; None: `hub.BATCH_TOKENS`.
+        precision: one of `macaron.decoding.PRECISIONS`; None: fp32.
 
     Raises:
-        ValueError: no released model, a damaged one, or no such device.
+        ValueError: no released model, a damaged one, no such device, or one without that precision.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -182,6 +186,10 @@ def open_model(folder: Path, device: str | None = None, max_tokens: int | None =
     except Exception as error:  # of any kind, by the device
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"--device {device}: cannot be used here ({reason}); leave it out, or give cpu") from error
+    try:
+        precision = choose_precision(precision or "fp32", device)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
     if folder.is_file() and folder.suffix == ".pt":
         raise ValueError(f"{folder}: is a file; give the folder of a released model")
     folder = places.model_folder(folder)
@@ -190,7 +198,7 @@ def open_model(folder: Path, device: str | None = None, max_tokens: int | None =
             f"{folder}: is no released model, as there is no {released.DESCRIPTION} in it, which says how text becomes "
             f"pieces; {places.contents(folder)}. `python -m recipes.translation.release` makes one of a run"
         )
-    model = hub.open_release(MacaronModel, folder, max_tokens=max_tokens or hub.BATCH_TOKENS)
+    model = hub.open_release(MacaronModel, folder, max_tokens=max_tokens or hub.BATCH_TOKENS, precision=precision)
     return model.to(device).eval()
 
 
@@ -258,16 +266,33 @@ class Filter:
         return [part for part in parts if part.numel() > 1]
 
     def __call__(self, lines: list[list[torch.Tensor]]) -> Iterator[tuple[int, list[str]]]:
-        """(index, what comes out for it), batch by batch; the shortest first."""
-        lengths = [max(SHORTEST, *map(torch.numel, parts)) if parts else 0 for parts in lines]
-        for batch in _batches(lengths, [max(len(parts), 1) for parts in lines], self.max_tokens):
-            found = iter(self._generate([part for index in batch for part in lines[index]]))
-            for index in batch:
-                yield index, self._shown([next(found) for _ in lines[index]])
+        """(index, what comes out for it), as it is done; the shortest first."""
+        places = [(index, part) for index, parts in enumerate(lines) for part in range(len(parts))]
+        found: list[list[Any]] = [[None] * len(parts) for parts in lines]
+        for index, parts in enumerate(lines):
+            if not parts:
+                yield index, self._shown([])
+        missing = [len(parts) for parts in lines]
+        for number, hypotheses in self._generate([lines[index][part] for index, part in places]):
+            index, part = places[number]
+            found[index][part] = hypotheses
+            missing[index] -= 1
+            if not missing[index]:
+                yield index, self._shown(found[index])
 
-    def _generate(self, sources: list[torch.Tensor]) -> list[list[dict[str, Any]]]:
+    def _generate(self, sources: list[torch.Tensor]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """(number, hypotheses) of each source; batch by batch where fairseq's generator does it."""
+        if not sources:
+            return
         try:
-            return self.model.generate(sources, **self.options) if sources else []
+            stream = self.model.stream(sources, self.max_tokens, **self.options)
+            if stream is not None:
+                yield from stream
+                return
+            lengths = [max(SHORTEST, source.numel()) for source in sources]
+            for batch in _batches(lengths, self.max_tokens):
+                found = self.model.generate([sources[number] for number in batch], **self.options)
+                yield from zip(batch, found, strict=True)
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"the device has not enough memory ({str(error).splitlines()[0]}); lower --max-tokens, now "
@@ -296,16 +321,14 @@ class Filter:
         return f"{score:.4f}\t{text}" if self.scores else text
 
 
-def _batches(lengths: list[int], counts: list[int], most: int) -> Iterator[list[int]]:
+def _batches(lengths: list[int], most: int) -> Iterator[list[int]]:
     """Indices by length, in groups whose sentences, padded to the longest, have at most `most` tokens."""
     batch: list[int] = []
-    held = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (held + counts[index]) * lengths[index] > most:
+        if batch and (len(batch) + 1) * lengths[index] > most:
             yield batch
-            batch, held = [], 0
+            batch = []
         batch.append(index)
-        held += counts[index]
     if batch:
         yield batch
 
@@ -351,13 +374,21 @@ def translate(lines: Iterable[Line], to: BinaryIO, work: Filter, window: int = W
 
 
 def run(
-    release: Path, files: list[str], *, device: str | None, window: int | None, max_tokens: int | None, **options: Any
+    release: Path,
+    files: list[str],
+    *,
+    device: str | None,
+    window: int | None,
+    max_tokens: int | None,
+    precision: str | None = None,
+    **options: Any,
 ) -> None:
     """`macaron translate`.
 
     Args:
         files: none: standard input.
         window: None: 1 where somebody types, else `WINDOW`.
+        precision: of `open_model`.
         options: of `Filter`.
     """
     files = files or ["-"]
@@ -366,7 +397,7 @@ def run(
     check_files(files)
     logging.getLogger("fairseq").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")  # of torch and fairseq, about themselves
-    work = Filter(open_model(release, device, max_tokens), max_tokens=max_tokens, **options)
+    work = Filter(open_model(release, device, max_tokens, precision), max_tokens=max_tokens, **options)
     window = window or (1 if files == ["-"] and os.isatty(0) else WINDOW)
     translate(read(files), sys.stdout.buffer, work, window, count(files) if sys.stderr.isatty() else None)
 

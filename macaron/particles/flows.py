@@ -138,6 +138,10 @@ class SelfAttention(_MultiHead):
         q, k, v = self.split(self.qkv_proj(x), 3)  # (B, H, T, D)
         padding_mask = surroundings.mask.padding
         cache = surroundings.caches.own
+        if not torch.jit.is_scripting():
+            attend = getattr(cache, "attend", None)
+            if attend is not None:
+                return self.out_proj(self.merge(attend(self.cache_suffix, q, k, v))), None
         if cache is not None:
             k, v, padding_mask = _extend(cache, self.cache_suffix, k, v, padding_mask)
         out, weights = attention(
@@ -224,6 +228,10 @@ class CrossAttention(_MultiHead):
         q = self.split(self.q_proj(x), 1)[0]
         cache = surroundings.caches.memory
         suffix = self.cache_suffix
+        if not torch.jit.is_scripting():
+            attend = getattr(cache, "attend_memory", None)
+            if attend is not None:
+                return self.out_proj(self.merge(attend(suffix, q))), None
         if cache is not None and "k" + suffix in cache:
             k, v = cache["k" + suffix], cache["v" + suffix]
             assert k is not None and v is not None

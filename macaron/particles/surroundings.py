@@ -39,7 +39,7 @@ class Caches(NamedTuple):
     """Keys and values of earlier steps, of step-wise decoding, where x holds the newest particles only.
 
     Each is filled and read by its flow: "k", "v" (B, H, T, D), and of self-attention "padding" (B, T); of a second flow
-    of the kind "k1" and so on.
+    of the kind "k1" and so on. A cache of another kind attends itself, see `macaron.decoding.lattice`.
     """
 
     own: dict[str, Tensor | None] | None = None  # of self-attention
@@ -60,6 +60,12 @@ class StageCache(MutableMapping[str, Any]):
 
     def __init__(self, cache: MutableMapping[str, Any], which: str) -> None:
         self._cache, self._end = cache, which
+
+    @property
+    def attend(self) -> Any:
+        """That of a cache which attends itself, with keys of this evaluation's own; else None."""
+        attend = getattr(self._cache, "attend", None)
+        return None if attend is None else lambda suffix, q, k, v: attend(suffix + self._end, q, k, v)
 
     def __getitem__(self, name: str) -> Any:
         return self._cache[name + self._end]

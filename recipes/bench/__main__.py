@@ -54,6 +54,27 @@ def parser() -> argparse.ArgumentParser:
     cost.add_argument("--values", type=positive, nargs="+", metavar="N", help="default: 128 … 4096, 8192 … 262144")
     translation(cost, max_tokens=4096)
 
+    decode = command(commands, "decode", "beam search: fairseq's generator, ours, and CTranslate2")
+    decode.add_argument("--size", choices=("tiny", "iwslt", "base", "big"), default="base")
+    decode.add_argument("--vocabulary", type=positive, default=32000, metavar="V", help="default: %(default)s")
+    decode.add_argument("--sentences", type=positive, default=32, metavar="N", help="default: %(default)s")
+    decode.add_argument("--beam", type=positive, default=4, metavar="K", help="default: %(default)s")
+    decode.add_argument(
+        "--length", type=positive, default=30, metavar="N", help="words of sources and translations (default: 30)"
+    )
+    decode.add_argument("--over", choices=("sentences", "beam", "length"), help="a curve over this, with --values")
+    decode.add_argument("--values", type=positive, nargs="+", metavar="N", help="default: 1 8 32, 1 4 8, 15 30 60")
+    decode.add_argument(
+        "--contenders",
+        nargs="+",
+        default=["fairseq", "macaron", "macaron:int8"],
+        metavar="NAME",
+        help="fairseq, macaron, macaron-lie (the Transformer's splitting), macaron-by-fairseq (with its generator), "
+        "ctranslate2 (fairseq's Transformer, where installed); macaron:int8, macaron:bf16 and ctranslate2:int8 have a "
+        "precision of their own (default: the first two and macaron:int8)",
+    )
+    decode.add_argument("--profile", **profile)
+
     loss = command(commands, "loss", "linear_cross_entropy beside fairseq's label_smoothed_cross_entropy")
     loss.add_argument("--tokens", type=positive, default=1024, metavar="N", help="default: %(default)s")
     loss.add_argument("--dim", type=positive, default=512, metavar="C", help="default: %(default)s")
@@ -220,6 +241,15 @@ def benchmark(args: argparse.Namespace) -> None:
             args.out or RESULTS, "adversary", args.precision, args.seed, plan.clock, dataclasses.asdict(made)
         )
         adversary.run(record, plan, made, args.layers, args.contenders, args.precision, args.seed)
+    elif args.command == "decode":
+        from . import decode
+
+        task = decode.Settings(args.size, args.vocabulary, args.sentences, args.beam, args.length)
+        if args.values and not args.over:
+            raise RecipeError("--values: of what? Say --over sentences, beam or length")
+        name = "decode" if args.over is None else "decode_curves"
+        record = Record(args.out or RESULTS, name, "fp32", args.seed, plan.clock, dataclasses.asdict(task))
+        decode.run(record, plan, task, args.contenders, args.seed, args.profile, args.over, args.values)
     elif args.command == "ops":
         from . import ops
 

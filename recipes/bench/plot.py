@@ -15,7 +15,12 @@ from ..common.main import module
 from .record import read
 
 Row = dict[str, str]
-UNITS = {"max_tokens": "tokens", "tokens": "tokens", "batch_size": "sentences"}  # of a batch, by the setting's name
+UNITS = {
+    "max_tokens": "tokens",
+    "tokens": "tokens",
+    "batch_size": "sentences",
+    "sentences": "sentences",
+}  # of a batch, by the setting's name
 
 
 def draw_all(results: Path, folder: Path) -> None:
@@ -31,7 +36,7 @@ def draw_all(results: Path, folder: Path) -> None:
         groups[row["benchmark"], device].append(row)
     for (benchmark, device), group in groups.items():
         path = folder / f"{benchmark}_{device}.png"
-        (draw_curves if benchmark == "cost" else draw)(group, path)
+        (draw_curves if benchmark in ("cost", "decode_curves") else draw)(group, path)
         print(path)
 
 
@@ -79,7 +84,7 @@ def label(row: Row) -> str:
 
 
 def draw_curves(rows: list[Row], path: Path) -> None:
-    """Time of a thousand tokens and memory of a step, against length and vocabulary, a line for each contender."""
+    """Time of a thousand tokens and memory of a step, against what was varied, a line for each contender."""
     plt = pyplot()
     varied = sorted({row["case"].split()[0] for row in rows})
     panels = [("ms for 1000 target tokens", lambda row: 1e6 / float(row["tokens_per_s"]))]

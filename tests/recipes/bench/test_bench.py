@@ -70,6 +70,30 @@ def test_train(bench):
     assert 0 < float(ours["share_of_products"]) < 1
 
 
+def test_decode(bench):
+    """A curve, whose first contender is fairseq's generator."""
+    sizes = ["--size", "tiny", "--vocabulary", "300", "--beam", "2", "--length", "4"]
+    written = bench("decode", *sizes, "--over", "sentences", "--values", "1", "3", "--contenders", "fairseq", "macaron")
+    assert [row["case"] for row in written] == ["sentences 1", "sentences 1", "sentences 3", "sentences 3"]
+    assert [row["contender"] for row in written] == ["fairseq", "macaron"] * 2
+    assert [json.loads(row["settings"])["sentences"] for row in written] == [1, 1, 3, 3]
+    assert all(float(row["tokens_per_s"]) > 0 for row in written)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--contenders", "fairseq:int8"], "fairseq:int8: fairseq's generator has fp32 alone"),
+        (["--contenders", "macaron:int4"], "macaron:int4 unknown; choose from fairseq, macaron,"),
+        (["--values", "3"], "--values: of what"),
+    ],
+    ids=str,
+)
+def test_decode_refuses(options, message, tmp_path, capsys):
+    assert main(["decode", *options, "--out", str(tmp_path / "results.csv")]) == 1
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("names", [["macaron-compile"], ["macaron-compile", "macaron"]], ids=str)
 def test_flops_are_not_counted_within_compiled_layers(names, tmp_path, monkeypatch):
     layers = importlib.import_module("macaron.user_dir.layers")
