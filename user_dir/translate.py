@@ -130,10 +130,13 @@ def _text(content: bytes, first: bool) -> str:
 # --- sentences ----------------------------------------------------------------------------------------------------
 
 _CLOSING, _OPENING = "\"'”“’‘»«)]", "\"'“„‘«»([¿¡"
-_END = regex.compile(
-    rf"(?<=[.!?…][{regex.escape(_CLOSING)}]*)\s+(?=[{regex.escape(_OPENING)}]*[\p{{Lu}}\p{{Lt}}\p{{Lo}}\p{{Nd}}])"
-    r"|(?<=[。！？])(?=.)"
+_END = regex.compile(  # without looking back over closing marks, of which a line may have a million
+    r"(?<=[。！？])(?=.)|"
+    rf"[.!?…][{regex.escape(_CLOSING)}]*\K\s+(?=[{regex.escape(_OPENING)}]*[\p{{Lu}}\p{{Lt}}\p{{Lo}}\p{{Nd}}])"
 )
+
+
+_WORD = 100  # letters; no abbreviation is longer
 
 
 @cache
@@ -153,7 +156,7 @@ def sentences(text: str, language: str) -> list[str]:
     always, before_digit = _prefixes(language)
     found, start = [], 0
     for match in _END.finditer(text):
-        word = text[start : match.start()].split()[-1:]
+        word = text[max(start, match.start() - _WORD) : match.start()].split()[-1:]
         stem = word[0].removesuffix(".").lstrip(_OPENING) if word and word[0].endswith(".") else ""
         abbreviated = stem in always or (stem in before_digit and text[match.end()].isdigit())
         if not (abbreviated or (len(stem) == 1 and stem.isalpha())):
@@ -182,7 +185,7 @@ def open_model(folder: Path, device: str | None = None, max_tokens: int | None =
     except Exception as error:  # of any kind, by the device
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"--device {device}: cannot be used here ({reason}); leave it out, or give cpu") from error
-    if folder.is_file() and folder.suffix == ".pt":
+    if folder.is_file() and not places.is_archive(folder):
         raise ValueError(f"{folder}: is a file; give the folder of a released model")
     folder = places.model_folder(folder)
     if not released.is_described(folder):
