@@ -22,7 +22,7 @@ def model_folder(place: Any) -> Path:
     folder = _path(place, "model_name_or_path")
     if folder.is_dir():
         return folder
-    if folder.is_file() and not _is_archive(folder):
+    if folder.is_file() and not is_archive(folder):
         raise ValueError(
             f"{place}: is a file, but from_pretrained takes a folder; for a checkpoint give its folder, its name and "
             f"the folder of its dictionaries: from_pretrained({str(folder.parent)!r}, {folder.name!r}, "
@@ -43,7 +43,7 @@ def data_folder(place: Any, model: Path) -> Path:
     given = _path("." if place is None else place, "data_name_or_path")
     folder = Path(os.path.abspath(model / given)) if str(place or ".").startswith(".") else given
     if not folder.is_dir():
-        if folder.is_file() and not _is_archive(folder):
+        if folder.is_file() and not is_archive(folder):
             raise ValueError(f"data_name_or_path={place}: {folder} is a file; give the folder with its dict.*.txt")
         _existing(folder, f"data_name_or_path={place}")
     check_one_path(folder)
@@ -134,7 +134,7 @@ def _existing(path: Path, asked: Any) -> None:
         )
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
     if path.suffix.lower() in _ARCHIVES:
         return True
     if path.suffix == ".pt":  # torch's own checkpoints are zip files

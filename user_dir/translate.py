@@ -131,10 +131,13 @@ def _text(content: bytes, first: bool) -> str:
 # --- sentences ----------------------------------------------------------------------------------------------------
 
 _CLOSING, _OPENING = "\"'”“’‘»«)]", "\"'“„‘«»([¿¡"
-_END = regex.compile(
-    rf"(?<=[.!?…][{regex.escape(_CLOSING)}]*)\s+(?=[{regex.escape(_OPENING)}]*[\p{{Lu}}\p{{Lt}}\p{{Lo}}\p{{Nd}}])"
-    r"|(?<=[。！？])(?=.)"
+_END = regex.compile(  # without looking back over closing marks, of which a line may have a million
+    r"(?<=[。！？])(?=.)|"
+    rf"[.!?…][{regex.escape(_CLOSING)}]*\K\s+(?=[{regex.escape(_OPENING)}]*[\p{{Lu}}\p{{Lt}}\p{{Lo}}\p{{Nd}}])"
 )
+
+
+_WORD = 100  # letters; no abbreviation is longer
 
 
 @cache
@@ -154,7 +157,7 @@ def sentences(text: str, language: str) -> list[str]:
     always, before_digit = _prefixes(language)
     found, start = [], 0
     for match in _END.finditer(text):
-        word = text[start : match.start()].split()[-1:]
+        word = text[max(start, match.start() - _WORD) : match.start()].split()[-1:]
         stem = word[0].removesuffix(".").lstrip(_OPENING) if word and word[0].endswith(".") else ""
         abbreviated = stem in always or (stem in before_digit and text[match.end()].isdigit())
         if not (abbreviated or (len(stem) == 1 and stem.isalpha())):
@@ -190,7 +193,7 @@ def open_model(
         precision = choose_precision(precision or "fp32", device)
     except ValueError as error:
         raise ValueError(f"--{error}") from error
-    if folder.is_file() and folder.suffix == ".pt":
+    if folder.is_file() and not places.is_archive(folder):
         raise ValueError(f"{folder}: is a file; give the folder of a released model")
     folder = places.model_folder(folder)
     if not released.is_described(folder):

@@ -175,4 +175,4 @@ def untagged(text: str) -> str:
 
 def cell(text: str) -> str:
     """In one line, and one cell."""
-    return untagged(" ".join(text.split())).replace("|", "\\|")
+    return re.sub(r"(\\*)\|", r"\1\1\\|", untagged(" ".join(text.split())))

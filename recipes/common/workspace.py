@@ -201,19 +201,23 @@ class Workspace:
         if record.exists():
             self._compare(read_json(record), settings)
         else:
-            if foreign := [path.name for path in self.folder.iterdir() if not ours(path)]:
-                if len(list(self.folder.iterdir())) == len(foreign) + 1:  # the lock, made just now
-                    (self.folder / LOCK).unlink()
-                raise RecipeError(
-                    f"--out {self.folder}: the folder holds files that no recipe made; give a new or empty folder "
-                    f"with --out"
-                )
+            self._check_ours()
             write_json(record, settings)
         (self.folder / "stamps").mkdir(exist_ok=True)
         sweep(self.folder)
 
+    def _check_ours(self) -> None:
+        """Raise a RecipeError for a folder without settings that holds what no recipe made."""
+        if foreign := [path.name for path in self.folder.iterdir() if not ours(path)]:
+            if len(list(self.folder.iterdir())) == len(foreign) + 1:  # the lock, made just now
+                (self.folder / LOCK).unlink()
+            raise RecipeError(
+                f"--out {self.folder}: the folder holds files that no recipe made; give a new or empty folder with "
+                f"--out"
+            )
+
     def _set_aside(self) -> None:
-        """Rename the folder, unless a run is at work in it, or in a folder of its own in there."""
+        """Rename the folder, unless a run is at work in it, or in a folder of its own in there, or it is no run's."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._lock(self.folder, wait=False))
             for place, _, files in os.walk(self.folder):
@@ -221,6 +225,8 @@ class Workspace:
                     stack.enter_context(self._lock(Path(place), wait=False))
             if all(path.name == LOCK for path in self.folder.iterdir()):
                 return
+            if not (self.folder / "settings.json").exists():
+                self._check_ours()
             aside = next(
                 name
                 for n in range(1, 10**6)

@@ -147,6 +147,8 @@ def count(args: argparse.Namespace, languages: tuple[str, str]) -> int:
     named = files(args, languages)
     if not named and not args.data_dir:
         title(args)  # says what is missing
+    if args.data_dir and args.data_dir.is_file():
+        raise RecipeError(f"--data-dir {args.data_dir}: is a file; give its folder, or name both files by --pair")
     corpus = OwnCorpus(title(args), *languages, Own("corpus").rules, files=named)
     found = corpus.named() or corpus.in_folder(args.data_dir)
     if "train" not in found:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ..common.errors import RecipeError
-from ..common.main import command_line, module, run_command
+from ..common.main import command_line, module, positive, run_command
 from ..common.schemes import NAMED, OPTIONS, Variant
 from ..common.workspace import Workspace
 from . import choose, initial
@@ -80,7 +82,7 @@ def parser(name: str, more: Callable[[argparse.ArgumentParser], None] | None = N
             "without it the corpus is downloaded",
         )
     data.add_argument("--prepared", type=Path, metavar="DIR", help="share the prepared data of another run")
-    data.add_argument("--workers", type=int, metavar="N", help="processes of the preparation (default: all cores)")
+    data.add_argument("--workers", type=positive, metavar="N", help="processes of the preparation (default: all cores)")
     data.add_argument("--bpe-codes", type=Path, metavar="FILE", help="take this sub-word model instead of learning one")
     data.add_argument("--dictionaries", type=Path, metavar="DIR", help="take the dict.*.txt there instead of counting")
     usual, by_size = ("sentencepiece", " (default: by the size of the corpus)") if name == OWN else ("the recipe's", "")
@@ -91,7 +93,7 @@ def parser(name: str, more: Callable[[argparse.ArgumentParser], None] | None = N
         metavar="{bpe,sentencepiece}",
         help=f"BPE on Moses' tokens, or sentencepiece on raw text (default: {usual})",
     )
-    data.add_argument("--units", type=int, metavar="N", help=f"merges, or pieces of sentencepiece{by_size}")
+    data.add_argument("--units", type=positive, metavar="N", help=f"merges, or pieces of sentencepiece{by_size}")
     data.add_argument(
         "--vocabulary",
         choices=("joined", "separate"),
@@ -280,7 +282,13 @@ def pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:
 
 def read_yaml(value: str) -> Any:
     """`true`, `0.1`, `[1, 2]` … as in the recipes' yaml files."""
-    return OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"]  # type: ignore[index,call-overload]
+    try:
+        return OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"]  # type: ignore[index,call-overload]
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(
+            f"--set …={value}: {value!r} is no value of yaml ({' '.join(str(error).split())[:200]}); quote it, or give "
+            f"another"
+        ) from error
 
 
 def machine_of(args: argparse.Namespace) -> Machine:

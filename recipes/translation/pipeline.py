@@ -7,6 +7,7 @@ import random
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -106,6 +107,7 @@ class Pipeline:
     def run(self, last: str = STAGES[-1]) -> None:
         """All stages up to `last` that are not done yet. What follows a stage that had to be done is done again."""
         commands.quiet()
+        self.check_corpus()
         stages = STAGES[: STAGES.index(last) + 1]
         if self.space.stamp("train") is None and "train" in stages:  # before hours go into what cannot be trained
             self.machine.processes_for(self.recipe)
@@ -117,6 +119,25 @@ class Pipeline:
                 check_architecture(self.recipe)
         work = (self.prepare, self.train, self.average, self.translate, self.score, self.report, self.release)
         self.space.run([Stage(name, done) for name, done in zip(STAGES, work, strict=True)], last)
+
+    def check_corpus(self) -> None:
+        """
+        Raises:
+            RecipeError: the corpus is another than that which was prepared here; what is gone since is not asked for.
+        """
+        stamp = self.space.folder / "stamps" / "prepare-text.json"
+        if self.data.prepared is not None or not stamp.is_file():
+            return
+        inputs = read_json(stamp).get("inputs")
+        made_of = set(inputs.values()) if isinstance(inputs, dict) else set()
+        there: list[Path] = []
+        with suppress(RecipeError):
+            there = corpus_of(self.recipe, self.data.files).files_in(self.data.folder)
+        if made_of and (others := [str(path) for path in there if digest(path) not in made_of]):
+            raise RecipeError(
+                f"{', '.join(others)}: not what was prepared in {self.folder}, by the sha256 in {stamp}; put back what "
+                f"was there, or give another folder with --out, or --restart to set this one aside and begin anew"
+            )
 
     # --- stages ---------------------------------------------------------------------------------------------------
 

@@ -250,8 +250,8 @@ class Recipe:
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise RecipeError(f"--{name.replace('_', '-')} {value}: must be at least 0 and below 1")
         (rate, *_) = self.get(KEYS["lr"])
-        if not isinstance(rate, (int, float)) or rate <= 0:
-            raise RecipeError(f"--lr {rate}: must be a positive number")
+        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise RecipeError(f"--lr {rate}: must be a positive, finite number")
         if not isinstance(self.get(KEYS["seed"]), int) or self.seed < 0:
             raise RecipeError(f"--seed {self.get(KEYS['seed'])}: must be a whole number of at least 0")
 

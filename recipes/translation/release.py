@@ -254,7 +254,7 @@ def model_card(run: Path, folder: Path, check: dict[str, Any]) -> str:
     )
     lower = " Text is lower-cased." if settings["text.lowercase"] else ""
     return f"""---
-language: [{source}, {target}]
+language: {json.dumps([source, target])}
 library_name: fairseq
 pipeline_tag: translation
 tags: [macaron, {settings["model._name"]}]

@@ -158,6 +158,11 @@ class Corpus:
         """What `folder` holds of this corpus; None when nothing is recognised."""
         raise NotImplementedError
 
+    def files_in(self, folder: Path | None) -> list[Path]:
+        """The files that would be read, where they lie there as they are; [] without any."""
+        found = self.find(folder) if folder and folder.is_dir() else None
+        return list(dict.fromkeys(path for _, part in found.parts() for path in part.files)) if found else []
+
     def looked_for(self) -> str:
         """For the message of a folder without anything: names of files, in words."""
         raise NotImplementedError

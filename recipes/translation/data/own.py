@@ -130,6 +130,10 @@ class OwnCorpus(Corpus):
             notice=". ".join(filter(None, notices)),
         )
 
+    def files_in(self, folder: Path | None) -> list[Path]:
+        given = self.named() or (self.in_folder(folder) if folder else {})
+        return [path for part in given.values() for path in part.files]
+
     def size(self, split: str, pairs: int) -> int:
         asked = self.own.valid_pairs if split == "valid" else self.own.test_pairs
         return asked or min(HELD_OUT, max(1, pairs // TWENTY))
@@ -285,10 +289,12 @@ def divided(keys: Keys, sizes: Mapping[str, int], seed: int) -> dict[str, np.nda
         while size:
             row = next(waiting, None)
             if row is None:
+                unusable = int((~keys.usable).sum())
+                faults = f" ({unusable:,} are empty, not UTF-8, or have equal sides)" if unusable else ""
                 raise RecipeError(
-                    f"{len(order):,} pairs, and fewer than {sum(sizes.values()):,} of them differ in both sides, which "
-                    f"are to be held out ({', '.join(f'{n:,} {name}' for name, n in sizes.items())}); give a larger "
-                    f"corpus, or smaller --valid-pairs and --test-pairs"
+                    f"{len(order):,} pairs{faults}, and fewer than {sum(sizes.values()):,} of them differ in both "
+                    f"sides, which are to be held out ({', '.join(f'{n:,} {name}' for name, n in sizes.items())}); "
+                    f"give a larger corpus, or smaller --valid-pairs and --test-pairs"
                 )
             sides = int(keys.source[row]), int(keys.target[row])
             if sides[0] in taken[0] or sides[1] in taken[1]:

@@ -54,6 +54,13 @@ def test_sentences_cannot_become_markup(report: Report) -> None:
     assert "| &lt;script>alert('\\|')&lt;/script> & {{ 7 * 7 }} | 1 |" in markdown.splitlines()
 
 
+def test_a_bar_behind_a_backslash_ends_no_cell() -> None:
+    """As GitHub reads it, two backslashes are one, and a bar after them is bare."""
+    assert Table([[r"a\| b"], [r"c\\|"], [r"d\e"]]).markdown().splitlines()[2:] == [
+        r"| a\\\| b |", r"| c\\\\\| |", r"| d\e |",
+    ]  # fmt: skip
+
+
 def test_a_fence_of_markdown_cannot_be_closed_from_inside() -> None:
     assert Text("a\n```\nb", "code").markdown() == "````text\na\n```\nb\n````"
 

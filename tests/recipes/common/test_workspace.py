@@ -270,10 +270,13 @@ def test_a_folder_that_holds_only_the_folder_of_a_part_is_taken(tmp_path: Path) 
     Workspace(tmp_path, SETTINGS)
 
 
-def test_a_foreign_folder_is_left_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    assert "no recipe made" in start(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_foreign_folder_is_left_as_it_was(tmp_path: Path, restart: bool) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "thesis.tex").touch()
+    assert "no recipe made" in start(folder, restart=restart)
+    assert list(tmp_path.rglob("*")) == [folder, folder / "thesis.tex"]
 
 
 @pytest.mark.parametrize("where", ["", "data", "runs/lie-seed1"])

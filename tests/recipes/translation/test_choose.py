@@ -101,6 +101,7 @@ def test_every_option_of_a_corpus_arrives(corpus: Path) -> None:
         (["--source-lang=de", "--target-lang=zh", "--data-dir=D", "--subword=bpe"], r"zh is written without them"),
         ([*PAIR, "--data-dir=D", "--patience=0"], r"--patience 0: must be at least 1"),
         ([*PAIR, "--data-dir=D", "--stop-by=loss"], r"--stop-by loss: says what --patience looks at; give --patience"),
+        ([*PAIR, "--data-dir=D/t.sw"], r"--data-dir .*t\.sw: is a file; give its folder, or name both"),
         ([*PAIR, "--data-dir=D", "--valid-pairs=0"], r"--valid-pairs 0: must be at least 1"),
     ],
 )

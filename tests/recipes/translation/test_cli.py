@@ -47,15 +47,34 @@ def test_every_option_arrives() -> None:
     assert {key: settings[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize(("option", "message"), [("--set=model.x", "KEY=VALUE"), ("--set=x=1", "a group and a name")])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--set=model.x", "KEY=VALUE"),
+        ("--set=x=1", "a group and a name"),
+        ("--set=model.x=[", r"'\[' is no value of yaml"),
+        ("--set=model.x=${y", r"'\$\{y' is no value of yaml"),
+    ],
+)
 def test_settings_by_key(option: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         cli.recipe_from("iwslt14_de_en", [option])
 
 
+@pytest.mark.parametrize("option", ["--workers", "--units"])
+@pytest.mark.parametrize("number", ["0", "-1", "x"])
+def test_numbers_that_would_be_taken_for_the_default(
+    option: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.recipe_from("translation", [f"{option}={number}"])
+    assert end.value.code == 2 and f"argument {option}" in capsys.readouterr().err
+
+
 def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     for options, message in (
+        (["--lr=nan"], "--lr nan: must be a positive, finite number"),
         (["--dropout=2"], "--dropout 2.0: must be at least 0"),
         (["--nodes=2"], "--nodes 2: needs --rendezvous"),
         (["--cpu", "--gpus=3"], "3 processes cannot share an update of 4096 tokens equally"),

@@ -141,6 +141,25 @@ def test_an_interrupted_training_stops_where_it_would_have(
     assert "checkpoint.patience = 2 there, 3 now" in capsys.readouterr().err
 
 
+def test_a_corpus_that_changed_is_not_taken_for_the_one_that_was_prepared(
+    made: Path, corpus: Path, forks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, before = tmp_path / "elsewhere", len(forks)
+    shutil.copytree(corpus, there)
+    options = ["--source-lang=eo", "--target-lang=sr-Latn", f"--data-dir={there}", "--name=Fables <1>", f"--out={made}"]
+    command = ["report", *options, *TRAINING, *STANDS_STILL]
+    assert cli.main("translation", command) == 0, "the same text in another place"
+    with (there / "fables.eo").open("a", encoding="utf-8") as file:
+        file.write("novaĵo\r\n")
+    capsys.readouterr()
+    assert cli.main("translation", command) == 1
+    said = capsys.readouterr().err
+    assert f"{there / 'fables.eo'}: not what was prepared in {made}" in said and "sr-Latn:" not in said
+    shutil.rmtree(there)
+    assert cli.main("translation", command) == 0, "what is prepared does not need it any more"
+    assert forks[before:] == []
+
+
 @pytest.fixture(scope="module")
 def released(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("released")

@@ -38,7 +38,7 @@ def test_one_folder_with_all_that_is_needed(released: Path) -> None:
     description = read_json(released / "text.json")
     assert description["generation"]["beam"] == 2 and description["source"] == "de"
     card = (released / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\nlanguage: [de, en]\n") and 'from_pretrained("release")' in card
+    assert card.startswith('---\nlanguage: ["de", "en"]\n') and 'from_pretrained("release")' in card
 
 
 def test_only_the_model_is_in_the_checkpoint(finished, released: Path) -> None:

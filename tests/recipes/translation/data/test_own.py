@@ -113,6 +113,9 @@ def test_too_few_pairs_say_so(tmp_path: Path) -> None:
     write(tmp_path / "t.ka", [f"b {n}" for n in range(9)])
     with pytest.raises(RecipeError, match=r"9 pairs, and fewer than 2 of them differ in both sides.*--test-pairs"):
         locate(own(), tmp_path, tmp_path / "scratch")
+    write(tmp_path / "t.ka", ["a"] * 9)
+    with pytest.raises(RecipeError, match=r"9 pairs \(9 are empty, not UTF-8, or have equal sides\), and fewer than 2"):
+        locate(own(), tmp_path, tmp_path / "scratch")
 
 
 def test_what_was_given_is_left_as_it_is_and_an_overlap_is_said(tmp_path: Path) -> None:
