@@ -1,6 +1,7 @@
 """Configuration of Macaron BERT: checked once, derived values filled in."""
 
 import contextlib
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -13,6 +14,8 @@ from macaron.particles.flows import FLOWS
 
 # transformers' names of activations that ours computes under another one.
 _SAME_ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
+HORIZONS = ("none", "fixed", "learned")
 
 
 @strict
@@ -37,6 +40,12 @@ class MacaronBertConfig(PreTrainedConfig):
         stochastic_depth: drop rate of the last layer in training, in [0, 1); stochastic_depth_schedule ("lm_resnet",
             "torch", "constant"): of the others; stochastic_depth_form ("scaled", "sde", "unscaled") and
             stochastic_depth_unit ("batch", "sentence"): see `macaron.dynamics.noise`.
+        horizon: "none": each of the num_hidden_layers has parameters of its own. "fixed": one layer, whose parameters
+            all num_hidden_layers steps share. "learned": the same, but after each step a small policy decides for every
+            sentence whether it goes on; see `macaron.bert.horizon`. Only MacaronBertForSequenceClassification trains
+            under "learned"; a model pretrained with "fixed" is loaded with horizon="learned" for that.
+        horizon_cost: price of a step under "learned", in units of the task's loss: a sentence goes on while it is
+            expected to gain more. May be set anew on a trained model.
         intermediate_size: width of the FFNs after attention; None is 4 · hidden_size / number of FFNs in a layer.
         first_intermediate_size: width of the FFN before attention; None is `intermediate_size`.
         hidden_act: activation of the FFNs after attention.
@@ -85,6 +94,8 @@ class MacaronBertConfig(PreTrainedConfig):
     stochastic_depth_schedule: str = "lm_resnet"
     stochastic_depth_form: str = "scaled"
     stochastic_depth_unit: str = "batch"
+    horizon: str = "none"
+    horizon_cost: float | int = 0.0
     intermediate_size: int | None = None
     first_intermediate_size: int | None = None
     hidden_act: str = "gelu"
@@ -126,6 +137,7 @@ class MacaronBertConfig(PreTrainedConfig):
         scheme = self.scheme()
         self.splitting = scheme.splitting.portable  # a saved model is read where nothing is registered
         self._check_ranges()
+        self._check_horizon()
         if self.intermediate_size is None:
             self.intermediate_size = scheme.ffn_width(4 * self.hidden_size)
         if self.first_intermediate_size is None:
@@ -215,6 +227,30 @@ class MacaronBertConfig(PreTrainedConfig):
                 f"None has no padding token"
             )
 
+    def _check_horizon(self):
+        if self.horizon not in HORIZONS:
+            raise ValueError(f"horizon={self.horizon!r} is unknown; choose one of {', '.join(HORIZONS)}")
+        check_cost(self.horizon_cost)
+        if self.horizon != "learned" and self.horizon_cost != 0:
+            raise ValueError(
+                f"horizon_cost={self.horizon_cost} is what a policy weighs, and horizon={self.horizon!r} has none; "
+                f"leave it out, or take horizon='learned'"
+            )
+        if self.horizon == "none":
+            return
+        for name in ("depth_rule", "stochastic_depth"):
+            value, plain = getattr(self, name), getattr(type(self), name)
+            if value != plain:
+                raise ValueError(
+                    f"{name}={value!r} tells layers of one stack apart, and horizon={self.horizon!r} repeats a single "
+                    f"one; leave out either of them"
+                )
+        if self.horizon == "learned" and self.num_hidden_layers < 2:
+            raise ValueError(
+                f"horizon='learned' decides after each step but the last whether to go on, and num_hidden_layers="
+                f"{self.num_hidden_layers} leaves nothing to decide; allow at least 2 steps"
+            )
+
     @property
     def embedding_width(self) -> int:
         """Width of the tables of embeddings."""
@@ -232,6 +268,16 @@ class MacaronBertConfig(PreTrainedConfig):
 
     def get_splitting(self) -> Splitting:
         return self.scheme().splitting
+
+
+def check_cost(cost: Any) -> float:
+    """
+    Raises:
+        ValueError: it is no `horizon_cost`.
+    """
+    if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0.0 <= cost < math.inf:
+        raise ValueError(f"horizon_cost={cost!r} is no price of a step; it must be finite and at least 0")
+    return float(cost)
 
 
 def _activation(name: str) -> str:

@@ -32,8 +32,18 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from macaron.bert.configuration_macaron_bert import MacaronBertConfig
+from macaron.bert.configuration_macaron_bert import MacaronBertConfig, check_cost
+from macaron.bert.horizon import (
+    HorizonPolicy,
+    MacaronBertHorizonClassifierOutput,
+    MacaronBertHorizonOutput,
+    Sentences,
+    first_stop,
+    horizon_loss,
+    together,
+)
 from macaron.dynamics.depth import Depth, Systems
+from macaron.dynamics.horizon import march
 from macaron.dynamics.multistep import LinearMultistep
 from macaron.dynamics.solvers import Gate
 from macaron.dynamics.splitting import SELF_ATTENTION
@@ -48,12 +58,13 @@ from macaron.particles.flows import FLOWS, FeedForward, SelfAttention
 from macaron.particles.layer import ParticleLayer
 from macaron.particles.surroundings import Mask, Packed, Surroundings
 
-_ENCODER = ("embeddings", "layers", "final_norm")  # its parts, by the names of their parameters
+_ENCODER = ("embeddings", "layers", "policy", "final_norm")  # its parts, by the names of their parameters
 _WITH_WEIGHTS = {"multistep", "rk2_learned", "heun_learned"}  # rules and solvers that have parameters
 _NUMERICS = {  # and their names, by option
     "depth_rule": re.compile(r"layers\.rule\.(bias$|gates\.)"),
     "solver": re.compile(r"layers\.\d+\.gates\."),
 }
+_POLICY = re.compile(r"(.*\.)?policy\.")
 _POOLER = [r"^(macaron_bert\.)?pooler\."]  # in checkpoints; heads without one leave it there
 
 
@@ -220,7 +231,7 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
         # not in checkpoints, so from_pretrained relies on this
         if isinstance(module, MacaronBertEmbeddings) and module.sinusoids is not None:
             init.copy_(module.sinusoids, module.compute_sinusoids())
-        if isinstance(module, (Gate, LinearMultistep)):
+        if isinstance(module, (Gate, LinearMultistep, HorizonPolicy)):
             with init.guard_torch_init_functions():  # what a checkpoint had stays
                 module.reset_parameters()
 
@@ -270,6 +281,8 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
                 report["missing_keys"] = {
                     name for name in report["missing_keys"] if not any(names.search(name) for names in begun)
                 }
+            if stored.get("horizon") != "learned" and source is not None:  # nor a policy, which begins with all steps
+                report["missing_keys"] = {name for name in report["missing_keys"] if not _POLICY.match(name)}
             own = not isinstance(config, PreTrainedConfig) or config._name_or_path == str(source)
             saved_by = (model.config.architectures or []) if own else []
             check_names(model, report, str(where), complete=cls.__name__ in saved_by, encoder=_ENCODER)
@@ -307,9 +320,10 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         self.embeddings = MacaronBertEmbeddings(config)
         depth = config.num_hidden_layers
         scheme = config.scheme()
-        layers = [MacaronBertLayer(config) for _ in range(depth)]
+        layers = [MacaronBertLayer(config) for _ in range(depth if config.horizon == "none" else 1)]
         self.layers = BertDepth(layers, scheme.rule(depth, config.hidden_size), noise=scheme.noise(depth))
         self.step = MacaronBertStep()
+        self.policy = HorizonPolicy(config.hidden_size, depth) if config.horizon == "learned" else None
         dim, eps, affine = config.hidden_size, config.layer_norm_eps, config.norm_affine
         self.final_norm = nn.LayerNorm(dim, eps, elementwise_affine=affine) if config.final_norm else None
         self.pooler = MacaronBertPooler(config) if config.use_pooler and add_pooling_layer else None
@@ -352,8 +366,9 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
 
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`; sentences that are too long; a mask of
-                another form, or that the attention implementation cannot follow.
+                another form, or that the attention implementation cannot follow; what horizon="learned" cannot do.
         """
+        with_depths: bool = kwargs.pop("with_depths", False)  # type: ignore[typeddict-item]  # our own heads' training
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         given = inputs_embeds if input_ids is None else input_ids
@@ -389,18 +404,101 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             x = self.embeddings(*(None if t is None else packing.pack(t) for t in per_particle))  # (N, C)
             around = Surroundings(packed=Packed(packing.offsets, packing.max_length))
             context = LayerContext(around, None, {})
-        recorded = self._wanted("output_hidden_states", kwargs)
-        for layer in self.layers:
-            moved = layer(x, context)
-            x = self.step(x, moved) if recorded else moved
+        steps = firsts = q = None
+        if self.config.horizon == "learned":
+            self._check_learned(x, context, row, with_depths, kwargs)
+            sentences = Sentences.of(x, context, real)
+            if with_depths:
+                x, firsts, q = self._all_depths(sentences)
+            else:
+                x, steps = self._until_stopped(sentences)
+        else:
+            recorded = self._wanted("output_hidden_states", kwargs)
+            for layer in self._steps():
+                moved = layer(x, context)
+                x = self.step(x, moved) if recorded else moved
         if self.final_norm is not None:
             x = self.final_norm(x)
+            firsts = None if firsts is None else self.final_norm(firsts)
         if packing is not None:
             x = packing.unpack(x, shape)
         elif real is not None:
             x = x.masked_fill(~real.unsqueeze(-1), 0.0)
         pooled = None if self.pooler is None else self.pooler(first_particle(x, real))
+        if self.config.horizon == "learned":
+            firsts = self.pooler(firsts) if self.pooler is not None and firsts is not None else firsts
+            return MacaronBertHorizonOutput(x, pooled, horizon_steps=steps, depth_sentences=firsts, depth_q=q)
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+
+    def _steps(self) -> Any:
+        """The layers to go through; under horizon="fixed" the one there is, again and again."""
+        times = self.config.num_hidden_layers
+        return self.layers if len(self.layers) == times else [self.layers[0]] * times
+
+    def _all_depths(self, sentences: Sentences) -> tuple[Tensor, Tensor, Tensor]:
+        """x_L of all, their first particles (L, B, C) after each step, and Q(x_n, on), (L − 1, B)."""
+        assert self.policy is not None
+        firsts, q = [], []
+        for n, layer in enumerate(self._steps(), 1):
+            sentences = sentences.step(layer)
+            first, mean = sentences.pooled()
+            firsts.append(first)
+            if n < self.config.num_hidden_layers:
+                q.append(self.policy(first.detach(), mean, n))
+        return sentences.x, torch.stack(firsts), torch.stack(q)
+
+    def _until_stopped(self, sentences: Sentences) -> tuple[Tensor, Tensor]:
+        """x_τ of all, and τ, (B,)."""
+        cost, policy = check_cost(self.config.horizon_cost), self.policy
+        assert policy is not None
+
+        @torch.no_grad()
+        def stops(going: Sentences, n: int) -> Tensor:
+            if n == 0:  # no classifier can read what no layer has moved
+                return torch.zeros(going.number, dtype=torch.bool, device=going.x.device)
+            return policy(*going.pooled(), n) <= cost
+
+        ended, steps = march(
+            lambda going: going.step(self.layers[0]),
+            sentences,
+            stops,
+            self.config.num_hidden_layers,
+            sentences.number,
+            Sentences.take,
+            sentences.x.device,
+        )
+        return together([part for _, part in ended], sentences.x), steps
+
+    def _check_learned(
+        self, x: Tensor, context: LayerContext, row: Tensor | None, with_depths: bool, kwargs: dict[str, Any]
+    ) -> None:
+        problem = "horizon='learned' "
+        for name in ("output_hidden_states", "output_attentions"):
+            if self._wanted(name, kwargs):
+                raise ValueError(
+                    f"{problem}takes sentences out of the batch on the way, so that {name} would be of batches that "
+                    f"get smaller; leave it out, or take horizon='fixed'"
+                )
+        if self.training and not with_depths:
+            raise ValueError(
+                f"{problem}is trained by MacaronBertForSequenceClassification alone, whose loss a policy learns from; "
+                f"train other heads with horizon='fixed', or call eval()"
+            )
+        if self.config._attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(
+                f"{problem}takes sentences out of the masks of attention, and those of "
+                f"{self.config._attn_implementation!r} have a form of their own; choose attn_implementation='sdpa'"
+            )
+        if row is not None and (with_depths or context.surroundings.packed is None):
+            raise ValueError(
+                f"{problem}stops sentences one by one, and of several in a row can take one out in evaluation only, "
+                f"and only with attn_implementation='sdpa' and padding_free; give each sentence a row"
+            )
+        if not has_values(x):
+            raise ValueError(
+                f"{problem}looks at its sentences to decide, which a traced, compiled or exported graph cannot; take "
+                f"horizon='fixed' for it"
+            )
 
     def _packing(self, real: Tensor | None, row: Tensor | None, kwargs: dict[str, Any]) -> Packing | None:
         """How to leave the padding out, or None where there is none or something needs it."""
@@ -679,20 +777,54 @@ class MacaronBertForSequenceClassification(_Classifies):
 
         One logit with `problem_type="multi_label_classification"` is binary classification, labels 0 and 1. The label
         −100 takes no part; in regression it is a value like any other, though the Trainer does not count it.
+
+        Under `config.horizon` = "learned" the result is a `MacaronBertHorizonClassifierOutput`; in training all steps
+        are taken, and the loss is `macaron.bert.horizon.horizon_loss`, of layer, classifier and policy.
         """
+        learned = self.config.horizon == "learned"
+        if learned and self.training:
+            kwargs["with_depths"] = True  # type: ignore[typeddict-unknown-key]
         outputs = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        if learned and self.training:
+            return self._at_all_depths(outputs, labels, num_items_in_batch)
         logits = self.classifier(self.dropout(self.sentences(outputs, attention_mask)))  # (B, num_labels)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device), num_items_in_batch)
+        if learned:
+            return MacaronBertHorizonClassifierOutput(loss, logits, horizon_steps=outputs.horizon_steps)
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
+    def _at_all_depths(
+        self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None
+    ) -> MacaronBertHorizonClassifierOutput:
+        logits, q = self.classifier(self.dropout(outputs.depth_sentences)), outputs.depth_q  # (L, B, num_labels)
+        cost = check_cost(self.config.horizon_cost)
+        steps = first_stop(q.detach(), cost)
+        loss = None
+        if labels is not None:
+            labels = labels.to(logits.device)
+            self._choose_problem(labels)
+            losses, weights = zip(*(self._sentence_losses(one, labels) for one in logits), strict=True)
+            loss = horizon_loss(torch.stack(losses), q, cost, weights=weights[0], num_items_in_batch=num_items_in_batch)
+        at = logits.gather(0, (steps - 1).view(1, -1, 1).expand(1, -1, logits.size(-1)))[0]
+        return MacaronBertHorizonClassifierOutput(loss, at, horizon_steps=steps, depth_logits=logits, depth_q=q)
+
+    def _sentence_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) the mean loss of each sentence over its labels, 0 where it has none, and how many it has."""
+        if self.config.problem_type == "single_label_classification":
+            labels = labels.view(-1)
+            losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
+            return losses, labels.ne(IGNORED)
+        labels = labels.view_as(logits)
+        if self.config.problem_type == "regression":
+            losses, counted = (logits.float() - labels.float()).square(), torch.ones_like(labels, dtype=torch.bool)
+        else:
+            losses, _ = element_losses(F.binary_cross_entropy_with_logits, logits, labels)
+            counted = labels != IGNORED
+        count = counted.sum(-1)
+        return losses.sum(-1) / count.clamp(min=1), count
+
     def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        if self.config.problem_type is None:
-            if self.num_labels == 1:
-                self.config.problem_type = "regression"
-            elif labels.is_floating_point():
-                self.config.problem_type = "multi_label_classification"
-            else:
-                self.config.problem_type = "single_label_classification"
+        self._choose_problem(labels)
         if self.config.problem_type == "single_label_classification":
             return mean_cross_entropy(logits, labels, num_items_in_batch)
         labels = labels.view_as(logits)
@@ -701,6 +833,15 @@ class MacaronBertForSequenceClassification(_Classifies):
             return mean_loss(total, labels.numel(), num_items_in_batch)
         losses, counted = element_losses(F.binary_cross_entropy_with_logits, logits, labels)
         return mean_loss(losses.sum(), counted, num_items_in_batch)
+
+    def _choose_problem(self, labels: Tensor) -> None:
+        if self.config.problem_type is None:
+            if self.num_labels == 1:
+                self.config.problem_type = "regression"
+            elif labels.is_floating_point():
+                self.config.problem_type = "multi_label_classification"
+            else:
+                self.config.problem_type = "single_label_classification"
 
 
 class MacaronBertForTokenClassification(_Classifies):

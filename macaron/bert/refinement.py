@@ -55,7 +55,8 @@ def refine_folder(folder: str | Path, layers: int, out: str | Path, *, force: bo
 
     Raises:
         FileExistsError: something is at `out`.
-        ValueError: a number of layers that cannot be reached, post-norm layers, another kind of model, or damage.
+        ValueError: a number of layers that cannot be reached, post-norm layers, a single one that is repeated, another
+            kind of model, or damage.
     """
     folder, out = Path(folder), Path(os.path.realpath(out))
     _check_source(folder)
@@ -63,6 +64,11 @@ def refine_folder(folder: str | Path, layers: int, out: str | Path, *, force: bo
     model = _load(folder)
     config = copy.deepcopy(model.config)
     check_increments(config.normalize_before, "normalize_before")
+    if config.horizon != "none":
+        raise ValueError(
+            f"{folder} has horizon={config.horizon!r}: all its {config.num_hidden_layers} steps are one layer, which "
+            f"no change of their number refines; train anew with another num_hidden_layers and dt"
+        )
     tensors = model.state_dict()
     prefix = next(re.match(r"(.*\.|)layers\.", name)[0] for name in tensors if re.match(r"(.*\.|)layers\.0\.", name))  # type: ignore[index]
     change = Change(count_layers(tensors, prefix), layers)

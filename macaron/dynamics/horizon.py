@@ -7,8 +7,8 @@ may differ from one system to the next. Its policy is learned by Q-learning, who
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Policy(Protocol):
 
 
 Horizon = int | Tensor | Policy
+State = TypeVar("State")
 
 
 def unroll(
@@ -78,29 +79,68 @@ def unroll(
                 f"unroll: given[{number}] of shape {tuple(other.shape)} has not the {count} systems of x, "
                 f"{tuple(x.shape)}, along dimension {batch_dim}"
             )
+
+    def step(state: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return _step(unit, state[0], state[1], dt, solver), state[1]
+
+    def take(state: tuple[Tensor, tuple[Tensor, ...]], kept: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return state[0].index_select(batch_dim, kept), tuple(t.index_select(batch_dim, kept) for t in state[1])
+
+    if callable(horizon):
+        decides = horizon
+        ended, times = march(step, (x, given), lambda state, n: decides(state[0], n), most, count, take, x.device)
+    else:
+        ended, times = march(step, (x, given), horizon, most, count, take, x.device)
+    if len(ended) == 1:
+        return ended[0][1][0], times
+    order = torch.cat([place for place, _ in ended]).argsort()
+    return torch.cat([state[0] for _, state in ended], batch_dim).index_select(batch_dim, order), times
+
+
+def march(
+    step: Callable[[State], State],
+    state: State,
+    horizon: int | Tensor | Callable[[State, int], Tensor],
+    most: int,
+    count: int,
+    take: Callable[[State, Tensor], State],
+    device: torch.device,
+) -> tuple[list[tuple[Tensor, State]], Tensor]:
+    """`unroll` of a state of any kind, such as packed sentences of different lengths.
+
+    Args:
+        step: x_n ↦ x_{n+1} of all systems that still go on.
+        state: of the `count` systems.
+        horizon, most: as in `unroll`; a policy is asked about the state.
+        take: (state, indices) ↦ the state of these systems alone, in the order of the indices.
+        device: of the times.
+
+    Returns:
+        Which systems, rising, ended together, and their state, in the order in which they did; and τ, (count,), int64.
+
+    Raises:
+        ValueError: a time outside 0 … most, or a policy's answer that is not one bool a system.
+    """
+    _check_most(most)
     if not callable(horizon):
-        horizon = _checked_times(horizon, count, most, x.device)
-    rows = torch.arange(count, device=x.device)
-    times = torch.full((count,), most, device=x.device)
-    ended: list[tuple[Tensor, Tensor]] = []
+        horizon = _checked_times(horizon, count, most, device)
+    rows = torch.arange(count, device=device)
+    times = torch.full((count,), most, device=device)
+    ended: list[tuple[Tensor, State]] = []
     for n in range(most):
         if not rows.numel():
             break
-        stop = _answer(horizon(x, n), rows) if callable(horizon) else horizon[rows] <= n
+        stop = _answer(horizon(state, n), rows) if callable(horizon) else horizon[rows] <= n
         if bool(stop.any()):
-            out, on = stop.nonzero().squeeze(1), (~stop).nonzero().squeeze(1)
-            ended.append((rows[out], x.index_select(batch_dim, out)))
-            times[rows[out]] = n
-            x, rows = x.index_select(batch_dim, on), rows[on]
-            given = tuple(other.index_select(batch_dim, on) for other in given)
-            if not rows.numel():
+            times[rows[stop]] = n
+            if bool(stop.all()):
                 break
-        x = _step(unit, x, given, dt, solver)
-    if not ended:
-        return x, times
-    ended.append((rows, x))
-    order = torch.cat([place for place, _ in ended]).argsort()
-    return torch.cat([state for _, state in ended], batch_dim).index_select(batch_dim, order), times
+            out, on = stop.nonzero().squeeze(1), (~stop).nonzero().squeeze(1)
+            ended.append((rows[out], take(state, out)))
+            state, rows = take(state, on), rows[on]
+        state = step(state)
+    ended.append((rows, state))
+    return ended, times
 
 
 def trajectory(
@@ -165,6 +205,34 @@ def returns(losses: Tensor, times: Tensor) -> Tensor:
     _check_losses(losses)
     times = _checked_times(times, losses.shape[1], losses.shape[0] - 1, losses.device)
     return losses[0] - losses.gather(0, times[None])[0]
+
+
+def returns_ahead(losses: Tensor, stops: Tensor) -> Tensor:
+    """What going on from x_n gains under a policy that decides from x_{n+1} on: L(x_n) − L(x_m).
+
+    m > n is the first at which it stops, or N. That is Q(x_n, on) of this policy, without discount; as the rewards of
+    all steps are known, nothing is estimated from Q and nothing explored. A policy that stops where it is not positive
+    in the mean is at least as good, and backward from x_{N−1} it becomes the best.
+
+    Args:
+        losses: L(x_0) … L(x_N), (N + 1, B).
+        stops: bool, whether the policy stops at x_0 … x_{N−1}, (N, B).
+
+    Returns:
+        (N, B), without gradient.
+    """
+    _check_losses(losses)
+    if stops.dtype != torch.bool or stops.shape != losses[1:].shape:
+        raise ValueError(
+            f"stops is {stops.dtype} {tuple(stops.shape)}, but losses of {len(losses)} states want bool "
+            f"{tuple(losses[1:].shape)}"
+        )
+    losses = losses.detach()
+    end, gains = losses[-1], []
+    for n in reversed(range(len(stops))):
+        gains.append(losses[n] - end)
+        end = torch.where(stops[n], losses[n], end)
+    return torch.stack(gains[::-1])
 
 
 def best_times(losses: Tensor) -> Tensor:

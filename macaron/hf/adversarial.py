@@ -189,6 +189,11 @@ def first_layer(model: Any) -> nn.Module:
                     f"{kind} cannot be split behind its first layer: depth_rule='multistep' passes two states on; "
                     f"{remedy}"
                 )
+            if len(module) != depth:
+                raise ValueError(
+                    f"{kind} cannot be split behind its first layer: it has {len(module)} for {depth} steps, as under "
+                    f"horizon='fixed'; {remedy}"
+                )
             return module
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             layer = module[0]

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as host_logging
 
+from macaron.bert.horizon import horizon_loss
 from macaron.hf.adversarial import AdversarialTrainer
 
 from ..common import multistep
@@ -41,6 +42,7 @@ from .origin import BEGUN, made_from
 from .settings import FineTuning, FineTuningOptions, Setting
 from .tasks import BINARY, CLASSES, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task, evaluated_with
 
+COSTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of a step, at which a learned horizon is looked at
 MANY_UNKNOWN = 0.05  # share of the training text's pieces, above which the result says so
 
 
@@ -76,22 +78,34 @@ class TaskLoss:
 
     Computed here and not by the model, whose head may divide by the size of its own micro-batch: stock BERT's does,
     and Trainer, which sees `**kwargs` in its forward, believes otherwise (transformers#47688).
+
+    Of a Macaron BERT with a learned horizon it is `macaron.bert.horizon.horizon_loss`, of model and policy.
+
+    Args:
+        cost: the model's `horizon_cost`.
     """
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, cost: float = 0.0):
         self.head = task.head
+        self.cost = cost
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits = (outputs["logits"] if isinstance(outputs, dict) else outputs[0]).float()  # (B, num_labels)
         counted = labels != IGNORED
-        if self.head == CLASSES:
-            losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
-        elif self.head == BINARY:
-            losses = F.binary_cross_entropy_with_logits(logits[:, 0], labels.clamp(min=0), reduction="none")
-        else:
-            losses = (logits[:, 0] - (labels - SCORE_MIDDLE) / SCORE_SCALE).square()
+        if isinstance(outputs, dict) and "depth_logits" in outputs:
+            depths = torch.stack([self.each(logits.float(), labels) * counted for logits in outputs["depth_logits"]])
+            items = num_items_in_batch
+            return horizon_loss(depths, outputs["depth_q"], self.cost, weights=counted, num_items_in_batch=items)
+        logits = (outputs["logits"] if isinstance(outputs, dict) else outputs[0]).float()  # (B, num_labels)
         total = counted.sum() if num_items_in_batch is None else num_items_in_batch
-        return (losses * counted).sum() / total
+        return (self.each(logits, labels) * counted).sum() / total
+
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B,) the loss of each example, whatever it is where none counts."""
+        if self.head == CLASSES:
+            return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
+        if self.head == BINARY:
+            return F.binary_cross_entropy_with_logits(logits[:, 0], labels.clamp(min=0), reduction="none")
+        return (logits[:, 0] - (labels - SCORE_MIDDLE) / SCORE_SCALE).square()
 
 
 class Bar(TrainerCallback):
@@ -220,7 +234,7 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
     trainer = (AdversarialGlueTrainer if under else GlueTrainer)(
         model, arguments, **under,
         batches=batches, train_dataset=Examples(split), data_collator=collator,
-        compute_loss_func=TaskLoss(task), processing_class=tokenizer,
+        compute_loss_func=TaskLoss(task, getattr(model.config, "horizon_cost", 0.0)), processing_class=tokenizer,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # its lines are in result.json
     if rank == 0:
@@ -259,6 +273,7 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
         "loss": [(entry["step"], entry["loss"]) for entry in log],
         "gradient_norm": [(entry["step"], entry["grad_norm"]) for entry in log],
         **two_step(model),
+        **depths(trainer, collator, run.task, options),
     }
     if rank == 0:
         if options.save_model:
@@ -276,6 +291,28 @@ def two_step(model: Any) -> dict[str, Any]:
     return {"multistep": multistep.weights(dict(model.named_parameters()), model.config.model_type)}
 
 
+def depths(trainer: GlueTrainer, collator: Collator, trained: str, options: FineTuningOptions) -> dict[str, Any]:
+    """Of an encoder with a learned horizon, {task: [{cost, steps, scores}]} on the dev sets at several prices of a
+    step, its own among them: steps is the mean of how many a sentence takes. Nothing of any other."""
+    config = trainer.model.config
+    if getattr(config, "horizon", "none") != "learned":
+        return {}
+    own, found = config.horizon_cost, {}
+    try:
+        for task in evaluated_with(trained):
+            dev = load(task.name, options.data_dir, options.dataset).dev
+            if dev is None or dev.labels is None or not len(dev):
+                continue
+            found[task.name] = lines = []
+            for cost in sorted({own, *COSTS}):
+                config.horizon_cost = cost
+                logits, steps = predict(trainer, collator, dev)
+                lines.append({"cost": cost, "steps": float(steps.mean()), "scores": score(task, logits, dev.labels)[0]})
+    finally:
+        config.horizon_cost = own
+    return {"horizon": {"steps": config.num_hidden_layers, "cost": own, "tasks": found}}
+
+
 def evaluate(
     trainer: GlueTrainer, collator: Collator, trained: str, options: FineTuningOptions
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]], list[str]]:
@@ -289,7 +326,7 @@ def evaluate(
         for name in ("dev", "test"):
             split = getattr(data, name)
             if split is not None and len(split):
-                arrays[f"{task.name}.{name}.logits"] = predict(trainer, collator, split)
+                arrays[f"{task.name}.{name}.logits"] = predict(trainer, collator, split)[0]
         if data.dev is not None and data.dev.labels is not None and len(data.dev):
             arrays[f"{task.name}.dev.labels"] = data.dev.labels
             scores[task.name], remarks = score(task, arrays[f"{task.name}.dev.logits"], data.dev.labels)
@@ -297,16 +334,20 @@ def evaluate(
     return arrays, scores, notes
 
 
-def predict(trainer: GlueTrainer, collator: Collator, split: TaskSplit) -> np.ndarray:
-    """Logits (N, num_labels) in the order of `split`; batches hold sentences of like length."""
+def predict(trainer: GlueTrainer, collator: Collator, split: TaskSplit) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, num_labels) in the order of `split`; batches hold sentences of like length. And of an encoder with a
+    learned horizon how many steps each example took, (N,); zeros of any other."""
     lengths, *_ = measure(collator.tokenizer, split, collator.max_length)
     order = np.argsort(-np.asarray(lengths), kind="stable")
     unlabelled = dataclasses.replace(split, labels=None).subset(order.tolist())
     outputs = trainer.predict(Examples(unlabelled)).predictions
+    steps = np.zeros(len(split), dtype=np.int64)
+    if getattr(trainer.model.config, "horizon", "none") == "learned":
+        steps[order] = outputs[1]
     outputs = outputs[0] if isinstance(outputs, tuple) else outputs
     logits = np.empty((len(split), outputs.shape[-1]), dtype=np.float32)
     logits[order] = outputs
-    return logits
+    return logits, steps
 
 
 def measure(tokenizer: Any, split: TaskSplit, limit: int) -> tuple[list[int], int, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.report import Figure, Report, Table, Text, write_all
 from ..common.workspace import Workspace, write_json
 from . import results
+from .metrics import main_figure
 from .tasks import TASKS
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 PACKAGES = ("macaron-net", "torch", "transformers", "datasets", "tokenizers", "scikit-learn", "scipy", "numpy")
 
+HORIZON = ["task", "price of a step", "mean steps", "score"]
+DEPTH = (
+    "A policy stops each sentence where going on promises less than the price of a step, in units of the training "
+    "loss. The same fine-tuned model at several prices; score: the mean of the task's figures on its dev set."
+)
 FIGURES = (
     "Per cent. MRPC and QQP: F1/accuracy; STS-B: Pearson/Spearman; CoLA: Matthews correlation; else accuracy. The "
     "average leaves WNLI out and takes two figures of a task as their mean."
@@ -41,6 +47,10 @@ def report_of(facts: dict[str, Any], tasks: dict[str, results.Result], runs: lis
     report.section("Per task", Table(rows, head))
     if tasks:
         report.section("Training loss", Figure("loss", loss_figure(tasks, runs), "training loss"))
+    if any("horizon" in run for run in runs):
+        rows = horizon_rows(tasks, runs)
+        report.section("Depth", Text(DEPTH), Figure("depth", depth_figure(rows), "score against mean depth"))
+        report.add(Table(rows, HORIZON))
     searched = [
         [TASKS[name].title, *map(str, line["setting"].values()), str(line["seeds"]), f"{line['mean']:.2f}"]
         for name, entry in tasks.items()
@@ -51,6 +61,34 @@ def report_of(facts: dict[str, Any], tasks: dict[str, results.Result], runs: lis
         fields = list(next(iter(tasks.values()))["setting"])
         report.section("Search", Table(searched, ["task", *fields, "seeds", "mean"]))
     return report.section("How it was made", Table.of(facts["environment"]), Table.of(facts["settings"]))
+
+
+def horizon_rows(tasks: dict[str, results.Result], runs: list[results.Result]) -> list[list[str]]:
+    """Of each task's chosen runs: mean steps and score at each price of a step, the means over the seeds."""
+    by_name = {run["run"]: run for run in runs}
+    rows = []
+    for name, entry in tasks.items():
+        chosen = [by_name[run].get("horizon", {}).get("tasks", {}).get(name, []) for run in entry["runs"]]
+        for lines in zip(*chosen, strict=True):
+            steps = sum(line["steps"] for line in lines) / len(lines)
+            figure = sum(main_figure(line["scores"]) for line in lines) / len(lines)
+            rows.append([TASKS[name].title, f"{lines[0]['cost']:g}", f"{steps:.2f}", f"{figure:.2f}"])
+    return rows
+
+
+def depth_figure(rows: list[list[str]]) -> Drawing:
+    """Score against mean depth, a line a task."""
+    from matplotlib.figure import Figure as Drawing
+
+    figure = Drawing(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for title in dict.fromkeys(row[0] for row in rows):
+        points = sorted((float(steps), float(score)) for task, _, steps, score in rows if task == title)
+        axes.plot(*zip(*points, strict=True), marker="o", label=title)
+    axes.set(xlabel="mean steps of a sentence", ylabel="per cent")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small") if rows else None
+    return figure
 
 
 def loss_figure(tasks: dict[str, results.Result], runs: list[results.Result]) -> Drawing:

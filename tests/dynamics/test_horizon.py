@@ -17,6 +17,7 @@ from macaron.dynamics.horizon import (
     q_loss,
     q_targets,
     returns,
+    returns_ahead,
     rewards,
     visited,
 )
@@ -252,3 +253,17 @@ def test_targets_carry_no_gradient_and_check_their_shapes():
     with pytest.raises(ValueError, match="stopping times from 0 to 3"):
         returns(losses, torch.tensor([0, 3]))
     assert best_times(torch.tensor([[1.0], [0.0], [0.0]])).tolist() == [1]
+
+
+def test_what_a_policy_gains_by_going_on():
+    """By its own later decisions; under the best ones it is the fixed point that `q_targets` names."""
+    losses = torch.tensor([[5.0, 1.0], [3.0, 2.0], [4.0, 4.0], [1.0, 3.0]])
+    stops = torch.tensor([[True, False], [True, False], [False, True]])
+    assert returns_ahead(losses, stops).tolist() == [[2.0, -3.0], [2.0, -2.0], [3.0, 1.0]]
+    losses = torch.randn(N + 1, B)
+    best = torch.stack([losses[n] - losses[n + 1 :].amin(0) for n in range(N)])  # L(x_n) − min over m > n of L(x_m)
+    torch.testing.assert_close(returns_ahead(losses, best <= 0), best)
+    q = torch.stack([torch.zeros_like(best), best], -1)
+    torch.testing.assert_close(q_targets(losses, q)[..., GO_ON], best)
+    with pytest.raises(ValueError, match=r"stops is torch.float32 \(6, 7\), but losses of 7 states want bool \(6, 7\)"):
+        returns_ahead(losses, best)

@@ -219,6 +219,36 @@ def test_macaron_bert(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None
     np.testing.assert_allclose(micro["mrpc.dev.logits"], one["mrpc.dev.logits"], **ANOTHER_ORDER)
 
 
+def test_macaron_bert_with_a_learned_horizon(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None:
+    """Layer and policy are trained, micro-batches change nothing, and dear steps are fewer."""
+    from macaron.bert import MacaronBertConfig, MacaronBertForMaskedLM, MacaronBertForSequenceClassification
+
+    model = tmp_path / "macaron"
+    tokenizer = AutoTokenizer.from_pretrained(stock_bert)
+    config = MacaronBertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=3, num_attention_heads=2, horizon="learned",
+        max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    MacaronBertForMaskedLM(config).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    for out, more in (("one", []), ("micro", ["--accumulate=2"])):
+        more += ["--task", "mrpc", "--save-model"]
+        assert main(arguments(model, tiny_glue, tmp_path / out, *more)) == 0
+    (one,), (micro,) = predictions(tmp_path / "one").values(), predictions(tmp_path / "micro").values()
+    np.testing.assert_allclose(micro["mrpc.dev.logits"], one["mrpc.dev.logits"], **ANOTHER_ORDER)
+    (folder,) = (tmp_path / "one" / "runs").iterdir()
+    tuned = MacaronBertForSequenceClassification.from_pretrained(folder / "model")
+    assert tuned.macaron_bert.policy.fc2.weight.abs().sum() > 0 and tuned.config.horizon_cost == 0
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    lines = result["horizon"]["tasks"]["mrpc"]
+    assert [line["cost"] for line in lines] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+    steps = [line["steps"] for line in lines]
+    assert steps == sorted(steps, reverse=True) and 1 <= steps[-1] <= steps[0] <= 3
+    assert lines[0]["scores"] == result["scores"]["mrpc"]
+    report = (tmp_path / "one" / "report.md").read_text(encoding="utf-8")
+    assert "price of a step" in report and f"| {steps[0]:.2f} |" in report
+
+
 def test_under_an_adversary(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None:
     """It is said in the setting, the folder's name and the card, and micro-batches change nothing about it."""
     words = ["--task", "mrpc", "--adversary", "yopo-full-2-2", "--adversary-radius", "0.3", "--save-model"]
