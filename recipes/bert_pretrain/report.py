@@ -16,6 +16,8 @@ from ..common.workspace import read_json, write_json
 from .settings import scheme_of
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
     from ..common.schemes import Variant
 
 PACKAGES = ("macaron-net", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy")
@@ -125,9 +127,10 @@ def series(metrics: list[dict[str, float]], name: str) -> tuple[list[float], lis
     return [row["update"] for row in rows], [row[name] for row in rows]
 
 
-def loss_figure(metrics: list[dict[str, float]]) -> Figure:
+def loss_figure(metrics: list[dict[str, float]]) -> Drawing:
+    from matplotlib.figure import Figure as Drawing
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Drawing(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(*series(metrics, "loss"), label="training, with pairs" if has_pairs(metrics) else "training")
     left.plot(*series(metrics, "valid_mlm_loss"), marker="o", label="held out, masked tokens")
@@ -147,9 +150,10 @@ def has_pairs(metrics: list[dict[str, float]]) -> bool:
     return any("valid_nsp_loss" in row for row in metrics)
 
 
-def throughput_figure(metrics: list[dict[str, float]]) -> Figure:
+def throughput_figure(metrics: list[dict[str, float]]) -> Drawing:
+    from matplotlib.figure import Figure as Drawing
 
-    figure = Figure(figsize=(10, 3), layout="constrained")
+    figure = Drawing(figsize=(10, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(*series(metrics, "tokens_per_second"), marker=".")
     left.set(xlabel="updates", ylabel="tokens per second", ylim=(0, None))

@@ -20,12 +20,13 @@ from macaron.cli import main as macaron
 from macaron.dynamics.solvers import SOLVERS
 
 from ..common.errors import RecipeError
+from ..common.jobs import ENVIRONMENT
 from ..common.main import command_line, command_shown, run_command
 from ..common.provenance import environment
 from ..common.report import Table
 from ..common.workspace import read_json, write_json
 from ..multi30k_de_en.corpus import NAMES, read_verified
-from ..translation.commands import ENVIRONMENT, KEEP_LAST_BATCH, USER_DIR, fairseq, quiet
+from ..translation.commands import KEEP_LAST_BATCH, USER_DIR, fairseq, quiet
 
 LANGUAGES = ("de", "en")
 PACKAGES = ("macaron-net", "torch", "fairseq-fixed")
