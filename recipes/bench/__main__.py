@@ -234,7 +234,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
         if args.dim % args.heads or args.length > 512:
             raise RecipeError(f"--dim {args.dim} has to be a multiple of --heads {args.heads}, --length at most 512")
-        made = adversary.Settings(args.dim, args.heads, args.batch_size, args.length)
+        made = adversary.AttackSettings(args.dim, args.heads, args.batch_size, args.length)
         for name in args.contenders:
             adversary.attack(name)
         record = Record(
@@ -244,7 +244,7 @@ def benchmark(args: argparse.Namespace) -> None:
     elif args.command == "decode":
         from . import decode
 
-        task = decode.Settings(args.size, args.vocabulary, args.sentences, args.beam, args.length)
+        task = decode.DecodeSettings(args.size, args.vocabulary, args.sentences, args.beam, args.length)
         if args.values and not args.over:
             raise RecipeError("--values: of what? Say --over sentences, beam or length")
         name = "decode" if args.over is None else "decode_curves"

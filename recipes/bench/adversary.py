@@ -26,7 +26,7 @@ INNER = 3
 
 
 @dataclass(frozen=True)
-class Settings:
+class AttackSettings:
     dim: int = 256
     heads: int = 4
     batch_size: int = 16
@@ -45,7 +45,7 @@ def attack(name: str) -> Attack:
 
 
 def run(
-    record: Record, plan: Plan, settings: Settings, layers: list[int], names: list[str], precision: str, seed: int
+    record: Record, plan: Plan, settings: AttackSettings, layers: list[int], names: list[str], precision: str, seed: int
 ) -> None:
     attacks = {name: attack(name) for name in names}
     for depth in layers:
@@ -74,7 +74,7 @@ def run(
             print(f"cosine of the gradient with p frozen and the exact one, after 0 … {INNER} steps of {size}: {shown}")
 
 
-def build(settings: Settings, depth: int) -> MacaronBertForSequenceClassification:
+def build(settings: AttackSettings, depth: int) -> MacaronBertForSequenceClassification:
     """Random weights, dropout 0.1 everywhere."""
     config = MacaronBertConfig(
         vocab_size=VOCABULARY["glue"],
@@ -86,7 +86,7 @@ def build(settings: Settings, depth: int) -> MacaronBertForSequenceClassificatio
     return MacaronBertForSequenceClassification(config)
 
 
-def batches(settings: Settings, device: torch.device, seed: int) -> Iterator[dict[str, Tensor]]:
+def batches(settings: AttackSettings, device: torch.device, seed: int) -> Iterator[dict[str, Tensor]]:
     """Full sentences of random words, so that padding takes no time from anybody."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.full((settings.batch_size,), settings.length)

@@ -39,7 +39,7 @@ _CTRANSLATE2 = {"fp32": "float32", "int8": "int8_float32", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Settings:
+class DecodeSettings:
     size: str = "base"
     vocabulary: int = 32000
     sentences: int = 32
@@ -72,7 +72,7 @@ def parse(name: str) -> tuple[str, str]:
 def run(
     record: Record,
     plan: Plan,
-    settings: Settings,
+    settings: DecodeSettings,
     names: list[str],
     seed: int,
     profile: bool = False,
@@ -122,7 +122,7 @@ def run(
 
 
 def model(
-    name: str, precision: str, settings: Settings, folder: str, device: torch.device, seed: int
+    name: str, precision: str, settings: DecodeSettings, folder: str, device: torch.device, seed: int
 ) -> tuple[Any, Any]:
     """What `fairseq-generate` would load, and its task; CTranslate2 gets fairseq's."""
     ours = name.startswith("macaron")
@@ -144,7 +144,7 @@ def model(
     return it, task
 
 
-def step(name: str, it: Any, task: Any, case: Settings, engine: Any) -> Callable[[Any], object]:
+def step(name: str, it: Any, task: Any, case: DecodeSettings, engine: Any) -> Callable[[Any], object]:
     settings = {"beam": case.beam, "max_len_a": 0, "max_len_b": case.length, "min_len": case.length, "lenpen": 1.0}
     if engine is not None:
         return lambda work: engine(work, case)
@@ -160,7 +160,7 @@ def step(name: str, it: Any, task: Any, case: Settings, engine: Any) -> Callable
     return decode
 
 
-def ctranslate2_engine(it: Any, precision: str, folder: str, plan: Plan) -> Callable[[Any, Settings], None]:
+def ctranslate2_engine(it: Any, precision: str, folder: str, plan: Plan) -> Callable[[Any, DecodeSettings], None]:
     """CTranslate2 with the weights of fairseq's Transformer, by its own converter's functions."""
     import ctranslate2
     from ctranslate2.converters import fairseq as converter
@@ -188,7 +188,7 @@ def ctranslate2_engine(it: Any, precision: str, folder: str, plan: Plan) -> Call
         intra_threads=torch.get_num_threads(),
     )
 
-    def decode(work: dict[str, Any], case: Settings) -> None:
+    def decode(work: dict[str, Any], case: DecodeSettings) -> None:
         sources = [[words[i] for i in row[:-1]] for row in work["net_input"]["src_tokens"].tolist()]
         found = translator.translate_batch(
             sources, beam_size=case.beam, min_decoding_length=case.length, max_decoding_length=case.length
@@ -198,7 +198,7 @@ def ctranslate2_engine(it: Any, precision: str, folder: str, plan: Plan) -> Call
     return decode
 
 
-def samples(case: Settings, device: torch.device, seed: int) -> Iterator[dict[str, Any]]:
+def samples(case: DecodeSettings, device: torch.device, seed: int) -> Iterator[dict[str, Any]]:
     """Sentences of random words, of one length."""
     generator = torch.Generator().manual_seed(seed)
     while True:

@@ -15,7 +15,7 @@ from macaron.vision import PolicyUnit
 
 from .images import Array, degraded, psnr
 from .models import batch_of
-from .settings import Settings
+from .settings import RestorationSettings
 from .training import states_and_losses
 
 Restored = dict[str, Array]  # method ↦ image, (H, W) in 0 … 255
@@ -42,7 +42,7 @@ def evaluate(
     models: Mapping[str, nn.Module],
     images: Mapping[str, Array],
     level: float,
-    settings: Settings,
+    settings: RestorationSettings,
     device: torch.device,
     progress: Callable[[], None] = lambda: None,
     keep: Callable[[str, Restored], None] = lambda name, restored: None,

@@ -12,7 +12,7 @@ from macaron import checkpoint
 from macaron.vision import DnCNN, PolicyUnit, RestorationUnit
 
 from ..common.errors import RecipeError
-from .settings import Settings
+from .settings import RestorationSettings
 
 NAMES = ("durr", "dncnn", "dncnn_free")
 TITLES = {"durr": "DURR", "dncnn": "DnCNN", "dncnn_free": "DnCNN without biases"}
@@ -37,7 +37,7 @@ class Durr(nn.Module):
 Model = Durr | DnCNN
 
 
-def new(name: str, settings: Settings, seed: int) -> nn.Module:
+def new(name: str, settings: RestorationSettings, seed: int) -> nn.Module:
     """As it starts: the unit alone, or a baseline."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -23,7 +23,7 @@ from ..common.workspace import Made, Stage, Workspace, read_json, write_json
 from . import evaluation, models, training
 from .images import Array, chosen, fingerprint, read_folder
 from .results import METHODS, Results
-from .settings import LEAST_IMAGE, Settings
+from .settings import LEAST_IMAGE, RestorationSettings
 
 FORM = "{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed}, {remaining} left{postfix}"
 SHOWN_IMAGES, SHOWN_PIXELS = 2, 128  # of the pictures in the report
@@ -31,7 +31,7 @@ SHOWN_IMAGES, SHOWN_PIXELS = 2, 128  # of the pictures in the report
 
 @dataclass(frozen=True)
 class Experiment:
-    settings: Settings
+    settings: RestorationSettings
     seeds: tuple[int, ...]
     folder: Path
     train: Mapping[str, Array]
@@ -55,7 +55,7 @@ class Experiment:
 
 
 def gather(
-    settings: Settings, seeds: tuple[int, ...], out: Path, train: Path, test: Path, device: torch.device
+    settings: RestorationSettings, seeds: tuple[int, ...], out: Path, train: Path, test: Path, device: torch.device
 ) -> Experiment:
     """Read the images.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.report import Figure, Report, Table, Text, write_all
 from ..common.workspace import write_json
 from .results import METHODS, Results, mean
-from .settings import Settings, dncnn_cost, mean_cost, policy_cost, text, unit_cost
+from .settings import RestorationSettings, dncnn_cost, mean_cost, policy_cost, text, unit_cost
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -68,11 +68,11 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
     return middle if len(values) == 1 else f"{middle} [{min(values):{form}}, {max(values):{form}}]"
 
 
-def symbol(settings: Settings) -> str:
+def symbol(settings: RestorationSettings) -> str:
     return "σ" if settings.task == "gaussian" else "quality"
 
 
-def named(settings: Settings, level: float) -> str:
+def named(settings: RestorationSettings, level: float) -> str:
     """With a star where it was not trained on."""
     return f"{symbol(settings)} {level:g}{'' if level in settings.levels else '*'}"
 

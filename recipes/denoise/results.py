@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .settings import Settings
+from .settings import RestorationSettings
 
 METHODS = {"clean": "clean", "noisy": "input", "dncnn": "DnCNN with biases", "dncnn_free": "without biases",
            "durr": "DURR"}  # fmt: skip
@@ -19,7 +19,7 @@ def mean(values: Any) -> float:
     return sum(numbers) / len(numbers)
 
 
-def summary(record: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def summary(record: Mapping[str, Any], settings: RestorationSettings) -> dict[str, Any]:
     """Means over the images of a level.
 
     Returns:
@@ -56,7 +56,7 @@ class Results:
         pictures: (level, image) ↦ method ↦ file, of the first seed.
     """
 
-    settings: Settings
+    settings: RestorationSettings
     train_images: int
     test_images: int
     records: Mapping[float, Mapping[int, Mapping[str, Any]]]

@@ -16,7 +16,7 @@ MOST_LEVEL = 255.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class RestorationSettings:
     """The settings that a result depends on, but for the seed, which makes the runs of a folder."""
 
     task: str  # gaussian or jpeg
@@ -136,12 +136,12 @@ def dncnn_cost(depth: int, width: int) -> float:
     return 2 * 9 * width + (depth - 2) * 9 * width * width
 
 
-def mean_cost(settings: Settings) -> float:
+def mean_cost(settings: RestorationSettings) -> float:
     """Of DURR in training: the unit, times the mean of its steps over the levels."""
     return unit_cost(settings.width) * sum(settings.steps) / len(settings.steps)
 
 
-def equal_width(settings: Settings) -> int:
+def equal_width(settings: RestorationSettings) -> int:
     """The width at which a DnCNN of the given depth costs as much as DURR in training, as nearly as can be."""
     cost = mean_cost(settings)
     most = int(math.sqrt(cost)) + 2  # (depth − 2) 9 w² ≥ w² only from depth 3 on; 18 w alone at depth 2
@@ -151,7 +151,7 @@ def equal_width(settings: Settings) -> int:
 
 # --- presets ---------------------------------------------------------------------------------------------------
 
-_SMALL = Settings(
+_SMALL = RestorationSettings(
     task="gaussian",
     horizon="policy",
     levels=(25.0, 35.0, 45.0, 55.0),
@@ -210,7 +210,7 @@ PRESETS = {
 }
 
 
-def settings_for(task: str, size: str, **overrides: Any) -> Settings:
+def settings_for(task: str, size: str, **overrides: Any) -> RestorationSettings:
     """The preset with the given values (None: keep) in place of its own; one number of steps is for all levels.
 
     Raises:

@@ -21,7 +21,7 @@ from macaron.vision import DnCNN, PolicyUnit, RestorationUnit
 from ..common.errors import RecipeError
 from .images import Array, compressed
 from .models import batch_of
-from .settings import Settings
+from .settings import RestorationSettings
 
 SAVE_EVERY = 20.0  # seconds between two states that a run can go on from
 WARM_UP = 0.05  # share of the updates in which the rate rises
@@ -39,7 +39,7 @@ class Progress(Protocol):
 class Patches:
     """Batches of training patches; each is a function of seed, kind and number of the update alone."""
 
-    def __init__(self, images: Mapping[str, Array], settings: Settings) -> None:
+    def __init__(self, images: Mapping[str, Array], settings: RestorationSettings) -> None:
         self.settings = settings
         self.images = list(images.values())
         self.compressed: dict[float, list[Array]] = {}
@@ -78,7 +78,9 @@ class Patches:
 # --- losses ----------------------------------------------------------------------------------------------------
 
 
-def restoration_loss(model: nn.Module, clean: Tensor, bad: Tensor, levels: Array, settings: Settings) -> Tensor:
+def restoration_loss(
+    model: nn.Module, clean: Tensor, bad: Tensor, levels: Array, settings: RestorationSettings
+) -> Tensor:
     """Mean of (x_τ − clean)²; τ by the table of the settings, 1 for a DnCNN."""
     if isinstance(model, DnCNN):
         return (model(bad) - clean).square().mean()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.workspace import read_json
-from .settings import Adversary, Settings, Variant
+from .settings import Adversary, ImageSettings, Variant
 
 STAGE = "train"
 Found = dict[str, dict[int, dict[str, Any]]]  # run ↦ seed ↦ its run.json
@@ -51,7 +51,7 @@ class Experiment:
         save_every: seconds between two checkpoints.
     """
 
-    settings: Settings
+    settings: ImageSettings
     runs: tuple[Run, ...]
     seeds: tuple[int, ...]
     folder: Path

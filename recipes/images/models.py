@@ -12,7 +12,7 @@ from macaron.vision import PUBLISHED, PreActResNet, SmallCNN, WideResNet, preact
 
 from ..common.errors import RecipeError
 from .data import NORMALISATION
-from .settings import CHANNELS, CLASSES, Settings, Variant
+from .settings import CHANNELS, CLASSES, ImageSettings, Variant
 
 Net = PreActResNet | SmallCNN | WideResNet
 
@@ -57,7 +57,7 @@ def scheme_of(variant: Variant) -> Scheme:
         raise RecipeError(f"--variants {variant.name}: {error}") from error
 
 
-def build(settings: Settings, variant: Variant | None, seed: int) -> Pixels:
+def build(settings: ImageSettings, variant: Variant | None, seed: int) -> Pixels:
     """The network as it begins. What variants of a seed have in common begins alike.
 
     Raises:

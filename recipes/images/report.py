@@ -14,7 +14,7 @@ from ..common.report import Figure, Part, Report, Table, Text, write_all
 from ..common.statistics import paired_t_test, summary
 from ..common.workspace import read_json, write_json
 from .experiment import Experiment, Found, Run
-from .settings import PUBLISHED_IMAGES, SIDE, Settings, schedule
+from .settings import PUBLISHED_IMAGES, SIDE, ImageSettings, schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -50,7 +50,7 @@ MIXED = (
 )
 
 
-def plan_of(settings: Settings, run: Run) -> str:
+def plan_of(settings: ImageSettings, run: Run) -> str:
     """A schedule in words."""
     plan = schedule(settings, run.adversary)
 
@@ -120,7 +120,7 @@ def attacked(found: Found) -> bool:
     return any("robust" in run["history"][-1] for runs in found.values() for run in runs.values())
 
 
-def talk_of(settings: Settings, run: Run) -> str:
+def talk_of(settings: ImageSettings, run: Run) -> str:
     """The talk's accuracy for this depth and this network, if it is one of the talk's."""
     if run.variant is None or run.variant.options or run.adversary.kind != "natural" or settings.depth is None:
         return ""

@@ -25,7 +25,7 @@ DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ImageSettings:
     """The settings that a result depends on, but for variant, adversary and seed, which make the runs of a folder.
 
     Fields that are None are the preset's, which may differ between adversaries, see `schedule`.
@@ -296,7 +296,7 @@ _PRESETS: dict[tuple[str, str], tuple[int, float, tuple[int, ...], tuple[int, ..
 _PUBLISHED = {("small_cnn", "pgd"), ("preact18", "pgd"), ("wrn34", "pgd"), ("wrn34", "natural")}
 
 
-def schedule(settings: Settings, adversary: Adversary) -> Schedule:
+def schedule(settings: ImageSettings, adversary: Adversary) -> Schedule:
     """Of the preset, with what the settings say instead. Other epochs move the milestones in proportion.
 
     The rate of YOPO is the given one divided by m, since the gradients of m passes are added.
@@ -336,7 +336,7 @@ def schedule(settings: Settings, adversary: Adversary) -> Schedule:
 # --- defaults -------------------------------------------------------------------------------------------------
 
 
-def settings_for(given: Mapping[str, Any], train_images: int, test_images: int) -> Settings:
+def settings_for(given: Mapping[str, Any], train_images: int, test_images: int) -> ImageSettings:
     """The record of a run: what was given (None: the default), and how many images there are.
 
     Raises:
@@ -375,7 +375,7 @@ def settings_for(given: Mapping[str, Any], train_images: int, test_images: int) 
         )
     if values.get("milestones") is not None:
         values["milestones"] = tuple(values["milestones"])
-    settings = Settings(**values)
+    settings = ImageSettings(**values)
     settings.check()
     return settings
 
@@ -417,6 +417,6 @@ def once(values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def as_record(settings: Settings) -> dict[str, Any]:
+def as_record(settings: ImageSettings) -> dict[str, Any]:
     """What a folder keeps. Epochs stand in the schedules of its runs, so that adversaries can be added with theirs."""
     return {name: value for name, value in dataclasses.asdict(settings).items() if name != "epochs"}

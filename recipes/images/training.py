@@ -20,7 +20,7 @@ from macaron.adversary import Attack, Split, perturb, train
 
 from ..common.errors import RecipeError
 from . import data, models
-from .settings import Adversary, Settings, Variant, schedule
+from .settings import Adversary, ImageSettings, Variant, schedule
 
 EVALUATION_BATCH = 250
 SCORING = "score"  # names the random starts of the attack that scores, which are the same for all runs
@@ -52,7 +52,7 @@ def augmented(images: Tensor, kind: str, random: torch.Generator) -> Tensor:
     return padded.movedim(1, 3)[which, rows, columns].movedim(3, 1).contiguous()
 
 
-def attack_of(settings: Settings, adversary: Adversary, share: float = 1.0) -> Attack:
+def attack_of(settings: ImageSettings, adversary: Adversary, share: float = 1.0) -> Attack:
     """The adversary of training; `share` of ε for a radius that grows at the beginning.
 
     A step of FreeAT is as long as the radius, as its paper has it.
@@ -65,7 +65,7 @@ def attack_of(settings: Settings, adversary: Adversary, share: float = 1.0) -> A
     return Attack(method, steps=adversary.steps, inner_steps=adversary.inner, step_size=settings.step_size, **common)
 
 
-def scoring_attack(settings: Settings) -> Attack | None:
+def scoring_attack(settings: ImageSettings) -> Attack | None:
     """PGD from one random start, on the network in evaluation mode."""
     if not settings.attack_steps:
         return None
@@ -80,7 +80,7 @@ class Training:
     """
 
     def __init__(
-        self, settings: Settings, variant: Variant | None, adversary: Adversary, seed: int, images: data.ImageSet
+        self, settings: ImageSettings, variant: Variant | None, adversary: Adversary, seed: int, images: data.ImageSet
     ) -> None:
         self.settings, self.variant, self.adversary, self.seed = settings, variant, adversary, seed
         self.schedule = schedule(settings, adversary)

@@ -19,7 +19,7 @@ from .parallel import chunks
 Pair = tuple[str, str]
 
 
-class Task(NamedTuple):
+class SentenceTask(NamedTuple):
     split: str
     reader: str
     form: str
@@ -33,13 +33,13 @@ class Sentences(NamedTuple):
     words: Pair
 
 
-def tasks(found: Input) -> Iterator[Task]:
+def tasks(found: Input) -> Iterator[SentenceTask]:
     for split, part in found.parts():
         for pairs in chunks(part.pairs()):
-            yield Task(split, part.reader, part.form, pairs)
+            yield SentenceTask(split, part.reader, part.form, pairs)
 
 
-def process(settings: TextSettings, rules: Rules, task: Task) -> tuple[str, Counter[str], list[Sentences]]:
+def process(settings: TextSettings, rules: Rules, task: SentenceTask) -> tuple[str, Counter[str], list[Sentences]]:
     """Tokenise, and drop the training pairs that the rules drop: (split, how many were dropped and why, pairs kept)."""
     dropped: Counter[str] = Counter()
     kept = []
@@ -60,13 +60,13 @@ def process(settings: TextSettings, rules: Rules, task: Task) -> tuple[str, Coun
     return task.split, dropped, kept
 
 
-def side_of(settings: TextSettings, rules: Rules, language: str, task: Task, sentence: str) -> Pair:
+def side_of(settings: TextSettings, rules: Rules, language: str, task: SentenceTask, sentence: str) -> Pair:
     """(raw, words) of one sentence, each one line: an entity such as &#10; can bring in what the file did not have."""
     raw, words = forms_of(settings, rules, language, task, sentence)
     return spaced(raw), spaced(words)
 
 
-def forms_of(settings: TextSettings, rules: Rules, language: str, task: Task, sentence: str) -> Pair:
+def forms_of(settings: TextSettings, rules: Rules, language: str, task: SentenceTask, sentence: str) -> Pair:
     words = words_of(settings, language)
     moses = settings.tokenizer == "moses"
     training = task.split == "train"

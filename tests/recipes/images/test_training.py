@@ -14,7 +14,7 @@ from macaron.adversary import Attack, Split, perturb, train
 from macaron.vision import PreActResNet
 from recipes.common.errors import RecipeError
 from recipes.images import data, models, training
-from recipes.images.settings import Adversary, Settings, Variant, epochs_of, settings_for
+from recipes.images.settings import Adversary, ImageSettings, Variant, epochs_of, settings_for
 from recipes.images.training import Training
 
 from .conftest import made
@@ -31,7 +31,7 @@ def images(dataset: str = "mnist", train: int = 40, test: int = 20, size: int = 
     return data.ImageSet(dataset, "made", *splits, there=train)
 
 
-def settings(dataset: str = "mnist", **more) -> Settings:
+def settings(dataset: str = "mnist", **more) -> ImageSettings:
     small = {"channels_scale": 1 / 8} if more.get("model") != "resnet" else {"size": 16}
     given = {"dataset": dataset, "attack_steps": 2, "batch": 16, "lr": 0.1, "epochs": epochs_of(["2"])} | small | more
     return settings_for(given, 40, 20)
@@ -336,4 +336,4 @@ def test_a_loss_that_is_no_number_is_an_error(tmp_path: Path) -> None:
 def test_settings_are_all_in_the_record() -> None:
     from recipes.images.settings import as_record
 
-    assert {*as_record(settings()), "epochs"} == {field.name for field in dataclasses.fields(Settings)}
+    assert {*as_record(settings()), "epochs"} == {field.name for field in dataclasses.fields(ImageSettings)}

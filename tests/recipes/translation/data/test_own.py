@@ -17,7 +17,7 @@ from recipes.common.workspace import Workspace, read_lines
 from recipes.translation.data.corpus import COPY, EMPTY, NOT_UTF8, Part, Rules, locate
 from recipes.translation.data.own import LEAK, Keys, Own, OwnCorpus, divided, doubt, key, keys_of
 from recipes.translation.data.prepare import Preparation, counts
-from recipes.translation.data.sentences import Task, process
+from recipes.translation.data.sentences import SentenceTask, process
 from recipes.translation.text import TextSettings
 
 TEXT = TextSettings("sw", "ka", tokenizer="none", subword="sentencepiece", units=60)
@@ -245,7 +245,7 @@ texts = st.text(st.sampled_from("ab \u200b\u2028\udce9"), max_size=6)
 @settings(max_examples=80, deadline=None)
 def test_every_pair_is_kept_or_counted(given: list[tuple[str, str]], copies: bool) -> None:
     rules = Rules(longest=2, ratio=2, sound=True, copies=copies)
-    split, dropped, kept = process(TEXT, rules, Task("train", "any", "raw", given))
+    split, dropped, kept = process(TEXT, rules, SentenceTask("train", "any", "raw", given))
     assert split == "train" and len(kept) + sum(dropped.values()) == len(given)
     for sentences in kept:
         assert all(set(text) & {"a", "b"} for text in sentences.words)

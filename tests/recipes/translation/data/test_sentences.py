@@ -9,7 +9,7 @@ import pytest
 from recipes.translation.data.corpus import Rules, is_in_pieces, is_tokenised
 from recipes.translation.data.files import READERS
 from recipes.translation.data.normalise import normaliser
-from recipes.translation.data.sentences import Task, process
+from recipes.translation.data.sentences import SentenceTask, process
 from recipes.translation.text import TextSettings
 
 RULES = Rules(longest=5, ratio=1.5)
@@ -35,7 +35,7 @@ def test_cleaning_is_that_of_clean_corpus_n(source: str, target: str, kept: bool
 
 
 def done(split: str, reader: str, form: str, *pair: str, rules: Rules = RULES, settings: TextSettings = SETTINGS):
-    _, _, kept = process(settings, rules, Task(split, reader, form, [(pair[0], pair[1])]))
+    _, _, kept = process(settings, rules, SentenceTask(split, reader, form, [(pair[0], pair[1])]))
     return [tuple(sentences) for sentences in kept]
 
 
