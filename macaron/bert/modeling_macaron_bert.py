@@ -185,7 +185,7 @@ class MacaronBertLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[Lay
         return self.integrate(hidden_states, context)[0]
 
 
-class MacaronBertStep(nn.Module):
+class MacaronBertStep(IsRecorded):
     """From the state before and after a step in depth to that after, where hidden states are recorded."""
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:

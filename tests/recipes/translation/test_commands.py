@@ -179,7 +179,7 @@ def test_a_command_and_its_workers_end_with_their_parent(
     log, lock = tmp_path / "log", tmp_path / "lock"
     code = PARENT.format(root=str(project_root), lock=str(lock), log=str(log), child=CHILD.format(deaf=deaf))
     if deaf:
-        code = code.replace("lock = open", "commands.leash.__file__ = " + repr(str(hasty(tmp_path))) + "\nlock = open")
+        code = code.replace("lock = open", "from recipes.common import leash; leash.__file__ = " + repr(str(hasty(tmp_path))) + "\nlock = open")
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: log.exists() and len(log.read_text().split()) == 4, "the command has not started")

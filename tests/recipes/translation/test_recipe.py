@@ -120,7 +120,7 @@ def test_changes_go_where_fairseq_has_them() -> None:
     [
         ({"dropout": 1.5}, "--dropout 1.5: must be at least 0 and below 1"),
         ({"beam": 0}, "--beam 0: must be a whole number of at least 1"),
-        ({"lr": -1.0}, "--lr -1.0: must be a positive number"),
+        ({"lr": -1.0}, "--lr -1.0: must be a positive, finite number"),
         ({"seed": -1}, "--seed -1: must be"),
         ({"precision": "fp8"}, "--precision fp8: must be one of fp32, bf16, fp16"),
         ({"splitting": "ffn/2 attention"}, r"--splitting ffn/2 attention: .*'ffn' add up to 0.5"),
