@@ -179,10 +179,20 @@ def test_a_command_and_its_workers_end_with_their_parent(
     log, lock = tmp_path / "log", tmp_path / "lock"
     code = PARENT.format(root=str(project_root), lock=str(lock), log=str(log), child=CHILD.format(deaf=deaf))
     if deaf:
-        code = code.replace("lock = open", "from recipes.common import leash; leash.__file__ = " + repr(str(hasty(tmp_path))) + "\nlock = open")
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        code = code.replace(
+            "lock = open",
+            "from recipes.common import leash; leash.__file__ = " + repr(str(hasty(tmp_path))) + "\nlock = open",
+        )
+    said = tmp_path / "stderr"
+    with said.open("wb") as stderr:
+        parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr)
+
+    def started() -> bool:
+        assert parent.poll() is None, said.read_text()
+        return log.exists() and len(log.read_text().split()) == 4
+
     try:
-        wait_until(lambda: log.exists() and len(log.read_text().split()) == 4, "the command has not started")
+        wait_until(started, "the command has not started")
         pids = [int(word) for word in log.read_text().split() if word.isdigit()]
         assert all(map(alive, pids))
         parent.send_signal(how)
