@@ -296,7 +296,9 @@ def generator_class(models: list[Any], options: Any) -> type[SequenceGenerator] 
         return None
     if not all(isinstance(model, MacaronModel) for model in models):
         return None
-    if getattr(options, "print_alignment", None):
+    if not hasattr(options, "print_alignment"):
+        return None  # no configuration of fairseq's, but a caller's own options: who may read the attention
+    if options.print_alignment:
         _say("--print-alignment")
         return None
     return Generator
