@@ -201,9 +201,18 @@ class Generator(SequenceGenerator):
 
     def __init__(self, models: list[Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(models, *args, **kwargs)
-        self.left = unknown(list(self.model.models), self)
+        self._unknown = unknown(list(self.model.models), self)
         if self.left:
             _say(self.left)
+
+    @property
+    def left(self) -> str:
+        """What is left to fairseq's, in words; "" if nothing is. Layers may come to be recorded at any time."""
+        if self._unknown:
+            return self._unknown
+        layers = _layers(self.model.single_model.decoder)
+        recorded = any("integrate" in vars(layer) for layer in layers)
+        return "a decoder whose layers are recorded or compiled" if recorded else ""
 
     def engine(self, left_pad: bool = True) -> BeamSearch:
         """Our search with this generator's options.

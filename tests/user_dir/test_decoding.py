@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from macaron.user_dir import decoding
 from macaron.user_dir.decoding import Generator
 
-from macaron import MacaronModel
+from macaron import MacaronModel, analysis
 from macaron.decoding import choose_precision
 
 from .conftest import dictionary
@@ -73,6 +73,19 @@ def compare(model: Any, made: Any, sample: Any, tolerance: float = 1e-9, **optio
 def test_every_scheme(options) -> None:
     generator = compare(*build(**options), batch(), beam_size=3, max_len_b=10, len_penalty=0.6)
     assert (BOTH in generator.left) == ("cross_self_attention" in options)
+
+
+def test_what_is_recorded_is_decoded_by_the_layers_themselves() -> None:
+    model, made = build(double=False)
+    generator, sample = Generator([model], made, beam_size=2, max_len_b=6), batch()
+    expected = generator.generate([model], sample)
+    assert not generator.left
+    with analysis.record(model) as trajectories:
+        found = generator.generate([model], sample)
+        assert "recorded" in generator.left
+    check_same(found, expected, 1e-5)  # float32, whose products of other shapes round otherwise
+    assert "encoder.layers" in trajectories and sum(name.startswith("decoder.layers") for name in trajectories) > 1
+    assert not generator.left
 
 
 @given(
