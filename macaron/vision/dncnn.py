@@ -7,6 +7,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from macaron.vision.fields import check_images
+
 
 class DnCNN(nn.Module):
     """x̂ = y − f(y), f: `depth` convolutions 3 × 3 with ReLU between them.
@@ -43,8 +45,7 @@ class DnCNN(nn.Module):
         Raises:
             ValueError: images of another shape.
         """
-        if y.dim() != 4 or y.shape[1] != self.channels:
-            raise ValueError(f"images of shape {tuple(y.shape)}, but (B, {self.channels}, H, W) are needed")
+        check_images(y, self.channels)
         a = y
         for layer in self.layers[:-1]:
             a = F.relu(layer(a))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from macaron.dynamics.horizon import epsilon_greedy
+from macaron.vision.fields import check_images
 
 SLOPE = 0.1  # of every PReLU at the start
 Memory = tuple[Tensor, Tensor]
@@ -128,8 +129,7 @@ class PolicyUnit(nn.Module):
         Raises:
             ValueError: images of another shape.
         """
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"images of shape {tuple(x.shape)}, but (B, {self.channels}, H, W) are needed")
+        check_images(x, self.channels)
         return self.decide(self.features(x).mean((2, 3)), memory)
 
     def features(self, x: Tensor) -> Tensor:

@@ -12,6 +12,15 @@ def conv(c_in: int, c_out: int, size: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, size, stride, padding=size // 2, bias=False)
 
 
+def check_images(images: Tensor, channels: int) -> None:
+    """
+    Raises:
+        ValueError: another shape than (B, channels, H, W).
+    """
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise ValueError(f"images of shape {tuple(images.shape)}, but (B, {channels}, H, W) are needed")
+
+
 class BasicBranch(nn.Module):
     """dx/dt = W₂ ReLU(BN(W₁ ReLU(BN(x)))), both 3 × 3 (He et al. 2016, arXiv:1603.05027).
 

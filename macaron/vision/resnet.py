@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from macaron.dynamics import STRANG, Depth, LinearMultistep, Scheme
-from macaron.vision.fields import BRANCHES, Residual, Shortcut, conv
+from macaron.vision.fields import BRANCHES, Residual, Shortcut, check_images, conv
 
 # Depth ↦ kind of block, and how many a stage. By number alone 164 layers could be basic blocks, too.
 PUBLISHED: dict[int, tuple[str, tuple[int, int, int]]] = {
@@ -146,10 +146,7 @@ class PreActResNet(nn.Module):
         Raises:
             ValueError: images of another shape.
         """
-        if images.dim() != 4 or images.shape[1] != self.conv1.in_channels:
-            raise ValueError(
-                f"images of shape {tuple(images.shape)}, but (B, {self.conv1.in_channels}, H, W) are needed"
-            )
+        check_images(images, self.conv1.in_channels)
         x = self.conv1(images)
         for stage in self.stages:
             x = stage(x)

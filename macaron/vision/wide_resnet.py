@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from macaron.vision.fields import conv
+from macaron.vision.fields import check_images, conv
 
 
 class WideBlock(nn.Module):
@@ -82,10 +82,7 @@ class WideResNet(nn.Module):
         Raises:
             ValueError: images of another shape.
         """
-        if images.dim() != 4 or images.shape[1] != self.conv1.in_channels:
-            raise ValueError(
-                f"images of shape {tuple(images.shape)}, but (B, {self.conv1.in_channels}, H, W) are needed"
-            )
+        check_images(images, self.conv1.in_channels)
         x = self.conv1(images)
         for stage in self.stages:
             x = stage(x)
