@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from macaron.options import find_code
+from macaron.quantization import restored
 
 
 class _Meter:
@@ -109,7 +110,10 @@ def read(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
             f"{path}: refused, because {code}. What stands in a file is data. If you trust its source, have it written "
             f"anew there with a plain value."
         )
-    return state
+    try:
+        return restored(state)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; the file is damaged, copy it again") from error
 
 
 def is_zip(path: str | Path) -> bool:

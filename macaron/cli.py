@@ -127,9 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     translate.add_argument(
         "--precision",
         choices=("fp32", "bf16", "int8", "auto"),
-        default="fp32",
         help="of the products: int8 is made at loading, one scale for each row; auto is the fastest that the processor "
-        "has (default: %(default)s)",
+        "has (default: the release's, where the processor has it)",
     )
     translate.set_defaults(run=_translate)
 

@@ -15,6 +15,7 @@ from fairseq.trainer import Trainer
 from macaron.checkpoint import SAFE_GLOBALS, CheckpointError, is_zip, load, read
 from macaron.legacy.translation import convert, keep_final_norm
 from macaron.names import is_foreign
+from macaron.quantization import restored
 
 from . import match
 
@@ -59,7 +60,7 @@ def _check(path: str) -> None:
 
 def _load_checkpoint_to_cpu(original: Callable[..., Any], path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     _check(path)
-    state = original(path, *args, **kwargs)
+    state = restored(original(path, *args, **kwargs))
     if lost := match.lost_numerics(state):
         raise CheckpointError(f"{path}: {lost}")
     try:

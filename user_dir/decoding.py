@@ -128,6 +128,7 @@ def parts(model: Any) -> tuple[Any, Any]:
     if not model._is_generation_fast:
         return model.encoder, model.decoder
     first = next(model.parameters())
+    asked = asked or _released(model, first)
     if first.dtype == torch.float16 and first.device.type == "cpu":
         _warn("float16 is slow on a CPU: leave out --fp16; a checkpoint in float16 is then read into float32")
     if asked is None and first.dtype != torch.float32:
@@ -141,6 +142,18 @@ def parts(model: Any) -> tuple[Any, Any]:
             both = list(packed(nn.ModuleList([model.encoder, model.decoder]), precision))  # type: ignore[call-overload]
         _PACKED[model] = (seen, (both[0], both[1]))
     return _PACKED[model][1]
+
+
+def _released(model: Any, parameter: Tensor) -> str | None:
+    """The precision that a released model's matrices have, where the device computes in it."""
+    wanted: str = getattr(model, "released_precision", "fp32")
+    if wanted == "fp32" or parameter.dtype != torch.float32:
+        return None
+    try:
+        return choose_precision(wanted, parameter.device)
+    except ValueError as error:
+        _warn(f"the released model is computed in fp32, with the matrices that it has ({error})")
+        return None
 
 
 # --- what it knows --------------------------------------------------------------------------------------------------

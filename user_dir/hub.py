@@ -308,7 +308,7 @@ def open_release(family: type, folder: Path, checkpoint_file: Any = released.MOD
 
     Args:
         kwargs: options of the generation, in place of the recipe's, or other options of fairseq's configuration;
-            `precision` is that of `HubModel.set_precision`.
+            `precision` is that of `HubModel.set_precision`; None: the release's, where the processor has it.
 
     Raises:
         ValueError: a part of it is missing, damaged, or says what no release does.
@@ -326,6 +326,8 @@ def open_release(family: type, folder: Path, checkpoint_file: Any = released.MOD
     state["cfg"] = _configuration(path, state["cfg"], description, kwargs)
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
     opened = ReleasedModel(cfg, task, models, description, folder)
+    for model in models:
+        model.released_precision = description.precision
     opened.set_precision(precision)
     return opened
 

@@ -3,7 +3,7 @@
 model.pt                     the parameters and the architecture
 dict.<language>.txt          fairseq's dictionaries
 bpecodes | sentencepiece.bpe.model
-text.json                    how text becomes pieces, and the beam search of the recipe
+text.json                    how text becomes pieces, the beam search of the recipe, and the precision
 SHA256SUMS                   of all files but README.md, which may be edited; `sha256sum -c SHA256SUMS` reads it too
 """
 
@@ -22,7 +22,9 @@ DESCRIPTION = "text.json"
 SUMS = "SHA256SUMS"
 MODEL = "model.pt"
 CARD = "README.md"
-FORMAT = 2  # 1, which text.json did not say: without sums
+FORMAT = 3  # 2: without a precision; 1, which text.json did not say: without sums
+
+STORED = ("fp32", "bf16", "int8")
 
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 _AGAIN = "copy the folder again, or make it anew with `python -m recipes.translation.release`"
@@ -35,6 +37,7 @@ class Description:
     Args:
         text: how text becomes pieces.
         generation: the recipe's beam search, by fairseq's names.
+        precision: of the matrices in model.pt, and of the products wherever the processor has it: fp32, bf16 or int8.
         format: of the folder.
 
     Raises:
@@ -44,6 +47,7 @@ class Description:
     text: TextSettings
     generation: dict[str, Any]
     format: int = FORMAT
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         if not isinstance(self.generation, dict):
@@ -52,18 +56,27 @@ class Description:
         self.generation["beam"]  # must be said
         if type(self.format) is not int or not 1 <= self.format <= FORMAT:
             raise ValueError(f"format {self.format!r} is unknown; this version of macaron reads 1 to {FORMAT}")
+        if self.precision not in STORED:
+            raise ValueError(f"precision {self.precision!r} must be one of {', '.join(STORED)}")
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> "Description":
-        own = {"generation", "format"}
+        own = {"generation", "format", "precision"}
         text = {name: value for name, value in content.items() if name not in own}
         for f in fields(TextSettings):
             text[f.name]  # in their order, before anything is said about what is there
-        return cls(TextSettings.of(text), content["generation"], content.get("format", 1))
+        return cls(
+            TextSettings.of(text), content["generation"], content.get("format", 1), content.get("precision", "fp32")
+        )
 
     def content(self) -> dict[str, Any]:
         """What `of` reads."""
-        return {**self.text.content(), "generation": self.generation, "format": self.format}
+        return {
+            **self.text.content(),
+            "generation": self.generation,
+            "format": self.format,
+            "precision": self.precision,
+        }
 
     @property
     def parts(self) -> list[str]:

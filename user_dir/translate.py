@@ -178,7 +178,7 @@ def open_model(
         folder: of the release; a folder of bare checkpoints does not say what its pieces are, so it is refused.
         device: by torch's names; None: a GPU if there is one.
         max_tokens: tokens (padding counts) of a batch; None: `hub.BATCH_TOKENS`.
-        precision: one of `macaron.decoding.PRECISIONS`; None: fp32.
+        precision: one of `macaron.decoding.PRECISIONS`; None: the release's, where the processor has it.
 
     Raises:
         ValueError: no released model, a damaged one, no such device, or one without that precision.
@@ -190,7 +190,7 @@ def open_model(
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"--device {device}: cannot be used here ({reason}); leave it out, or give cpu") from error
     try:
-        precision = choose_precision(precision or "fp32", device)
+        precision = precision and choose_precision(precision, device)
     except ValueError as error:
         raise ValueError(f"--{error}") from error
     if folder.is_file() and not places.is_archive(folder):

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from macaron.quantization import quantized
+
 PRECISIONS = ("fp32", "bf16", "int8", "auto")
 
 
@@ -139,12 +141,6 @@ class Bf16Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x.to(torch.bfloat16), self.weight).to(x.dtype)  # type: ignore[arg-type]
         return y if self.bias is None else y.add_(self.bias)
-
-
-def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, C) → whole numbers of −127 … 127 (N, C) int8, and the scale of each row, (N,) float32."""
-    scale = weight.abs().amax(-1).clamp_min_(torch.finfo(torch.float32).tiny) / 127
-    return (weight / scale[:, None]).round_().to(torch.int8), scale
 
 
 class Int8Linear(nn.Module):

@@ -1,8 +1,9 @@
 """A trained model as one folder that takes raw text, checked by translating with it.
 
-python -m recipes.translation.release RUN --out DIR
+python -m recipes.translation.release RUN --out DIR [--precision int8]
 
-model.pt                     the parameters and the architecture; no optimiser state, no paths
+model.pt                     the parameters, in as many bits as was asked for, and the architecture; no optimiser
+                             state, no paths
 dict.<language>.txt          fairseq's dictionaries
 bpecodes | sentencepiece.bpe.model
 text.json                    tokenizer settings, and the recipe's beam search
@@ -41,14 +42,19 @@ from .report import beginning_and_end
 from .text import TextSettings
 
 SENTENCES = 100  # of the test set, translated anew
+LOSS = 0.5  # of the first metric, that fewer bits may cost
 TIE = 1e-3  # where the scores (bits per token) of two hypotheses differ by less, rounding may choose
 
 # Parts of fairseq's configuration that are about a machine, or about the training's end.
 _PATHS = {"task": {"data": ""}, "common": {"user_dir": None, "bf16": False, "fp16": False, "cpu": False}}
 
 
-def export(run: Path, target: Path, sentences: int = SENTENCES) -> dict[str, Any]:
+def export(run: Path, target: Path, sentences: int | None = None, precision: str = "fp32") -> dict[str, Any]:
     """Write the released model of the finished run in `run` to the new folder `target`; what the check found.
+
+    Args:
+        sentences: of the test set, to check with; None: `SENTENCES`, and all where bits are fewer than the run's.
+        precision: of the released matrices: fp32, bf16 or int8.
 
     Raises:
         RecipeError: the run is not finished, `target` holds files, or the folder does not translate as the run did.
@@ -60,8 +66,8 @@ def export(run: Path, target: Path, sentences: int = SENTENCES) -> dict[str, Any
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        seal = write_parts(run, partial)
-        check = check_release(run, partial, sentences)
+        seal = write_parts(run, partial, precision)
+        check = check_release(run, partial, sentences, precision)
         write_json(partial / "check.json", check)
         seal(partial)  # with what the check has seen
         (partial / "README.md").write_text(model_card(run, partial, check), encoding="utf-8")
@@ -82,7 +88,7 @@ def check_finished(run: Path) -> None:
             )
 
 
-def write_parts(run: Path, folder: Path) -> Callable[[Path], None]:
+def write_parts(run: Path, folder: Path, precision: str) -> Callable[[Path], None]:
     """What the model needs, checked by the code that will open the folder; returns what writes the sums."""
     import torch
 
@@ -91,6 +97,8 @@ def write_parts(run: Path, folder: Path) -> Callable[[Path], None]:
     macaron.register_fairseq()
     from macaron.user_dir import hub, released
 
+    from macaron.quantization import stored
+
     data_bin = run / "data-bin"
     text = TextSettings.read(data_bin / "text.json")
     settings = read_json(run / "settings.json")
@@ -98,7 +106,8 @@ def write_parts(run: Path, folder: Path) -> Callable[[Path], None]:
     state = model_only(load(run / "average.pt"))
     try:
         hub.check_settings(run / "average.pt", state, macaron.MacaronModel)
-        released.write(folder, released.Description(text, generation))
+        released.write(folder, released.Description(text, generation, precision=precision))
+        state = stored(state, precision)
     except (KeyError, ValueError) as error:
         raise RecipeError(f"{run}: cannot be released ({type(error).__name__}: {error})") from error
     torch.save(state, folder / released.MODEL)
@@ -166,24 +175,26 @@ json.dump(answer, open(sys.argv[2], "w"))
 """
 
 
-def check_release(run: Path, folder: Path, sentences: int) -> dict[str, Any]:
+def check_release(run: Path, folder: Path, sentences: int | None, precision: str) -> dict[str, Any]:
     """Reload the folder in a clean process, translate a part of the raw test set, and compare with the run.
 
     Where the raw sentence gives the very pieces that the run translated, the translation must be the same. (Raw
     sentences that were made from tokens by detokenising may tokenise differently; the scores of both are recorded.)
+    Fewer bits than the run's may choose other words; then the scores say what that costs.
     """
     from . import scoring
 
     settings = read_json(run / "settings.json")
     source, target = settings["text.source"], settings["text.target"]
-    raw = read_lines(run / "raw" / f"test.{source}")[:sentences]
+    fewer = precision != "fp32"
+    raw = read_lines(run / "raw" / f"test.{source}")[: sentences or (None if fewer else SENTENCES)]
     found = translate_alone(folder, raw)
     known = read_lines(run / "bpe" / f"test.{source}")[: len(raw)]
     recorded = read_lines(run / "hyp" / f"test.{target}")[: len(raw)]
     bits = [best.score for _, best in sorted(commands.hypotheses(run / "generate" / "generate-test.txt").items())]
     same = [i for i, pieces in enumerate(found["pieces"]) if pieces == known[i]]
     differing = [i for i in same if found["translations"][i] != recorded[i]]
-    wrong = [i for i in differing if abs(found["bits"][i] - bits[i]) > TIE]
+    wrong = [] if fewer else [i for i in differing if abs(found["bits"][i] - bits[i]) > TIE]
     if not same:
         raise RecipeError(
             f"{folder}: none of {len(raw)} raw test sentences becomes the pieces that the model was tested with, such "
@@ -201,10 +212,18 @@ def check_release(run: Path, folder: Path, sentences: int) -> dict[str, Any]:
         name: {metric: entry["score"] for metric, entry in scoring.score(lines, reference, None, None, metrics).items()}
         for name, lines in (("release", found["translations"]), ("run", recorded))
     }
+    metric, before = next(iter(scores["run"].items()))
+    if fewer and before - scores["release"][metric] > LOSS:
+        raise RecipeError(
+            f"--precision {precision}: {metric} of {len(raw)} test sentences falls from {before:.2f} to "
+            f"{scores['release'][metric]:.2f}, by more than {LOSS}; the folder is not released, take another precision"
+        )
+    name = "of these with another translation" + ("" if fewer else " of equal score")
     return {
         "sentences": len(raw),
         "with the pieces of the run": len(same),
-        "of these with another translation of equal score": len(differing),
+        name: len(differing),
+        "precision": precision,
         "scores": scores,
     }
 
@@ -225,6 +244,11 @@ def translate_alone(folder: Path, sentences: Sequence[str]) -> dict[str, list[An
         result: dict[str, list[Any]] = json.loads(answer.read_text(encoding="utf-8"))
     return result
 
+
+_BITS = {
+    "bf16": " Matrices are in bfloat16, and are multiplied so where the processor does.",
+    "int8": " Matrices are 8-bit numbers with a scale for each row, and are multiplied so where the processor does.",
+}
 
 # --- the model card ---------------------------------------------------------------------------------------------
 
@@ -252,6 +276,12 @@ def model_card(run: Path, folder: Path, check: dict[str, Any]) -> str:
         f"* {name[0].upper()}{name[1:]} {value}.\n"
         for name, value in beginning_and_end({"settings": settings, "best_validation": training.get("best")})
     )
+    otherwise = next(
+        f"{count} were translated otherwise" + (", with an equal score" if name.endswith("score") else "")
+        for name, count in check.items()
+        if name.startswith("of these")
+    )
+    bits = _BITS.get(check["precision"], "")
     lower = " Text is lower-cased." if settings["text.lowercase"] else ""
     return f"""---
 language: {json.dumps([source, target])}
@@ -269,7 +299,7 @@ print(model.translate("…"))
 ```
 
 Takes and gives raw text; `pip install macaron-net` says how to install. A list of sentences is translated in batches;
-beam size {settings["generation.beam"]} and length penalty {settings["generation.lenpen"]} unless given.{lower}
+beam size {settings["generation.beam"]} and length penalty {settings["generation.lenpen"]} unless given.{lower}{bits}
 
 ## Scores on the test set
 
@@ -292,8 +322,7 @@ parameters, seed {settings["common.seed"]}; {training.get("updates", 0):,} updat
 
 This folder, alone in a clean process, translated the first {check["sentences"]} raw test sentences: \
 {check["with the pieces of the run"]} became the very pieces of the run, and of these \
-{check["of these with another translation of equal score"]} were translated otherwise, with an equal score. \
-On these sentences: \
+{otherwise}. On these sentences: \
 {"; ".join(f"{name} {score:.2f} (run: {released['run'][name]:.2f})" for name, score in released["release"].items())}.
 """
 
@@ -322,15 +351,23 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("run", type=Path, metavar="RUN", help="--out of the run")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    p.add_argument("--sentences", type=int, default=SENTENCES, metavar="N", help="to check with (default: %(default)s)")
+    p.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        default="fp32",
+        help="of the matrices: half or a quarter of the size, and faster where the processor has it (default: fp32)",
+    )
+    p.add_argument(
+        "--sentences", type=int, metavar="N", help=f"to check with (default: {SENTENCES}; all where bits are fewer)"
+    )
     return p
 
 
 def release(args: argparse.Namespace) -> None:
     commands.quiet()
-    if args.sentences < 1:
+    if args.sentences is not None and args.sentences < 1:
         raise RecipeError(f"--sentences {args.sentences}: the check needs at least one")
-    print(f"{args.out}: {json.dumps(export(args.run, args.out, args.sentences))}")
+    print(f"{args.out}: {json.dumps(export(args.run, args.out, args.sentences, args.precision))}")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,34 @@ def test_a_folder_that_translates_otherwise_is_not_released(finished, tmp_path: 
     assert not (tmp_path / "released").exists()
 
 
+@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.6), ("int8", 0.4)])
+def test_fewer_bits(finished, released: Path, tmp_path: Path, precision: str, share: float, monkeypatch) -> None:
+    target = tmp_path / precision
+    assert release.main([str(finished.folder), "--out", str(target), "--precision", precision]) == 0
+    check, card = read_json(target / "check.json"), (target / "README.md").read_text(encoding="utf-8")
+    assert check["precision"] == precision and check["sentences"] == 12, "all sentences are looked at"
+    assert check["scores"]["run"].keys() == check["scores"]["release"].keys()
+    assert ("8 bits" if precision == "int8" else "bfloat16") in card
+    whole, small = ((folder / "model.pt").stat().st_size for folder in (released, target))
+    assert small < share * whole
+    model = MacaronModel.from_pretrained(target)
+    raw = read_lines(finished.folder / "raw" / "test.de")
+    assert model.models[0].inference_precision is None and model.models[0].released_precision == precision
+    assert model.translate(raw), "in the release's precision, or in fp32 where the processor has not got it"
+    monkeypatch.setattr("macaron.decoding.weights._has", lambda *names: False)
+    old = MacaronModel.from_pretrained(target)
+    assert old.translate(raw[:3]) == MacaronModel.from_pretrained(target, precision="fp32").translate(raw[:3])
+    with pytest.raises(ValueError, match=f"precision {precision}: needs"):
+        MacaronModel.from_pretrained(target, precision=precision).translate(raw[0])
+
+
+def test_fewer_bits_that_cost_too_much(finished, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(release, "LOSS", -1e3)
+    with pytest.raises(RecipeError, match=r"--precision int8: \w+ of 12 test sentences falls .*take another precision"):
+        release.export(finished.folder, tmp_path / "released", precision="int8")
+    assert not (tmp_path / "released").exists()
+
+
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no settings\.json, so it is not the folder of a run that was trained"):
         release.export(tmp_path, tmp_path / "released")
@@ -139,7 +167,7 @@ def test_sums_of_all_files_but_the_card(released: Path) -> None:
     sums = dict(reversed(line.split("  ")) for line in lines)
     assert set(sums) == {path.name for path in released.iterdir()} - {"README.md", "SHA256SUMS"}
     assert all(hashlib.sha256((released / name).read_bytes()).hexdigest() == value for name, value in sums.items())
-    assert read_json(released / "text.json")["format"] == 2
+    assert read_json(released / "text.json")["format"] == 3
 
 
 @pytest.mark.parametrize("name", ["model.pt", "dict.de.txt", "dict.en.txt", "bpecodes", "text.json", "scores.json"])
@@ -243,9 +271,10 @@ def test_files_beside_the_model_change_nothing(copy: Path, finished) -> None:
         ({"lowercase": "no"}, "lowercase 'no': must be true or false"),
         ({"units": "60"}, "units '60': must be a whole number"),
         ({"bpe": "x"}, r"unknown fields \['bpe'\]"),
-        ({"format": 3}, "format 3 is unknown; this version of macaron reads 1 to 2"),
+        ({"format": 4}, "format 4 is unknown; this version of macaron reads 1 to 3"),
         ({"format": True}, "format True is unknown"),
         ({"format": "2"}, "format '2' is unknown"),
+        ({"precision": "int4"}, "precision 'int4' must be one of fp32, bf16, int8"),
         ({"generation": 5}, "generation 5 must be options"),
         ({"generation": {}}, r"\(KeyError: 'beam'\)"),
         ({"generation": {"beam": "5"}}, "beam '5' must be a whole number"),
