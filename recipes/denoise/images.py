@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Picture:
-    """planes: (1 or 3, H, W), float32 in [0, 1]; alpha, if there is one: (H, W), as it was stored."""
+    """planes: (1 or 3, H, W), float32 in [0, 1]; alpha, if there is one: (H, W) uint8, as it was stored."""
 
     planes: Array
     depth: int  # bits of a number, 8 or 16
@@ -75,8 +75,13 @@ def _picture(image: Image.Image, content: bytes) -> Picture:
     notes = []
     if getattr(image, "n_frames", 1) > 1:
         notes.append(f"the first of {getattr(image, 'n_frames', 1)} frames")
-    if content[:8] == b"\x89PNG\r\n\x1a\n" and content[24] == 16 and content[25] in (2, 4, 6):
+    depth, colour = content[24:26] if content[:8] == b"\x89PNG\r\n\x1a\n" else (8, 2)
+    if depth == 16 and colour in (2, 4, 6):
         notes.append("16 bits a channel, of which Pillow reads 8")
+        if image.info.pop("transparency", None) is not None:
+            notes.append("its transparent colour is one of 16 bits and is left out")
+    elif depth in (2, 4) and colour == 0 and "transparency" in image.info:  # Pillow scales the pixels to 8 bits alone
+        image.info["transparency"] *= 255 // (2**depth - 1)
     profile = image.info.get("icc_profile")
     image.load()
     image = ImageOps.exif_transpose(image)
@@ -85,7 +90,9 @@ def _picture(image: Image.Image, content: bytes) -> Picture:
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError(f"mode {mode} with numbers from {grey.min()} to {grey.max()}; 0 to 65535 is needed")
-        return Picture((grey / 65535).astype(np.float32)[None], 16, None, profile, notes)
+        hidden = image.info.get("transparency")  # the one number that is not shown
+        alpha = np.where(grey == hidden, 0, 255).astype(np.uint8) if isinstance(hidden, int) else None
+        return Picture((grey / 65535).astype(np.float32)[None], 16, alpha, profile, notes)
     if mode == "CMYK":
         notes.append("CMYK turned into RGB")
         image, profile = image.convert("RGB"), None
@@ -105,14 +112,18 @@ def encoded(picture: Picture) -> bytes:
     """As PNG, of the picture's depth, numbers clipped to [0, 1] and rounded; alpha and colour profile are kept."""
     most = 65535 if picture.depth == 16 else 255
     numbers = np.rint(picture.planes.astype(np.float64).clip(0, 1) * most)
+    options: dict[str, Any] = {}
     if picture.depth == 16:
+        if picture.alpha is not None:  # PNG's own way, as Pillow writes no second channel here: 0 is not shown
+            numbers = np.where(picture.alpha == 0, 0, numbers.clip(min=1))
+            options["transparency"] = 0
         image = Image.fromarray(numbers[0].astype(np.uint16))
     else:
         planes = [*numbers.astype(np.uint8), *([] if picture.alpha is None else [picture.alpha])]
         modes = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
         image = Image.merge(modes[len(planes)], [Image.fromarray(plane) for plane in planes])
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", icc_profile=picture.profile)
+    image.save(buffer, "PNG", icc_profile=picture.profile, **options)
     return buffer.getvalue()
 
 
@@ -134,7 +145,9 @@ def read_folder(folder: Path, least: int, option: str) -> dict[str, Array]:
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "no such folder"
         raise RecipeError(f"{folder}: {what}; {option}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    # Hidden ones are no pictures: macOS leaves a `._NAME` beside each NAME in an archive.
+    seen = (path for path in folder.iterdir() if not path.name.startswith("."))
+    paths = sorted(path for path in seen if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if not paths:
         raise RecipeError(f"{folder}: holds no .png or .jpg files; {option}")
     found = {}

@@ -357,7 +357,8 @@ def idx_parts(dataset: str, folder: Path, part: str, wanted: int) -> tuple[Array
             checked(folder, name, known)
         return idx_published(dataset, folder, part, wanted)
     known, name = sums(folder), "train-images-idx3-ubyte"
-    parts = sorted(entry for entry in known if re.fullmatch(rf"{name}\.part\d+\.gz", entry))
+    parts = [entry for entry in known if re.fullmatch(rf"{name}\.part\d+\.gz", entry)]
+    parts.sort(key=lambda entry: int(entry.split(".part")[1][:-3]))
     arrays = []
     for entry in parts:
         checked(folder, entry, known)

@@ -22,8 +22,8 @@ def drawn(height: int, width: int, number: int) -> np.ndarray:
     return (110 + 60 * np.sin(x / (3 + number)) * np.cos(y / 4) + 40 * (x > width // 2)).clip(0, 255).astype(np.uint8)
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG file by its definition; rows without filter bytes."""
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, hidden: bytes = b"") -> bytes:
+    """A PNG file by its definition; rows without filter bytes; hidden: the number or colour that is not shown."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -31,7 +31,12 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     size = len(rows) // height
     raw = b"".join(b"\0" + rows[i * size : (i + 1) * size] for i in range(height))
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")]
+    parts = [
+        chunk(b"IHDR", header),
+        *([chunk(b"tRNS", hidden)] if hidden else []),
+        chunk(b"IDAT", zlib.compress(raw)),
+        chunk(b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -95,6 +100,36 @@ def test_sixteen_bits_of_colour_are_told(tmp_path):
     path.write_bytes(png(4, 3, 16, 2, np.arange(36, dtype=">u2").tobytes()))
     picture = images.read(path)
     assert picture.depth == 8 and picture.notes == ["16 bits a channel, of which Pillow reads 8"]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_gray_that_is_not_shown(tmp_path, depth):
+    """The one number of a gray PNG that is transparent, at every depth, is that and no other; 16 bits keep it too."""
+    numbers = np.arange(16).reshape(2, 8) % 2**depth * (4000 if depth == 16 else 1)
+    if depth == 16:
+        rows = numbers.astype(">u2").tobytes()
+    else:
+        bits = (numbers[..., None] >> np.arange(depth)[::-1]) & 1
+        rows = np.packbits(bits.reshape(2, -1).astype(np.uint8), axis=1).tobytes()
+    path = tmp_path / "a.png"
+    path.write_bytes(png(8, 2, depth, 0, rows, struct.pack(">H", numbers[0, 1])))
+    picture = images.read(path)
+    np.testing.assert_allclose(picture.planes[0], numbers / (2**depth - 1), rtol=1e-6)  # float32
+    np.testing.assert_array_equal(picture.alpha == 0, numbers == numbers[0, 1])
+    again = tmp_path / "b.png"
+    again.write_bytes(images.encoded(picture))
+    np.testing.assert_array_equal(images.read(again).alpha, picture.alpha)
+    shown = numbers != numbers[0, 1]
+    np.testing.assert_allclose(images.read(again).planes[0][shown], picture.planes[0][shown], atol=2 / 65535)
+
+
+def test_a_colour_of_sixteen_bits_that_is_not_shown_is_told(tmp_path):
+    """Compared with the 8 bits that Pillow reads, (3, 4, 5) of 65535 would hide another colour."""
+    path = tmp_path / "a.png"
+    rows = np.full(36, 0x0304, ">u2").tobytes()
+    path.write_bytes(png(4, 3, 16, 2, rows, struct.pack(">HHH", 3, 3, 3)))
+    picture = images.read(path)
+    assert picture.alpha is None and picture.notes[1:] == ["its transparent colour is one of 16 bits and is left out"]
 
 
 def test_one_bit(tmp_path):
@@ -197,6 +232,8 @@ def test_folders(tmp_path, data_dir):
         images.read_folder(data_dir, 8, "hint")
     with pytest.raises(RecipeError, match=r"image0\.png: has 31 × 25 pixels, but 26 both ways are needed"):
         images.read_folder(data_dir / "bsd68", 26, "hint")
+    (data_dir / "bsd68" / "._image0.png").write_bytes(b"what macOS leaves in archives")
+    assert list(images.read_folder(data_dir / "bsd68", 8, "hint")) == list(found)
     (data_dir / "bsd68" / "image2.png").write_bytes(b"\x89PNG")
     with pytest.raises(RecipeError, match=r"image2\.png"):
         images.read_folder(data_dir / "bsd68", 8, "hint")

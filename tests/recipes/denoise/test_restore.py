@@ -204,6 +204,15 @@ def test_options_that_are_refused(model, tmp_path, capsys, options, message):
     assert not (tmp_path / "o").exists()
 
 
+def test_the_first_seed_of_a_folder_is_the_least(model, tmp_path):
+    for seed in (10, 2):
+        folder = tmp_path / "run" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        kind = {"kind": "durr", "width": 3, "policy_width": 3, "most": 3, "steps": 2, "seed": seed}
+        models.save(folder / "model.pt", kind, durr())
+    assert models.load(tmp_path / "run")[1]["seed"] == 2
+
+
 def test_what_is_no_model(model, data_dir, tmp_path, capsys):
     image = picture(tmp_path / "a.png")
     state = models.checkpoint.load(model)

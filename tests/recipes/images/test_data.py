@@ -195,6 +195,17 @@ def test_parts_that_do_not_give_the_published_file(mnist) -> None:
     refused("mnist", folder, "part*.gz: its md5 is")
 
 
+def test_parts_are_joined_by_their_numbers(mnist) -> None:
+    """Of eleven parts the tenth is not the second, as it is where names are sorted."""
+    folder, x = mnist("parts"), made(80, 1, 28, 1)[0]
+    for path in folder.glob("train-images*"):
+        path.unlink()
+    for k, part in enumerate(np.array_split(x[:, 0], 11)):
+        (folder / f"train-images-idx3-ubyte.part{k}.gz").write_bytes(gzip.compress(idx(part), 1))
+    write_sums(folder)
+    assert torch.equal(data.load("mnist", folder).train.images, torch.tensor(x))
+
+
 def test_labels_of_no_class(mnist, known) -> None:
     folder, y = mnist("IDX"), made(80, 1, 28, 1)[1]
     y[3] = 77
