@@ -239,6 +239,26 @@ def test_folders(tmp_path, data_dir):
         images.read_folder(data_dir / "bsd68", 8, "hint")
 
 
+def test_colour_of_sets_is_that_of_the_published_figures(tmp_path):
+    """JPEG: MATLAB's rgb2ycbcr(uint8), by its documented formula; noise: gray over the full range."""
+    colours = np.random.default_rng(1).integers(0, 256, (9, 8, 3)).astype(np.uint8)
+    colours[0, :2] = [[255, 255, 255], [0, 0, 0]]
+    saved(tmp_path / "a.png", Image.fromarray(colours))
+    r, g, b = colours.astype(np.float64).transpose(2, 0, 1)
+    found = images.read_folder(tmp_path, 8, "", "jpeg")["a.png"]
+    np.testing.assert_allclose(found, np.rint(16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255), rtol=1e-6)
+    assert found[0, :2] == pytest.approx([235, 16])
+    full = images.read_folder(tmp_path, 8, "")["a.png"]
+    np.testing.assert_allclose(full, 0.299 * r + 0.587 * g + 0.114 * b, rtol=1e-5)  # float32
+
+
+def test_an_image_of_both_sets_is_refused():
+    train = {"a.png": np.zeros((9, 9), np.float32), "b.png": np.ones((9, 9), np.float32)}
+    images.check_apart(train, {"a.png": np.full((9, 9), 2, np.float32)})
+    with pytest.raises(RecipeError, match=r"other\.png is b\.png of the training images, pixel for pixel"):
+        images.check_apart(train, {"other.png": train["b.png"].copy()})
+
+
 def test_fingerprint_sees_names_sizes_and_pixels():
     one = {"a": np.zeros((2, 3), np.float32)}
     others = [{"b": one["a"]}, {"a": one["a"].T.copy()}, {"a": one["a"] + 1}, {}]
