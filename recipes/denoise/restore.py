@@ -140,12 +140,23 @@ def write_new(path: Path, content: bytes) -> None:
         try:
             os.link(partial, path)  # unlike a renaming, never replaces
         except FileExistsError:
-            raise RecipeError(f"{path}: was made by another in the meantime; nothing is overwritten") from None
+            raise
         except OSError:  # a file system without links
-            with path.open("xb") as file:
-                file.write(content)
+            write_without_links(path, content)
+    except FileExistsError:
+        raise RecipeError(f"{path}: was made by another in the meantime; nothing is overwritten") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_without_links(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:  # a full disk, say
+            path.unlink()
+            raise
 
 
 # --- tiles -----------------------------------------------------------------------------------------------------

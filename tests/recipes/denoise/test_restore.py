@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,28 @@ def test_a_result_that_appears_meanwhile_stays(tmp_path):
     with pytest.raises(restore.RecipeError, match="was made by another"):
         restore.write_new(path, b"ours")
     assert path.read_bytes() == b"another's" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_without_links_that_is_full_keeps_no_half_of_a_picture(tmp_path, monkeypatch):
+    def no_links(*names):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(restore.os, "link", no_links)
+    restore.write_new(tmp_path / "a.png", b"ours")
+    assert (tmp_path / "a.png").read_bytes() == b"ours"
+    with pytest.raises(restore.RecipeError, match="was made by another"):
+        restore.write_new(tmp_path / "a.png", b"again")
+    with pytest.raises(OSError, match="No space left"):  # /dev/full is a disk that is
+        restore.write_without_links(Full(tmp_path / "b.png"), b"ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+class Full(type(Path())):
+    """A path whose file is on a full disk."""
+
+    def open(self, mode="r"):
+        super().open(mode).close()
+        return open("/dev/full", "wb")
 
 
 @pytest.mark.parametrize(
