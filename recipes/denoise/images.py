@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -13,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..common.errors import RecipeError
 
 FORMATS = ("PNG", "JPEG")  # the second also opens those of phones, with more than one picture
 FOLDERS = {"gaussian": ("train400", "bsd68"), "jpeg": ("train400", "live1")}
 NOISE = 20180519  # seed of the test noise
+ORIENTATION = 0x0112  # of EXIF; what undoes each is
+TURNS = dict(zip(range(2, 9), (
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), strict=True))  # fmt: skip
 Array = np.ndarray[Any, Any]
 
 
@@ -67,8 +73,10 @@ def read(path: Path) -> Picture:
             f"{path}: has more than the {Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes to be safe to unpack; "
             f"cut it into parts"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, KeyError, IndexError, TypeError) as error:
-        raise RecipeError(f"{path}: is damaged or cut off ({error}); copy it again") from error  # Pillow's many kinds
+    except (
+        OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, KeyError, IndexError, TypeError
+    ) as error:  # fmt: skip  # Pillow's many kinds
+        raise RecipeError(f"{path}: is damaged or cut off ({error}); copy it again") from error
 
 
 def _picture(image: Image.Image, content: bytes) -> Picture:
@@ -84,7 +92,7 @@ def _picture(image: Image.Image, content: bytes) -> Picture:
         image.info["transparency"] *= 255 // (2**depth - 1)
     profile = image.info.get("icc_profile")
     image.load()
-    image = ImageOps.exif_transpose(image)
+    image = upright(image, notes)
     mode = image.mode
     if mode.startswith("I"):  # of 16 bits, but for a few writers
         grey = np.asarray(image).astype(np.int64)
@@ -106,6 +114,16 @@ def _picture(image: Image.Image, content: bytes) -> Picture:
     alpha = numbers[..., -1].copy() if transparent else None
     colours = numbers[..., : 3 if numbers.shape[2] >= 3 else 1]
     return Picture(np.ascontiguousarray(colours.transpose(2, 0, 1)).astype(np.float32) / 255, 8, alpha, profile, notes)
+
+
+def upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    """As its EXIF data wants it shown. Where these are damaged, as in many a picture that is whole, that is noted."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # Pillow's parser lets through whatever its parts raise
+        notes.append("its EXIF data are damaged, so that it may lie on its side")
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def encoded(picture: Picture) -> bytes:

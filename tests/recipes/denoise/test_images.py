@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from recipes.common.errors import RecipeError
 from recipes.denoise import images
@@ -144,13 +144,27 @@ def test_cmyk(tmp_path):
     assert abs(picture.planes * 255 - RGB.transpose(2, 0, 1)).mean() < 8  # JPEG of four channels
 
 
-def test_orientation_is_carried_out(tmp_path):
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientation_is_carried_out(tmp_path, orientation):
+    """All eight, as Pillow does it, and numbers that are none."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned clockwise by 90° when shown
+    exif[0x0112] = orientation
     path = saved(tmp_path / "a.png", Image.fromarray(GRAY), exif=exif)
     picture = images.read(path)
-    np.testing.assert_array_equal(picture.planes[0] * 255, np.rot90(GRAY, -1))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(picture.planes[0] * 255, np.asarray(ImageOps.exif_transpose(image)))
+    if orientation == 6:  # turned clockwise by 90° when shown
+        np.testing.assert_array_equal(picture.planes[0] * 255, np.rot90(GRAY, -1))
     assert Image.open(io.BytesIO(images.encoded(picture))).getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("damage", [b"MM", b"MM\0*\0\0", b"XX*\0\0\0\0\x08"])
+def test_damaged_exif_data_take_no_picture_away(tmp_path, damage):
+    """Of three kinds that Pillow raises errors of two classes for."""
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB), exif=b"Exif\0\0" + damage)
+    picture = images.read(path)
+    np.testing.assert_array_equal(picture.planes, RGB.transpose(2, 0, 1).astype(np.float32) / 255)
+    assert picture.notes == ["its EXIF data are damaged, so that it may lie on its side"]
 
 
 def test_profile_is_kept(tmp_path):
