@@ -94,6 +94,15 @@ def parser() -> argparse.ArgumentParser:
         help="the first is what others are compared with (default: those of 9 ascents, and natural)",
     )
 
+    horizon = command(commands, "horizon", "a fine-tuned Macaron BERT whose policy stops sentences, beside all steps")
+    horizon.add_argument("--model", type=Path, required=True, metavar="DIR", help="that recipes.glue --save-model left")
+    horizon.add_argument("--task", choices=("cola", "sst2", "mrpc", "stsb", "rte"), default="sst2", help="whose dev "
+                         "set is read (default: sst2)")  # fmt: skip
+    horizon.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="of GLUE's TSV files")
+    horizon.add_argument("--costs", type=float, nargs="+", default=[0.0, 0.02, 0.1, 0.5], metavar="X", help="prices of "
+                         "a step (default: 0 0.02 0.1 0.5)")  # fmt: skip
+    horizon.add_argument("--batch-size", type=positive, default=32, metavar="N", help="default: %(default)s")
+
     ops = command(commands, "ops", "each operation beside plain PyTorch, eager and compiled")
     ops.add_argument("--tokens", type=positive, default=16384, metavar="N", help="default: %(default)s")
     ops.add_argument("--dim", type=positive, default=1024, metavar="C", help="default: %(default)s")
@@ -241,6 +250,18 @@ def benchmark(args: argparse.Namespace) -> None:
             args.out or RESULTS, "adversary", args.precision, args.seed, plan.clock, dataclasses.asdict(made)
         )
         adversary.run(record, plan, made, args.layers, args.contenders, args.precision, args.seed)
+    elif args.command == "horizon":
+        from . import horizon
+
+        if wrong := [cost for cost in args.costs if not 0 <= cost < float("inf")]:
+            raise RecipeError(f"--costs {wrong[0]}: a price of a step is a number, and not below 0")
+        if args.precision != "fp32":
+            raise RecipeError(f"--precision {args.precision}: horizon is measured in fp32; leave it out")
+        model, tokenizer = horizon.load_model(args.model)
+        texts = horizon.sentences(args.task, args.data_dir)
+        asked = {"task": args.task, "batch_size": args.batch_size, "width": model.config.hidden_size}
+        record = Record(args.out or RESULTS, "horizon", args.precision, args.seed, plan.clock, asked)
+        horizon.run(record, plan, model, tokenizer, texts, sorted(set(args.costs)), asked)
     elif args.command == "decode":
         from . import decode
 

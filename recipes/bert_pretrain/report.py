@@ -13,7 +13,7 @@ from ..common.main import command_shown
 from ..common.provenance import environment
 from ..common.report import Figure, Report, Table, Text, write_all
 from ..common.workspace import read_json, write_json
-from .settings import scheme_of
+from .settings import scheme_of, shared_layer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -64,7 +64,7 @@ def collect(folder: Path, prepared: Path, trained: Mapping[str, Any]) -> dict[st
     return {
         "preset": settings["preset"],
         "splitting": settings["model"]["splitting"],
-        "scheme": scheme_of(settings).name,
+        "scheme": scheme_of(settings).name + shared_layer(settings),
         "seed": training["seed"],
         "results": {name: trained["final"][name] for name in MEANING if name in trained["final"]},
         "parameters": trained["parameters"],
@@ -171,7 +171,7 @@ def facts(result: dict[str, Any]) -> list[list[str]]:
     examples = result["data"]["examples"]["train"]
     rate = result["tokens_per_second"]
     return [
-        ["model", scheme_of(result["settings"]).described],
+        ["model", scheme_of(result["settings"]).described + shared_layer(result["settings"])],
         ["parameters", f"{result['parameters']['all']:,} ({result['parameters']['embeddings']:,} in embeddings)"],
         ["objective", result["settings"]["data"]["objective"]],
         ["updates", f"{result['updates']:,} of {result['settings']['training']['batch_size']} examples"],

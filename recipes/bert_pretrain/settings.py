@@ -18,6 +18,7 @@ OBJECTIVES = ("mlm", "mlm+nsp")
 MASKINGS = ("dynamic", "static")
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("linear", "cosine")
+HORIZONS = ("none", "fixed")
 SCHEME = {name: text for name, _, text in OPTIONS}
 
 
@@ -65,6 +66,11 @@ class ModelSettings:
     stochastic_depth_schedule: str = option("lm_resnet", SCHEME["stochastic_depth_schedule"])
     stochastic_depth_form: str = option("scaled", SCHEME["stochastic_depth_form"])
     stochastic_depth_unit: str = option("batch", SCHEME["stochastic_depth_unit"])
+    horizon: str = option(
+        "none",
+        "fixed: one layer, whose parameters all --num-hidden-layers steps share; what a policy can be fine-tuned on",
+        HORIZONS,
+    )
     hidden_size: int = option(768, "width")
     num_hidden_layers: int = option(12, "layers")
     num_attention_heads: int = option(12, "attention heads")
@@ -84,6 +90,9 @@ class ModelSettings:
     attention_probs_dropout_prob: float = option(0.1, "dropout of attention weights")
     activation_dropout: float = option(0.0, "dropout inside the FFN")
     classifier_dropout: float | None = option(None, "dropout of classifiers fine-tuned from it (default: as dropout)")
+
+    def check(self) -> None:
+        one_of(self, HORIZONS, "horizon")
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ class PretrainSettings:
                 if isinstance(value, float) and not math.isfinite(value):
                     raise RecipeError(f"{name} is {value} but must be a number; change --{flag(name)}")
         self.data.check()
+        self.model.check()
         self.training.check()
         return self
 
@@ -194,9 +204,9 @@ def settings_for(preset: str, **overrides: Any) -> PretrainSettings:
 
 
 def recorded(settings: PretrainSettings) -> dict[str, Any]:
-    """For a run's settings.json: every value; of the scheme what is not the default, as before there was a choice."""
+    """For a run's settings.json: every value; of scheme and horizon what is no default, as it was before."""
     record = dataclasses.asdict(settings)
-    for name in SCHEME:
+    for name in (*SCHEME, "horizon"):
         if record["model"][name] == ModelSettings.__dataclass_fields__[name].default:
             del record["model"][name]
     return record
@@ -206,6 +216,12 @@ def scheme_of(record: Mapping[str, Any]) -> Variant:
     """The scheme in what `recorded` gave."""
     model = record["model"]
     return Variant.of(model["splitting"], {name: model.get(name) for name in SCHEME}, "settings.json")
+
+
+def shared_layer(record: Mapping[str, Any]) -> str:
+    """For reports, from what `recorded` gave: that all steps share one layer, or ""."""
+    model = record["model"]
+    return f", one layer for {model['num_hidden_layers']} steps" if model.get("horizon") == "fixed" else ""
 
 
 # --- checks -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,19 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST_THREADS = 1024  # beyond, OpenMP ends the process that cannot start them
+
+
+def check_threads(count: int | None) -> None:
+    """
+    Raises:
+        RecipeError: a number of --threads that no processor has; None is no choice.
+    """
+    if count is not None and not 1 <= count <= MOST_THREADS:
+        bound = "at least 1" if count < 1 else f"at most {MOST_THREADS}"
+        raise RecipeError(f"--threads {count}: must be {bound}")
+
+
 def device_of(name: str) -> torch.device:
     """
     Raises:

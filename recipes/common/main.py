@@ -32,6 +32,9 @@ REMEDIES = {
 }
 
 
+NO_MEMORY = ("can't allocate memory", "CUDA out of memory")  # as torch says it
+
+
 def module(recipe: str = "") -> str:
     """The name that `python -m` takes: module("compare.cost")."""
     return f"{PACKAGE}.{recipe}".rstrip(".")
@@ -150,6 +153,8 @@ def described(error: Exception) -> str:
         what = f"{names}: {error.strerror}" if names else str(error.strerror)
         remedy = REMEDIES.get(error.errno, "put that right")
         return f"{what}; {remedy}, then run the same command again"
+    if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):
+        return f"not enough memory ({text or 'no more said'}); take smaller sizes, fewer jobs, or another machine"
     if os.strerror(errno.ENOSPC) in text:  # as torch and safetensors say it
         return f"{text}; {REMEDIES[errno.ENOSPC]}, then run the same command again"
     place = traceback.extract_tb(error.__traceback__)[-1]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.device import device_of
+from ..common.device import check_threads, device_of
 from ..common.errors import RecipeError
 from ..common.main import command_line, command_shown, module, run_command
 from ..common.provenance import environment
@@ -111,8 +111,7 @@ def command(args: argparse.Namespace) -> int:
     settings = settings_for(args.task, args.size, **given)
     if wrong := [seed for seed in args.seeds if not 1 <= seed < 2**32]:
         raise RecipeError(f"--seeds {wrong[0]}: must lie between 1 and {2**32 - 1}")
-    if args.threads is not None and args.threads < 1:
-        raise RecipeError(f"--threads {args.threads}: must be at least 1")
+    check_threads(args.threads)
     if settings.bm3d_images:
         check_bm3d()
     import torch

@@ -63,7 +63,7 @@ def load(path: Path) -> tuple[Model, dict[str, Any]]:
         RecipeError: none of these, or a damaged file.
     """
     if path.is_dir():
-        found = sorted(path.glob("seed-*/model.pt"))
+        found = sorted(path.glob("seed-*/model.pt"), key=lambda model: (len(model.parent.name), model.parent.name))
         if not found and not (path / "model.pt").is_file():
             raise RecipeError(f"{path}: holds no model.pt; give the folder of a run that has ended, or its model.pt")
         path = found[0] if found else path / "model.pt"

@@ -21,7 +21,7 @@ from macaron.vision import PolicyUnit, RestorationUnit
 
 from ..common.workspace import Made, Stage, Workspace, read_json, write_json
 from . import evaluation, models, training
-from .images import Array, chosen, fingerprint, read_folder
+from .images import Array, check_apart, chosen, fingerprint, read_folder
 from .results import METHODS, Results
 from .settings import LEAST_IMAGE, RestorationSettings
 
@@ -64,8 +64,10 @@ def gather(
     """
     least = max(settings.patch, settings.policy_patch if settings.horizon == "policy" else 0)
     hint = "give the folder that holds {} by --data-dir, or the images themselves by --{}-images"
-    learned = read_folder(train, least, hint.format(train.name, "train"))
-    tested = chosen(read_folder(test, LEAST_IMAGE, hint.format(test.name, "test")), settings.test_count, settings.crop)
+    learned = read_folder(train, least, hint.format(train.name, "train"), settings.task)
+    tested = read_folder(test, LEAST_IMAGE, hint.format(test.name, "test"), settings.task)
+    check_apart(learned, tested)
+    tested = chosen(tested, settings.test_count, settings.crop)
     settings = dataclasses.replace(settings, train=fingerprint(learned), test=fingerprint(tested))
     return Experiment(settings, seeds, out, learned, tested, device)
 

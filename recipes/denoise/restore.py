@@ -17,7 +17,7 @@ from tqdm import tqdm
 from macaron.dynamics.horizon import GO_ON, STOP
 from macaron.vision import DnCNN
 
-from ..common.device import device_of
+from ..common.device import check_threads, device_of
 from ..common.errors import RecipeError
 from ..common.main import module
 from . import images, models
@@ -56,8 +56,7 @@ def parser() -> argparse.ArgumentParser:
 def command(args: argparse.Namespace) -> int:
     if args.tile < 8 or args.tile % 8:
         raise RecipeError(f"--tile {args.tile}: must be a multiple of 8, and at least 8")
-    if args.threads is not None and args.threads < 1:
-        raise RecipeError(f"--threads {args.threads}: must be at least 1")
+    check_threads(args.threads)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = device_of(args.device)
@@ -140,12 +139,23 @@ def write_new(path: Path, content: bytes) -> None:
         try:
             os.link(partial, path)  # unlike a renaming, never replaces
         except FileExistsError:
-            raise RecipeError(f"{path}: was made by another in the meantime; nothing is overwritten") from None
+            raise
         except OSError:  # a file system without links
-            with path.open("xb") as file:
-                file.write(content)
+            write_without_links(path, content)
+    except FileExistsError:
+        raise RecipeError(f"{path}: was made by another in the meantime; nothing is overwritten") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_without_links(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:  # a full disk, say
+            path.unlink()
+            raise
 
 
 # --- tiles -----------------------------------------------------------------------------------------------------

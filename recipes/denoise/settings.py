@@ -97,10 +97,10 @@ class RestorationSettings:
 
     def _check_levels(self, name: str, levels: Sequence[float]) -> None:
         option = f"--{flag(name)} {text(levels)}"
-        if not levels or len(set(levels)) < len(levels):
+        if not levels or len({f"{level:g}" for level in levels}) < len(levels):  # files are named so
             raise RecipeError(f"{option}: give at least one level, and each once")
         for level in levels:
-            if self.task == "jpeg" and not (level == int(level) and 1 <= level <= 95):
+            if self.task == "jpeg" and not (1 <= level <= 95 and level == int(level)):
                 raise RecipeError(f"{option}: {level:g} is no quality; Pillow's are whole numbers from 1 to 95")
             if self.task == "gaussian" and not (math.isfinite(level) and 0 < level <= MOST_LEVEL):
                 raise RecipeError(f"{option}: {level:g} is no σ; it must lie above 0 and at most at {MOST_LEVEL:g}, as "

@@ -293,24 +293,34 @@ def two_step(model: Any) -> dict[str, Any]:
 
 def depths(trainer: GlueTrainer, collator: Collator, trained: str, options: FineTuningOptions) -> dict[str, Any]:
     """Of an encoder with a learned horizon, {task: [{cost, steps, scores}]} on the dev sets at several prices of a
-    step, its own among them: steps is the mean of how many a sentence takes. Nothing of any other."""
+    step, its own among them: steps is the mean of how many a sentence takes. And {task: [{steps, scores}]} where all
+    sentences take as many, to compare with. Nothing of any other."""
     config = trainer.model.config
     if getattr(config, "horizon", "none") != "learned":
         return {}
-    own, found = config.horizon_cost, {}
+    most, own = config.num_hidden_layers, config.horizon_cost
+    learned: dict[str, Any] = {}
+    alike: dict[str, Any] = {}
     try:
         for task in evaluated_with(trained):
             dev = load(task.name, options.data_dir, options.dataset).dev
             if dev is None or dev.labels is None or not len(dev):
                 continue
-            found[task.name] = lines = []
+            learned[task.name], alike[task.name] = [], []
             for cost in sorted({own, *COSTS}):
                 config.horizon_cost = cost
                 logits, steps = predict(trainer, collator, dev)
-                lines.append({"cost": cost, "steps": float(steps.mean()), "scores": score(task, logits, dev.labels)[0]})
+                line = {"cost": cost, "steps": float(steps.mean()), "scores": score(task, logits, dev.labels)[0]}
+                learned[task.name].append(line)
+            config.horizon = "fixed"
+            for number in range(1, most + 1):
+                config.num_hidden_layers = number
+                logits, _ = predict(trainer, collator, dev)
+                alike[task.name].append({"steps": number, "scores": score(task, logits, dev.labels)[0]})
+            config.horizon, config.num_hidden_layers = "learned", most
     finally:
-        config.horizon_cost = own
-    return {"horizon": {"steps": config.num_hidden_layers, "cost": own, "tasks": found}}
+        config.horizon, config.num_hidden_layers, config.horizon_cost = "learned", most, own
+    return {"horizon": {"steps": most, "cost": own, "tasks": learned, "alike": alike}}
 
 
 def evaluate(

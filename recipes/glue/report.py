@@ -19,8 +19,10 @@ PACKAGES = ("macaron-net", "torch", "transformers", "datasets", "tokenizers", "s
 HORIZON = ["task", "price of a step", "mean steps", "score"]
 DEPTH = (
     "A policy stops each sentence where going on promises less than the price of a step, in units of the training "
-    "loss. The same fine-tuned model at several prices; score: the mean of the task's figures on its dev set."
+    "loss. The same fine-tuned model at several prices, and (price: none) where every sentence takes as many steps, "
+    "whatever the policy says; score: the mean of the task's figures on its dev set."
 )
+ALIKE = "none"  # the price, where every sentence takes as many steps
 FIGURES = (
     "Per cent. MRPC and QQP: F1/accuracy; STS-B: Pearson/Spearman; CoLA: Matthews correlation; else accuracy. The "
     "average leaves WNLI out and takes two figures of a task as their mean."
@@ -64,27 +66,34 @@ def report_of(facts: dict[str, Any], tasks: dict[str, results.Result], runs: lis
 
 
 def horizon_rows(tasks: dict[str, results.Result], runs: list[results.Result]) -> list[list[str]]:
-    """Of each task's chosen runs: mean steps and score at each price of a step, the means over the seeds."""
+    """Of each task's chosen runs: mean steps and score at each price of a step, and where all sentences take as many;
+    means over the seeds."""
     by_name = {run["run"]: run for run in runs}
     rows = []
     for name, entry in tasks.items():
-        chosen = [by_name[run].get("horizon", {}).get("tasks", {}).get(name, []) for run in entry["runs"]]
-        for lines in zip(*chosen, strict=True):
-            steps = sum(line["steps"] for line in lines) / len(lines)
-            figure = sum(main_figure(line["scores"]) for line in lines) / len(lines)
-            rows.append([TASKS[name].title, f"{lines[0]['cost']:g}", f"{steps:.2f}", f"{figure:.2f}"])
+        for part in ("tasks", "alike"):
+            chosen = [by_name[run].get("horizon", {}).get(part, {}).get(name, []) for run in entry["runs"]]
+            for lines in zip(*chosen, strict=True):
+                price = f"{lines[0]['cost']:g}" if part == "tasks" else ALIKE
+                steps = sum(line["steps"] for line in lines) / len(lines)
+                figure = sum(main_figure(line["scores"]) for line in lines) / len(lines)
+                rows.append([TASKS[name].title, price, f"{steps:.2f}", f"{figure:.2f}"])
     return rows
 
 
 def depth_figure(rows: list[list[str]]) -> Drawing:
-    """Score against mean depth, a line a task."""
+    """Score against mean depth, two lines a task: by the policy, and all sentences alike."""
     from matplotlib.figure import Figure as Drawing
 
     figure = Drawing(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
-    for title in dict.fromkeys(row[0] for row in rows):
-        points = sorted((float(steps), float(score)) for task, _, steps, score in rows if task == title)
-        axes.plot(*zip(*points, strict=True), marker="o", label=title)
+    for number, title in enumerate(dict.fromkeys(row[0] for row in rows)):
+        for alike in (False, True):
+            of = [row for row in rows if row[0] == title and (row[1] == ALIKE) == alike]
+            points = sorted((float(steps), float(score)) for _, _, steps, score in of)
+            style = {"marker": "x", "linestyle": ":"} if alike else {"marker": "o"}
+            label = f"{title}, {'all sentences alike' if alike else 'by the policy'}"
+            axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, **style) if points else None
     axes.set(xlabel="mean steps of a sentence", ylabel="per cent")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small") if rows else None

@@ -204,6 +204,9 @@ FORMS: dict[str, tuple[str, tuple[str, ...], str]] = {
 }
 
 
+ARCHIVE = r"\.(tar\.gz|tgz|tar|zip)$"
+
+
 def recognised(dataset: str, folder: Path) -> tuple[str, Path]:
     """(form, folder of the files).
 
@@ -213,7 +216,7 @@ def recognised(dataset: str, folder: Path) -> tuple[str, Path]:
     if not folder.exists():
         raise RecipeError(f"--data-dir {folder}: there is no such folder; correct the path")
     if not folder.is_dir():
-        archive = re.search(r"\.(tar\.gz|tgz|tar|zip)$", folder.name)
+        archive = re.search(ARCHIVE, folder.name)
         raise RecipeError(
             f"--data-dir {folder}: is a file; give the folder that the files lie in"
             + (", after unpacking" if archive else "")
@@ -234,11 +237,14 @@ def recognised(dataset: str, folder: Path) -> tuple[str, Path]:
             f"another folder"
         )
     signs = sorted({sign for of, _, sign in FORMS.values() if of == dataset})
-    names = sorted(path.name for path in folder.iterdir())[:5]
+    names = sorted(path.name for path in folder.iterdir())
+    packed = next((name for name in names if re.search(ARCHIVE, name)), None)
+    names = names[:5]
     raise RecipeError(
         f"--data-dir {folder}: no {dataset} there: it holds {', '.join(names) or 'nothing'}"
         f"{', …' if len(names) == 5 else ''}, and one of {', '.join(signs)} was looked for, in the folder itself or in "
-        f"torchvision's folders under it; give the folder that the files lie in"
+        f"torchvision's folders under it; "
+        + (f"unpack {packed} there" if packed else "give the folder that the files lie in")
     )
 
 
@@ -357,7 +363,8 @@ def idx_parts(dataset: str, folder: Path, part: str, wanted: int) -> tuple[Array
             checked(folder, name, known)
         return idx_published(dataset, folder, part, wanted)
     known, name = sums(folder), "train-images-idx3-ubyte"
-    parts = sorted(entry for entry in known if re.fullmatch(rf"{name}\.part\d+\.gz", entry))
+    parts = [entry for entry in known if re.fullmatch(rf"{name}\.part\d+\.gz", entry)]
+    parts.sort(key=lambda entry: int(entry.split(".part")[1][:-3]))
     arrays = []
     for entry in parts:
         checked(folder, entry, known)

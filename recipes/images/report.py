@@ -14,12 +14,13 @@ from ..common.report import Figure, Part, Report, Table, Text, write_all
 from ..common.statistics import paired_t_test, summary
 from ..common.workspace import read_json, write_json
 from .experiment import Experiment, Found, Run
-from .settings import PUBLISHED_IMAGES, SIDE, ImageSettings, schedule
+from .settings import PUBLISHED_IMAGES, SIDE, ImageSettings, flag, schedule, settings_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
+TEST_IMAGES = 10_000  # of each of the data sets
 LEVELS = (25, 50, 75, 90)  # per cent of accuracy under attack, for the time to reach them
 
 # Accuracies of the slides, per cent.
@@ -229,6 +230,8 @@ def sentences(experiment: Experiment, sentence: str, found: Found) -> list[str]:
     different = []
     if settings.train_images < PUBLISHED_IMAGES[settings.dataset]:
         different.append(f"{settings.train_images:,} of {PUBLISHED_IMAGES[settings.dataset]:,} training images")
+    if settings.test_images < TEST_IMAGES:
+        different.append(f"{settings.test_images:,} of {TEST_IMAGES:,} test images")
     if settings.size < SIDE[settings.dataset]:
         different.append(f"images of {settings.size} x {settings.size} pixels in the place of {SIDE[settings.dataset]}")
     if settings.channels_scale != 1:
@@ -236,9 +239,15 @@ def sentences(experiment: Experiment, sentence: str, found: Found) -> list[str]:
     for text, runs in itertools.groupby(experiment.runs, lambda run: schedule(settings, run.adversary).source):
         if "changed" in text or text.startswith("ours"):
             different.append(f"{', '.join(run.name for run in runs)}: {text}")
+    robust = attacked(found)
+    usual = settings_for({"dataset": settings.dataset, "model": settings.model, "attacked": robust}, 1, 1)
+    for name in ("augment", *(("epsilon", "step_size", "attack_steps") if robust else ())):
+        value, default = getattr(settings, name), getattr(usual, name)
+        if value != default:
+            different.append(f"--{flag(name)} {value} in the place of {default}")
     if settings.ramp:
         different.append(f"a radius that grows over {settings.ramp} batches")
-    if settings.attacked_images < 10_000 and attacked(found):
+    if settings.attacked_images < TEST_IMAGES and robust:
         different.append(f"{settings.attacked_images:,} test images under attack")
     if different:
         said.append(f"Not the published setting: {'; '.join(different)}.")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from ..common.device import check_threads
 from ..common.errors import RecipeError
 
 DATASETS = ("mnist", "cifar10", "cifar100")
@@ -86,8 +87,8 @@ class ImageSettings:
         for adversary, count in self.epochs:
             if count < 1:
                 raise RecipeError(f"--epochs {adversary}{'=' if adversary else ''}{count}: must be at least 1")
-        least = {"train_images": 1, "test_images": 1, "attacked_images": 1, "attack_steps": 0, "ramp": 0, "batch": 1,
-                 "threads": 1}  # fmt: skip
+        check_threads(self.threads)
+        least = {"train_images": 1, "test_images": 1, "attacked_images": 1, "attack_steps": 0, "ramp": 0, "batch": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:

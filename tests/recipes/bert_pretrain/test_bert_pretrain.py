@@ -236,9 +236,26 @@ def test_another_scheme(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "model.multistep_init = '0.5' there, None now" in capsys.readouterr().err
 
 
-def test_a_splitting_alone_is_recorded_as_it_always_was() -> None:
-    record = recorded(settings_for("tiny", splitting="lie", solver="euler", dt=1.0))
-    assert record["model"]["splitting"] == "lie" and not SCHEME.keys() & record["model"].keys()
+def test_one_layer_for_all_steps(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `recipes.glue` fine-tunes with a policy; its folder is not gone on with as another model's."""
+    from macaron.bert import MacaronBertForSequenceClassification
+
+    arguments = ["--out", str(tmp_path / "out"), "--data", str(prepared), *SHORT, "--num-hidden-layers=3"]
+    assert main([*arguments, "--horizon=fixed"]) == 0
+    layers = {name.split(".")[2] for name in weights(tmp_path / "out") if name.startswith("macaron_bert.layers.")}
+    assert layers == {"0"}
+    for name in ("report.html", "model/README.md"):
+        assert "strang, one layer for 3 steps, seed 1" in (tmp_path / "out" / name).read_text(encoding="utf-8")
+    model = MacaronBertForSequenceClassification.from_pretrained(tmp_path / "out" / "model", horizon="learned")
+    assert model.config.num_hidden_layers == 3 and model.macaron_bert.policy is not None
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "model.horizon = 'fixed' there, None now" in capsys.readouterr().err
+
+
+def test_what_is_not_chosen_is_recorded_as_before_there_was_a_choice() -> None:
+    record = recorded(settings_for("tiny", splitting="lie", solver="euler", dt=1.0, horizon="none"))
+    assert record["model"]["splitting"] == "lie" and not {*SCHEME, "horizon"} & record["model"].keys()
 
 
 @pytest.mark.parametrize(
@@ -258,12 +275,14 @@ def test_a_splitting_alone_is_recorded_as_it_always_was() -> None:
         ("--hidden-act=softplus", "activation='softplus' is unknown"),
         ("--position-embedding-type=rotary", "position_embedding_type"),
         ("--hidden-dropout-prob=1", "hidden_dropout_prob=1.0 is not a probability"),
+        ("--horizon=fixed --depth-rule=rk4", "depth_rule='rk4' tells layers of one stack apart"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused_before_anything_is_prepared(
     argument: str, message: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--out", str(tmp_path / "out"), "--text", str(text), *SIZES, argument]) == 1
+    words = re.split(" (?=--)", argument)
+    assert main(["--out", str(tmp_path / "out"), "--text", str(text), *SIZES, *words]) == 1
     assert re.search(f"the model cannot be built: .*{message}", capsys.readouterr().err, re.DOTALL)
     assert not list(tmp_path.iterdir())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from recipes.common.errors import RecipeError
 from recipes.denoise import images
@@ -22,8 +22,8 @@ def drawn(height: int, width: int, number: int) -> np.ndarray:
     return (110 + 60 * np.sin(x / (3 + number)) * np.cos(y / 4) + 40 * (x > width // 2)).clip(0, 255).astype(np.uint8)
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG file by its definition; rows without filter bytes."""
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, hidden: bytes = b"") -> bytes:
+    """A PNG file by its definition; rows without filter bytes; hidden: the number or colour that is not shown."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -31,7 +31,12 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     size = len(rows) // height
     raw = b"".join(b"\0" + rows[i * size : (i + 1) * size] for i in range(height))
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")]
+    parts = [
+        chunk(b"IHDR", header),
+        *([chunk(b"tRNS", hidden)] if hidden else []),
+        chunk(b"IDAT", zlib.compress(raw)),
+        chunk(b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -97,6 +102,36 @@ def test_sixteen_bits_of_colour_are_told(tmp_path):
     assert picture.depth == 8 and picture.notes == ["16 bits a channel, of which Pillow reads 8"]
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_gray_that_is_not_shown(tmp_path, depth):
+    """The one number of a gray PNG that is transparent, at every depth, is that and no other; 16 bits keep it too."""
+    numbers = np.arange(16).reshape(2, 8) % 2**depth * (4000 if depth == 16 else 1)
+    if depth == 16:
+        rows = numbers.astype(">u2").tobytes()
+    else:
+        bits = (numbers[..., None] >> np.arange(depth)[::-1]) & 1
+        rows = np.packbits(bits.reshape(2, -1).astype(np.uint8), axis=1).tobytes()
+    path = tmp_path / "a.png"
+    path.write_bytes(png(8, 2, depth, 0, rows, struct.pack(">H", numbers[0, 1])))
+    picture = images.read(path)
+    np.testing.assert_allclose(picture.planes[0], numbers / (2**depth - 1), rtol=1e-6)  # float32
+    np.testing.assert_array_equal(picture.alpha == 0, numbers == numbers[0, 1])
+    again = tmp_path / "b.png"
+    again.write_bytes(images.encoded(picture))
+    np.testing.assert_array_equal(images.read(again).alpha, picture.alpha)
+    shown = numbers != numbers[0, 1]
+    np.testing.assert_allclose(images.read(again).planes[0][shown], picture.planes[0][shown], atol=2 / 65535)
+
+
+def test_a_colour_of_sixteen_bits_that_is_not_shown_is_told(tmp_path):
+    """Compared with the 8 bits that Pillow reads, (3, 4, 5) of 65535 would hide another colour."""
+    path = tmp_path / "a.png"
+    rows = np.full(36, 0x0304, ">u2").tobytes()
+    path.write_bytes(png(4, 3, 16, 2, rows, struct.pack(">HHH", 3, 3, 3)))
+    picture = images.read(path)
+    assert picture.alpha is None and picture.notes[1:] == ["its transparent colour is one of 16 bits and is left out"]
+
+
 def test_one_bit(tmp_path):
     picture = images.read(saved(tmp_path / "a.png", Image.fromarray(GRAY > 100)))
     np.testing.assert_array_equal(picture.planes[0], (GRAY > 100).astype(np.float32))
@@ -109,13 +144,27 @@ def test_cmyk(tmp_path):
     assert abs(picture.planes * 255 - RGB.transpose(2, 0, 1)).mean() < 8  # JPEG of four channels
 
 
-def test_orientation_is_carried_out(tmp_path):
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientation_is_carried_out(tmp_path, orientation):
+    """All eight, as Pillow does it, and numbers that are none."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned clockwise by 90° when shown
+    exif[0x0112] = orientation
     path = saved(tmp_path / "a.png", Image.fromarray(GRAY), exif=exif)
     picture = images.read(path)
-    np.testing.assert_array_equal(picture.planes[0] * 255, np.rot90(GRAY, -1))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(picture.planes[0] * 255, np.asarray(ImageOps.exif_transpose(image)))
+    if orientation == 6:  # turned clockwise by 90° when shown
+        np.testing.assert_array_equal(picture.planes[0] * 255, np.rot90(GRAY, -1))
     assert Image.open(io.BytesIO(images.encoded(picture))).getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("damage", [b"MM", b"MM\0*\0\0", b"XX*\0\0\0\0\x08"])
+def test_damaged_exif_data_take_no_picture_away(tmp_path, damage):
+    """Of three kinds that Pillow raises errors of two classes for."""
+    path = saved(tmp_path / "a.png", Image.fromarray(RGB), exif=b"Exif\0\0" + damage)
+    picture = images.read(path)
+    np.testing.assert_array_equal(picture.planes, RGB.transpose(2, 0, 1).astype(np.float32) / 255)
+    assert picture.notes == ["its EXIF data are damaged, so that it may lie on its side"]
 
 
 def test_profile_is_kept(tmp_path):
@@ -197,9 +246,31 @@ def test_folders(tmp_path, data_dir):
         images.read_folder(data_dir, 8, "hint")
     with pytest.raises(RecipeError, match=r"image0\.png: has 31 × 25 pixels, but 26 both ways are needed"):
         images.read_folder(data_dir / "bsd68", 26, "hint")
+    (data_dir / "bsd68" / "._image0.png").write_bytes(b"what macOS leaves in archives")
+    assert list(images.read_folder(data_dir / "bsd68", 8, "hint")) == list(found)
     (data_dir / "bsd68" / "image2.png").write_bytes(b"\x89PNG")
     with pytest.raises(RecipeError, match=r"image2\.png"):
         images.read_folder(data_dir / "bsd68", 8, "hint")
+
+
+def test_colour_of_sets_is_that_of_the_published_figures(tmp_path):
+    """JPEG: MATLAB's rgb2ycbcr(uint8), by its documented formula; noise: gray over the full range."""
+    colours = np.random.default_rng(1).integers(0, 256, (9, 8, 3)).astype(np.uint8)
+    colours[0, :2] = [[255, 255, 255], [0, 0, 0]]
+    saved(tmp_path / "a.png", Image.fromarray(colours))
+    r, g, b = colours.astype(np.float64).transpose(2, 0, 1)
+    found = images.read_folder(tmp_path, 8, "", "jpeg")["a.png"]
+    np.testing.assert_allclose(found, np.rint(16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255), rtol=1e-6)
+    assert found[0, :2] == pytest.approx([235, 16])
+    full = images.read_folder(tmp_path, 8, "")["a.png"]
+    np.testing.assert_allclose(full, 0.299 * r + 0.587 * g + 0.114 * b, rtol=1e-5)  # float32
+
+
+def test_an_image_of_both_sets_is_refused():
+    train = {"a.png": np.zeros((9, 9), np.float32), "b.png": np.ones((9, 9), np.float32)}
+    images.check_apart(train, {"a.png": np.full((9, 9), 2, np.float32)})
+    with pytest.raises(RecipeError, match=r"other\.png is b\.png of the training images, pixel for pixel"):
+        images.check_apart(train, {"other.png": train["b.png"].copy()})
 
 
 def test_fingerprint_sees_names_sizes_and_pixels():

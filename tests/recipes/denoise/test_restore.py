@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,28 @@ def test_a_result_that_appears_meanwhile_stays(tmp_path):
     assert path.read_bytes() == b"another's" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_disk_without_links_that_is_full_keeps_no_half_of_a_picture(tmp_path, monkeypatch):
+    def no_links(*names):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(restore.os, "link", no_links)
+    restore.write_new(tmp_path / "a.png", b"ours")
+    assert (tmp_path / "a.png").read_bytes() == b"ours"
+    with pytest.raises(restore.RecipeError, match="was made by another"):
+        restore.write_new(tmp_path / "a.png", b"again")
+    with pytest.raises(OSError, match="No space left"):  # /dev/full is a disk that is
+        restore.write_without_links(Full(tmp_path / "b.png"), b"ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+class Full(type(Path())):
+    """A path whose file is on a full disk."""
+
+    def open(self, mode="r"):
+        super().open(mode).close()
+        return open("/dev/full", "wb")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -202,6 +225,15 @@ def test_options_that_are_refused(model, tmp_path, capsys, options, message):
     assert main(["restore", str(model), str(picture(tmp_path / "a.png")), "--out", str(tmp_path / "o"), *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_the_first_seed_of_a_folder_is_the_least(model, tmp_path):
+    for seed in (10, 2):
+        folder = tmp_path / "run" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        kind = {"kind": "durr", "width": 3, "policy_width": 3, "most": 3, "steps": 2, "seed": seed}
+        models.save(folder / "model.pt", kind, durr())
+    assert models.load(tmp_path / "run")[1]["seed"] == 2
 
 
 def test_what_is_no_model(model, data_dir, tmp_path, capsys):

@@ -77,7 +77,10 @@ def test_steps_at_levels_that_the_table_has_not():
         ("gaussian", {"levels": (25.0, 300.0), "steps": (1, 2)}, r"--levels 25 300: 300 is no σ"),
         ("gaussian", {"test_levels": (float("nan"),)}, "is no σ"),
         ("gaussian", {"test_levels": (25.0, 25.0)}, "each once"),
+        ("gaussian", {"test_levels": (25.0, 25.00000001)}, "each once"),  # of one name
         ("jpeg", {"test_levels": (10.5,)}, r"10.5 is no quality; Pillow's are whole numbers from 1 to 95"),
+        ("jpeg", {"test_levels": (float("nan"),)}, "nan is no quality"),
+        ("jpeg", {"test_levels": (float("inf"),)}, "inf is no quality"),
         ("jpeg", {"levels": (100.0, 20.0)}, "100 is no quality|number of steps"),
         ("jpeg", {"bm3d_images": 2}, "BM3D is for noise"),
         ("gaussian", {"levels": (15.0, 25.0)}, "the number of steps at each is not known"),

@@ -245,8 +245,17 @@ def test_macaron_bert_with_a_learned_horizon(stock_bert: Path, tiny_glue: Path, 
     steps = [line["steps"] for line in lines]
     assert steps == sorted(steps, reverse=True) and 1 <= steps[-1] <= steps[0] <= 3
     assert lines[0]["scores"] == result["scores"]["mrpc"]
+    alike = result["horizon"]["alike"]["mrpc"]
+    assert [line["steps"] for line in alike] == [1, 2, 3]
+    whole = MacaronBertForSequenceClassification.from_pretrained(folder / "model")
+    assert (whole.config.horizon, whole.config.num_hidden_layers, whole.config.horizon_cost) == ("learned", 3, 0.0)
+    for line in lines:  # where all stop at one time, it is what as many steps for all give
+        if line["steps"] in (1.0, 2.0, 3.0):
+            assert line["scores"] == alike[int(line["steps"]) - 1]["scores"]
     report = (tmp_path / "one" / "report.md").read_text(encoding="utf-8")
     assert "price of a step" in report and f"| {steps[0]:.2f} |" in report
+    assert all(f"| MRPC | none | {n}.00 |" in report for n in (1, 2, 3))
+    assert (tmp_path / "one" / "depth.png").is_file()
 
 
 def test_under_an_adversary(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None:

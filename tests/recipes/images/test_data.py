@@ -120,7 +120,9 @@ def test_folders_that_are_none(tmp_path, mnist, cifar) -> None:
     empty.mkdir()
     refused("cifar10", empty, "no cifar10 there: it holds nothing", "data_batch_1", "train.tsv")
     (empty / "holiday.jpg").write_bytes(b"x")
-    refused("cifar100", empty, "it holds holiday.jpg")
+    refused("cifar100", empty, "it holds holiday.jpg", "give the folder that the files lie in")
+    (empty / "z-cifar-10-python.tar.gz").write_bytes(b"x")
+    refused("cifar10", empty, "unpack z-cifar-10-python.tar.gz there")
     refused("cifar10", mnist("packed"), "holds mnist (IDX, packed), not cifar10", "--dataset mnist")
     refused("mnist", cifar("sheets"), "holds cifar10 (sheets), not mnist")
     refused("cifar100", cifar("binary"), "holds cifar10 (binary CIFAR-10 batches), not cifar100")
@@ -193,6 +195,17 @@ def test_parts_that_do_not_give_the_published_file(mnist) -> None:
     (folder / "train-images-idx3-ubyte.part2.gz").unlink()
     write_sums(folder)
     refused("mnist", folder, "part*.gz: its md5 is")
+
+
+def test_parts_are_joined_by_their_numbers(mnist) -> None:
+    """Of eleven parts the tenth is not the second, as it is where names are sorted."""
+    folder, x = mnist("parts"), made(80, 1, 28, 1)[0]
+    for path in folder.glob("train-images*"):
+        path.unlink()
+    for k, part in enumerate(np.array_split(x[:, 0], 11)):
+        (folder / f"train-images-idx3-ubyte.part{k}.gz").write_bytes(gzip.compress(idx(part), 1))
+    write_sums(folder)
+    assert torch.equal(data.load("mnist", folder).train.images, torch.tensor(x))
 
 
 def test_labels_of_no_class(mnist, known) -> None:

@@ -158,7 +158,7 @@ def test_damaged_files_are_told_and_left_out(mnist, tmp_path, capsys) -> None:
 def test_killed_with_workers_and_gone_on_with(shared, tmp_path, project_root) -> None:
     """kill -9 of the command, with two runs at a time on the real images: both go on with the same bits."""
     images = shared / "data" / "images" / "mnist"
-    command = [sys.executable, "-m", "recipes.images", "--dataset=mnist", f"--data-dir={images}", "--train-images=2000",
+    command = [sys.executable, "-m", "recipes.images", "--dataset=mnist", f"--data-dir={images}", "--train-images=1000",
                "--test-images=200", "--attacked-images=50", "--attack-steps=3", "--channels-scale=1/8", "--epochs", "6",
                "--device=cpu", "--jobs=2", "--save-every=0", "--adversaries", "natural", "yopo-2-2"]  # fmt: skip
     run = {"cwd": project_root, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}

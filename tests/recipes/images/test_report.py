@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def test_what_is_not_the_published_setting_is_said() -> None:
     assert not any(text.startswith("Not the published") for text in report.sentences(depth(), "images", found))
     text = "\n".join(report.sentences(depth(16, 20_000), "images", found))
     assert "20,000 of 50,000 training images" in text and "16 x 16 pixels in the place of 32" in text
+    assert "test images" not in text and "--augment" not in text
+    changed = dataclasses.replace(
+        depth(), settings=dataclasses.replace(depth().settings, test_images=5000, augment="none")
+    )
+    text = "\n".join(report.sentences(changed, "images", found))
+    assert "Not the published setting: 5,000 of 10,000 test images; --augment none in the place of crop" in text
+    experiment, found = robust({"natural": {1: run(entry(1, 99.0, 0.0))}}, epsilon=0.2, attack_steps=20)
+    text = "\n".join(report.sentences(experiment, "images", found))
+    assert "--epsilon 0.2 in the place of 0.3" in text and "--attack-steps 20 in the place of 40" in text
 
 
 def robust(found: dict[str, Any], **given: Any) -> tuple[Experiment, dict[str, Any]]:

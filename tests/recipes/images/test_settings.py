@@ -98,6 +98,8 @@ def test_numbers() -> None:
         (["--attacked-images=41"], "--attacked-images 41: more than the 40"),
         (["--seeds", "0"], "--seeds 0"),
         (["--jobs=0"], "--jobs 0"),
+        (["--threads=0"], "--threads 0: must be at least 1"),
+        (["--threads=100000"], "--threads 100000: must be at most 1024"),
         (["--save-every=nan"], "--save-every nan"),
         (["--epochs", "0"], "--epochs 0"),
         (["--epochs", "pgd-3=4"], "pgd-3 is not among --adversaries"),
