@@ -7,9 +7,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..common.errors import RecipeError
 from ..common.main import command_line, positive, run_command
+
+if TYPE_CHECKING:
+    from .measure import Plan
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,14 +24,16 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    bert = command(commands, "bert", "Macaron BERT beside transformers' BERT")
-    bert.add_argument("--size", choices=("tiny", "small", "base"), default="base")
+    bert = command(commands, "bert", "Macaron BERT beside transformers' BERT, with random or published weights")
+    bert.add_argument("--size", choices=("tiny", "small", "base"), help="with random weights (default: base)")
     bert.add_argument("--batch-size", type=positive, default=32, metavar="N", help="sentences (default: %(default)s)")
-    bert.add_argument("--cases", nargs="+", choices=("forward", "finetune", "mlm"), help="default: all")
+    bert.add_argument(
+        "--cases", nargs="+", choices=("forward", "finetune", "mlm", "int8"),
+        help="mlm with random weights alone, int8 with --weights (default: all)",
+    )  # fmt: skip
     bert.add_argument(
         "--contenders",
         nargs="+",
-        default=["transformers", "macaron"],
         metavar="NAME",
         help="the first is what others are compared with; transformers, macaron, macaron-padded (with its padding), "
         "macaron-lie (the Transformer's splitting), macaron-lie-padded, macaron-all-logits (of words not masked too) "
@@ -35,13 +41,22 @@ def parser() -> argparse.ArgumentParser:
     )
     bert.add_argument(
         "--lengths",
-        default="glue",
         metavar="glue|N",
-        help="tokens per sentence: as in GLUE's tasks, which take turns, or always N (default: %(default)s)",
+        help="tokens per sentence: as in GLUE's tasks, which take turns, or always N (default: glue)",
     )
     profile = {"action": "store_true", "help": "also print where a step's time goes (torch.profiler)"}
     bert.add_argument("--profile", **profile)
-    bert.add_argument("--data-dir", metavar="DIR", help="measure GLUE's lengths in these files instead of the table")
+    bert.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="measure GLUE's lengths in these files instead of the table"
+    )
+    published = bert.add_argument_group(
+        "published weights", "on sentences of GLUE in --data-dir, in batches at random, grouped by length, and unpadded"
+    )
+    published.add_argument("--weights", metavar="FOLDER", help="a BERT or its like as transformers saves it")
+    published.add_argument("--task", nargs="+", metavar="TASK", help="of GLUE (default: all that have a training set)")
+    published.add_argument(
+        "--max-length", type=positive, metavar="N", help="tokens that a sentence is cut to (default: 128)"
+    )
 
     train = command(
         commands, "train", "one training step of fairseq's Transformer and of Macaron, by fairseq's Trainer"
@@ -215,17 +230,7 @@ def benchmark(args: argparse.Namespace) -> None:
         )
     plan = Plan(device, args.repeats, args.seconds, clock=args.clock)
     if args.command == "bert":
-        from . import bert
-
-        check_choices("--contenders", args.contenders, bert.CONTENDERS)
-        if args.lengths != "glue" and not (args.lengths.isdigit() and 0 < int(args.lengths) <= 512):
-            raise RecipeError(f"--lengths {args.lengths}: give glue, or a number from 1 to 512")
-        settings = bert.BertSettings(args.size, args.batch_size, args.lengths, args.data_dir)
-        record = Record(
-            args.out or RESULTS, "bert", args.precision, args.seed, plan.clock, dataclasses.asdict(settings)
-        )
-        cases = args.cases or list(bert.CASES)
-        bert.run(record, plan, settings, cases, args.contenders, args.precision, args.seed, args.profile)
+        published_bert(args, plan) if args.weights else random_bert(args, plan)
     elif args.command in ("train", "cost"):
         from . import cost, train
 
@@ -285,6 +290,49 @@ def benchmark(args: argparse.Namespace) -> None:
         sizes = loss.LossSettings(args.tokens, args.dim)
         record = Record(args.out or RESULTS, "loss", args.precision, args.seed, plan.clock, dataclasses.asdict(sizes))
         loss.run(record, plan, sizes, args.vocabularies, args.precision, args.seed)
+
+
+def random_bert(args: argparse.Namespace, plan: Plan) -> None:
+    from . import bert
+    from .record import RESULTS, Record
+
+    refuse(args, ("task", "max_length"), "is of --weights; add a folder, or leave it out")
+    cases = args.cases or list(bert.CASES)
+    check_choices("--cases without --weights", cases, bert.CASES)
+    names, lengths = args.contenders or ["transformers", "macaron"], args.lengths or "glue"
+    check_choices("--contenders", names, bert.CONTENDERS)
+    if lengths != "glue" and not (lengths.isdigit() and 0 < int(lengths) <= 512):
+        raise RecipeError(f"--lengths {lengths}: give glue, or a number from 1 to 512")
+    data_dir = None if args.data_dir is None else str(args.data_dir)
+    settings = bert.BertSettings(args.size or "base", args.batch_size, lengths, data_dir)
+    record = Record(args.out or RESULTS, "bert", args.precision, args.seed, plan.clock, dataclasses.asdict(settings))
+    bert.run(record, plan, settings, cases, names, args.precision, args.seed, args.profile)
+
+
+def published_bert(args: argparse.Namespace, plan: Plan) -> None:
+    from . import published
+    from .record import RESULTS, Record
+
+    refuse(args, ("size", "lengths", "contenders"), "is of random weights; with --weights leave it out")
+    cases = args.cases or list(published.CASES)
+    check_choices("--cases with --weights", cases, published.CASES)
+    if args.data_dir is None:
+        raise RecipeError("--weights: needs sentences; name a folder of GLUE's TSV files with --data-dir")
+    name, digest = published.identity(args.weights)
+    settings = published.PublishedSettings(name, digest, args.batch_size, args.max_length or 128)
+    tasks = published.tasks_there(args.task, args.data_dir)
+    record = Record(
+        args.out or RESULTS, "published_bert", args.precision, args.seed, plan.clock, dataclasses.asdict(settings)
+    )
+    published.run(
+        record, plan, settings, args.weights, tasks, args.data_dir, cases, args.precision, args.seed, args.profile
+    )
+
+
+def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            raise RecipeError(f"--{name.replace('_', '-')} {why}")
 
 
 def check_choices(option: str, given: Sequence[str], known: Sequence[str]) -> None:

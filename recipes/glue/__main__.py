@@ -18,7 +18,7 @@ from .settings import ADVERSARY, PRESETS, SCHEDULES, FineTuning, FineTuningOptio
 from .tasks import TASKS, Task, tasks_named
 
 OVERRIDES = ("epochs", "lr", "batch_size", "weight_decay", "schedule", "warmup", "max_length", "max_train_examples")
-OVERRIDES += ("adversary", *ADVERSARY)
+OVERRIDES += ("dropout", "adversary", *ADVERSARY)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
         out="",
         seeds=(),
         jobs="runs at a time (default: one per GPU, 1 without)",
-        epilog=f"Two models side by side: python -m {module('glue')} compare --runs A B. Several processes for one "
+        epilog=f"Two models side by side: python -m {module('glue')} compare --runs A B; their losses, update by "
+        f"update: python -m {module('glue')} curves --runs A B. Several processes for one "
         f"run: python -m torch.distributed.run --nproc_per_node 2 -m {module('glue')} …",
     )
     p.add_argument(
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()) + " (default: %(default)s)",
     )  # fmt: skip
     kinds = {"lr": float, "weight_decay": float, "warmup": float, "schedule": str}
-    for name in (name for name in OVERRIDES if not name.startswith("adversary")):
+    for name in (name for name in OVERRIDES if not name.startswith(("adversary", "dropout"))):
         words = name.replace("_", " ")
         how.add_argument(
             f"--{name.replace('_', '-')}",
@@ -62,11 +63,17 @@ def parser() -> argparse.ArgumentParser:
             choices=SCHEDULES if name == "schedule" else None,
             help=f"in place of the preset's {words}",
         )
+    how.add_argument(
+        "--no-dropout", dest="dropout", action="store_const", const=False, help="in place of the model's own rates"
+    )
     adversary_options(p)
     run = p.add_argument_group("how it is run (results do not depend on these, but for rounding)")
     run.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches that a batch is cut into")
     run.add_argument("--eval-batch-size", type=int, default=64, metavar="N")
     run.add_argument("--save-steps", type=int, default=500, metavar="N", help="updates between checkpoints")
+    run.add_argument(
+        "--logging-steps", type=int, metavar="N", help="updates whose mean loss is noted (default: a fiftieth of all)"
+    )
     run.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on a GPU with it"
     )
@@ -112,6 +119,18 @@ def compare_parser() -> argparse.ArgumentParser:
     return p
 
 
+def curves_parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog=f"python -m {module('glue')} curves",
+        description="Compare the losses of two models update by update, where both ran with equal settings, seeds and "
+        "data: how far apart one model in two implementations gets.",
+    )
+    p.add_argument("--runs", nargs=2, required=True, metavar=("A", "B"), type=Path, help="--out folders")
+    p.add_argument("--updates", type=int, default=100, metavar="N", help="the first ones (default: %(default)s)")
+    p.add_argument("--within", type=float, metavar="X", help="end with status 1 where losses differ by more")
+    return p
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     return run_command("glue", lambda: command(words))
@@ -120,13 +139,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(words: list[str]) -> int:
     if words[:1] == ["compare"]:
         return show_comparison(compare_parser().parse_args(words[1:]))
+    if words[:1] == ["curves"]:
+        from .curves import show
+
+        args = curves_parser().parse_args(words[1:])
+        return show(*args.runs, args.updates, args.within)
     return finetune(parser().parse_args(words), words)
 
 
 def finetune(args: argparse.Namespace, words: list[str]) -> int:
     load.cache_clear()  # files may have changed since another call in this process
     tasks = tasks_named(args.task)
-    for name in ("accumulate", "eval_batch_size", "save_steps", "jobs"):
+    for name in ("accumulate", "eval_batch_size", "save_steps", "logging_steps", "jobs"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise RecipeError(f"--{name.replace('_', '-')} is {value} but must be at least 1")

@@ -186,7 +186,7 @@ def training_arguments(run: FineTuning, options: FineTuningOptions, updates: int
         ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
         dataloader_num_workers=options.workers,
         remove_unused_columns=False,
-        logging_steps=max(1, updates // 50),
+        logging_steps=options.logging_steps or max(1, updates // 50),
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=options.save_steps,
@@ -212,7 +212,7 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
         raise RecipeError(f"{task.title}: cannot be trained here; {'; '.join(data.notes)}")
     split = limited(data.train, run.setting.max_train_examples)
     started = time.time()
-    tokenizer, model, notes = load_model(run.model, task, run.seed)
+    tokenizer, model, notes = load_model(run.model, task, run.seed, dropout=run.setting.dropout)
     limit = length_limit(run.setting, tokenizer, model)
     collator = Collator(tokenizer, limit, torch.long if task.head == CLASSES else torch.float32)
     lengths, truncated, unknown = measure(tokenizer, split, limit)

@@ -32,8 +32,11 @@ class Loaded(NamedTuple):
     notes: list[str]
 
 
-def load_model(source: str, task: Task, seed: int) -> Loaded:
+def load_model(source: str, task: Task, seed: int, *, dropout: bool = True) -> Loaded:
     """The encoder with a head for `task` that is fresh, whatever model the folder held; all from `seed`.
+
+    Args:
+        dropout: at the rates of its configuration; False: none anywhere.
 
     No code from `source` is run, and nobody is asked whether it should.
 
@@ -47,6 +50,8 @@ def load_model(source: str, task: Task, seed: int) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_config(problem, config)
+        if not dropout:
+            without_dropout(config)
         named = architecture(problem, config)
         for name, value in {
             "id2label": outputs,
@@ -81,6 +86,10 @@ def load_model(source: str, task: Task, seed: int) -> Loaded:
             f"Give a folder with config.json, weights and tokenizer of an encoder"
         ) from error
     notes += check_tokenizer(problem, source, tokenizer, model)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    left = sorted(name for name, rate in rates.items() if rate and not dropout)
+    if left:
+        raise RecipeError(f"{problem}its configuration has no rate for the dropout of {listed(left)}; it cannot be off")
     return Loaded(tokenizer, model, notes)
 
 
@@ -106,6 +115,13 @@ def check_config(problem: str, config: Any) -> None:
     kernel = getattr(config, "_attn_implementation", None)
     if "/" in str(kernel):
         raise RecipeError(f"{problem}config.json names code on the hub, attn_implementation {kernel!r}; take it out")
+
+
+def without_dropout(config: Any) -> None:
+    """Rates to 0: a number under a name that has "dropout" in it, as transformers' models and ours call them."""
+    for name, value in config.to_dict().items():
+        if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
 
 
 def architecture(problem: str, config: Any) -> type | None:

@@ -138,6 +138,8 @@ def details(table: dict[str, Result]) -> tuple[list[str], list[list[str]]]:
     for name, entry in table.items():
         s = entry["setting"]
         setting = f"{s['epochs']} epochs, batch {s['batch_size']}, lr {s['lr']:g}, wd {s['weight_decay']:g}"
+        if not s.get("dropout", True):
+            setting += ", no dropout"
         if s.get("adversary"):
             setting += f", {s['adversary']} {s['adversary_norm']} {s['adversary_step_size']:g}"
         for metric, figure in summaries(entry).items():

@@ -32,6 +32,7 @@ class Setting:
     warmup: float = 0.1  # share of the updates
     max_length: int = 512  # tokens of both sentences; the model's own limit where that is lower
     max_train_examples: int = 0  # 0: all; else a random subset, the same for every model and seed
+    dropout: bool = True  # at the rates of the model's configuration; False: none
     adversary: str | None = None  # METHOD-K or METHOD-K-n of macaron.adversary, e.g. yopo-3-3; None: none
     adversary_step_size: float = 0.1  # in units of the embedding table
     adversary_norm: str = "l2"
@@ -90,14 +91,16 @@ class Setting:
         return made
 
     def record(self) -> dict[str, Any]:
-        """For result.json; without an adversary as before there were any."""
-        fields = dataclasses.asdict(self)
-        return fields if self.adversary else {k: v for k, v in fields.items() if not k.startswith("adversary")}
+        """For result.json; without an adversary, and with dropout, as before there was a choice."""
+        silent = ("dropout",) if self.dropout else ()
+        silent += () if self.adversary else ("adversary", *ADVERSARY)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in silent}
 
     @property
     def name(self) -> str:
         """Of the run's folder; the run's result.json has the setting in full."""
         name = f"e{self.epochs}-b{self.batch_size}-lr{self.lr:g}-wd{self.weight_decay:g}"
+        name += "" if self.dropout else "-nodropout"
         if self.adversary is None:
             return name
         ball = "" if self.adversary_radius is None else f"-r{self.adversary_radius:g}"
@@ -124,9 +127,11 @@ SEARCH_SEEDS_OF_THE_LARGEST = SEARCH_SEEDS[:3]  # MNLI, QNLI, QQP
 SIMPLE = Setting(5, 16, 4e-5, schedule="cosine", max_length=128)
 # For a model of about 4 layers and width 128 … 192 on a CPU: such a model wants a larger learning rate.
 TINY_CPU = Setting(3, 32, 5e-4, max_length=128, max_train_examples=10000)
+LARGE_ON_A_CPU = 8000  # examples of the large tasks, under `paper-cpu`
 
 PRESETS = {
     "paper": "the settings and seeds that the Macaron paper chose for each task",
+    "paper-cpu": "the paper's settings at length 128, with 8,000 examples of SST-2, QQP, MNLI, QNLI; seeds 1, 2, 3",
     "search": "the paper's whole grid: epochs, batch, learning rate, weight decay, seeds",
     "simple": "one setting for all tasks: lr 4e-5, batch 16, 5 epochs, cosine, length 128",
     "tiny-cpu": "one setting for tiny models on a CPU: lr 5e-4, batch 32, 3 epochs, length 128, 10,000 examples",
@@ -144,6 +149,10 @@ def plan(preset: str, task: Task, seeds: list[int] | None = None, **overrides: A
     if preset == "paper":
         setting, seed = CHOSEN[task_name]
         settings, own = [setting], (seed,)
+    elif preset == "paper-cpu":
+        setting = dataclasses.replace(CHOSEN[task_name][0], max_length=128)
+        settings = [dataclasses.replace(setting, max_train_examples=LARGE_ON_A_CPU if task.large else 0)]
+        own = (1, 2, 3)
     elif preset == "search":
         batches = (16, 24 if task.large else 32)
         grid = itertools.product((3, 4, 5), batches, (3e-5, 5e-5), (0.0, 0.01))
@@ -165,6 +174,7 @@ class FineTuningOptions:
     accumulate: int = 1
     eval_batch_size: int = 64
     save_steps: int = 500
+    logging_steps: int | None = None  # updates whose mean loss is one entry; None: a fiftieth of them
     precision: str = "auto"  # bf16 on a GPU that has it
     cpu: bool = False
     workers: int = 0  # processes that tokenise

@@ -30,6 +30,20 @@ def test_search_is_the_whole_grid() -> None:
     assert len(plan("search", TASKS["rte"], [1], lr=1e-4, batch_size=8)) == 6  # equal settings once
 
 
+def test_on_a_cpu_the_papers_settings_are_shorter() -> None:
+    runs = plan("paper-cpu", TASKS["sst2"])
+    assert [seed for _, seed in runs] == [1, 2, 3]
+    assert {setting for setting, _ in runs} == {Setting(3, 24, 5e-5, max_length=128, max_train_examples=8000)}
+    assert plan("paper-cpu", TASKS["cola"], [7]) == [(Setting(5, 32, 3e-5, max_length=128), 7)]  # all 8,551
+
+
+def test_without_dropout_is_another_setting() -> None:
+    ((plain, _),) = plan("simple", TASKS["rte"])
+    ((setting, _),) = plan("simple", TASKS["rte"], dropout=False)
+    assert "dropout" not in plain.record() and setting.record() == {**plain.record(), "dropout": False}
+    assert setting.name == f"{plain.name}-nodropout"
+
+
 def test_simple_and_overrides() -> None:
     ((setting, seed),) = plan("simple", TASKS["qqp"], lr=1e-3, epochs=None)
     assert setting == Setting(5, 16, 1e-3, schedule="cosine", max_length=128) and seed == 1
