@@ -125,7 +125,7 @@ def orders(encoder: Any, batches: Sequence[Batch], kind: str) -> list[Tensor]:
             result.append(by_norm(ffn.fc1.weight, ffn.fc2.weight))
         else:
             states = [behind_attention(layer, x, c) for x, c in zip(states, contexts, strict=True)]
-            hidden = torch.cat([hidden_of(ffn, u, c) for u, c in zip(states, contexts, strict=True)])
+            hidden = torch.cat([hidden_of(ffn, u, c).flatten(0, -2) for u, c in zip(states, contexts, strict=True)])
             force = hidden.std(0) * ffn.fc2.weight.norm(dim=0)
             result.append(force.argsort(descending=True, stable=True))
             states = [layer.norms[1](u, ffn(u, c)[0], 1.0)[1] for u, c in zip(states, contexts, strict=True)]

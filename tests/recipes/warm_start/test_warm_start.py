@@ -30,28 +30,8 @@ from recipes.warm_start.__main__ import main
 from recipes.warm_start.settings import settings_of
 from recipes.warm_start.text import Collator, held_out
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "bird",
-    "house",
-    "tree",
-    "sees",
-    "finds",
-    "likes",
-    "has",
-    "old",
-    "new",
-    "small",
-    "big",
-    "red",
-    "green",
-    "and",
-    "or",
-    "not",
-]
+WORDS = ["the", "a", "cat", "dog", "bird", "house", "tree", "sees", "finds", "likes", "has", "old", "new", "big", "red"]
+WORDS += ["small", "green", "and", "or", "not"]
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 QUICK = ["--updates", "6", "--batch-size", "4", "--eval-every", "3", "--max-length", "32", "--fit-tokens", "1024"]
 QUICK += ["--valid-fraction", "0.2", "--sentences", "40"]
@@ -328,7 +308,7 @@ def test_least_squares() -> None:
 def test_fits_mend(widths: Widths, tokenizer: BertTokenizer) -> None:
     """The more neurons stand where they stood, the nearer; and each fit is nearer than the one without it."""
     lie = from_transformers(random_bert())
-    batches = [{"input_ids": torch.randint(5, 26, (8, 12)), "attention_mask": torch.ones(8, 12).long()}] * 4
+    batches = [{"input_ids": torch.randint(5, len(WORDS) + 6, (8, 12)), "attention_mask": torch.ones(8, 12).long()}] * 4
     apart = [
         fit.distance(fit.begin(possibility, lie, widths, batches, 1e-3), lie, batches)["distance"]
         for possibility in fit.POSSIBILITIES
@@ -344,7 +324,7 @@ def test_states_stand_beside_each_other(tokenizer: BertTokenizer) -> None:
     lie = from_transformers(random_bert())
     student = to_strang(lie, Widths(4, 48))
     ours, theirs = distill.of_student(student), distill.of_teacher(lie)
-    batch = {"input_ids": torch.randint(5, 26, (3, 9))}
+    batch = {"input_ids": torch.randint(5, len(WORDS) + 6, (3, 9))}
     with torch.no_grad():
         lie(**batch), student(**batch)
         s, t = ours.take(), theirs.take()
