@@ -154,13 +154,16 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser(
         "convert",
-        help="convert a checkpoint of the original implementation, or a BERT of transformers",
+        help="convert a checkpoint of the original implementation, or a BERT of transformers; read a Transformer as a "
+        "Macaron",
         description="Turn a checkpoint of the original Macaron implementation, or a published BERT, into a model of "
         "this package, as its kind asks for. A translation model of the original: a checkpoint for fairseq. A "
         "pre-trained BERT or a classifier of the original: a folder that transformers' Auto classes load after `import "
         "macaron.bert`, with model, tokenizer and, where the checkpoint has the state of Adam, optimizer.pt for "
         "torch.optim.AdamW. A BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA or another post- or pre-norm "
-        "encoder of transformers with learned positions, with its head: such a folder, with equal outputs.",
+        "encoder of transformers with learned positions, with its head: such a folder, with equal outputs. With "
+        "--splitting strang a trained pre-norm Transformer of fairseq, its own or one of this package: a Macaron that "
+        "begins near it.",
     )
     convert.add_argument(
         "input",
@@ -182,6 +185,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="subword-nmt's codes that the data was split by, for a tokenizer that splits words itself; without it, "
         "text has to come split (subword-nmt apply-bpe)",
+    )
+    strang = convert.add_argument_group("for a Transformer of fairseq")
+    strang.add_argument(
+        "--splitting",
+        choices=("strang",),
+        help="read its layers as those of a Macaron, to be trained on; see --ffn-widths",
+    )
+    strang.add_argument(
+        "--ffn-widths",
+        type=_positive,
+        nargs=2,
+        metavar="N",
+        help="with --splitting: neurons of the FFN before the attention of a layer and of the one behind it (default: "
+        "half of them each, which keeps the number of parameters); with all of them behind it the function is the same",
     )
     convert.set_defaults(run=_convert)
 
@@ -275,7 +292,14 @@ def _convert(args: argparse.Namespace) -> None:
     from macaron.legacy.kinds import is_bert
 
     _check_name(args.output)
+    if args.ffn_widths and not args.splitting:
+        raise ValueError("--ffn-widths goes with --splitting strang; add it, or leave out the widths")
     if args.input.is_dir() or _is_hub_name(args.input):
+        if args.splitting:
+            raise ValueError(
+                f"--splitting {args.splitting} is for a checkpoint file of fairseq; a BERT is warm-started with text: "
+                f"python -m recipes.warm_start --teacher {args.input} --text FILES --out DIR"
+            )
         _convert_published(args)
         return
     if args.revision is not None:
@@ -292,7 +316,10 @@ def _convert(args: argparse.Namespace) -> None:
         checkpoint.check_model(state, args.input)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{error}; {_TAKEN}") from error
-    (_convert_bert if is_bert(state["model"]) else _convert_translation)(args, state)
+    if args.splitting:
+        _convert_to_strang(args, state)
+    else:
+        (_convert_bert if is_bert(state["model"]) else _convert_translation)(args, state)
 
 
 def _convert_bert(args: argparse.Namespace, state: dict[str, Any]) -> None:
@@ -357,6 +384,30 @@ def _convert_translation(args: argparse.Namespace, state: dict[str, Any]) -> Non
     sizes = {t.data_ptr(): t.numel() for name, t in state["model"].items() if not name.endswith(buffers)}
     arch = checkpoint.architecture(state)
     print(f"converted {args.input} (arch {arch}, {sum(sizes.values()):,} parameters) into {args.output}")
+
+
+def _convert_to_strang(args: argparse.Namespace, state: dict[str, Any]) -> None:
+    from macaron import checkpoint
+    from macaron.bracketing import Widths, rebracket_checkpoint
+
+    _refuse_idle(args, "a checkpoint of fairseq's training", "its dictionaries stay in fairseq's data folder")
+    try:
+        made = rebracket_checkpoint(state, Widths(*args.ffn_widths) if args.ffn_widths else None)
+    except ValueError as error:
+        raise type(error)(f"{args.input}: {error}") from error
+    _check_output(args.output, args.force)
+    checkpoint.save(made.state, args.output)
+    flags = ["--splitting strang"]
+    for side, (first, second) in made.widths.items():
+        flags.append(f"--{side}-first-ffn-embed-dim {first} --{side}-ffn-embed-dim {second}")
+        each, last = made.dropped[side]
+        lost = f"the last layer is without {last} of its {second + last} neurons" if last else "no neuron is left out"
+        lost = f"every layer is without {each} neurons, and {lost}" if each else lost
+        print(f"{side}: FFNs of {first} and {second} neurons; {lost}")
+    for what in made.left_out:
+        print(f"left out: {what}")
+    print(f"converted {args.input} into {args.output}")
+    print(f"train on: fairseq-train … {' '.join(flags)} --finetune-from-model {args.output}")
 
 
 def _refine(args: argparse.Namespace) -> None:

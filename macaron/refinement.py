@@ -322,7 +322,7 @@ def refine_checkpoint(state: Mapping[str, Any], layers: Sequence[int]) -> Refine
     """
     model: Mapping[str, Tensor] = state["model"]
     sides = [side for side in SIDES if any(name.startswith(f"{side}.layers.") for name in model)]
-    _check_kind(state, sides)
+    check_kind(state, sides)
     if len(layers) not in (1, len(sides)):
         raise ValueError(
             f"{'+'.join(map(str, layers))} layers are those of an encoder and a decoder, and the model has "
@@ -356,7 +356,7 @@ def refine_checkpoint(state: Mapping[str, Any], layers: Sequence[int]) -> Refine
 
     new = {side: changes[side].new for side in sides}
     options = {**{f"{side}_layers": number for side, number in new.items()}, "dt": change.step(dt)}
-    result = {**state, "model": refined(model), **_with_options(state, options)}
+    result = {**state, "model": refined(model), **with_options(state, options)}
     left_out = _refine_averages(result, refined)
     if optimizer := state.get("last_optimizer_state"):
         try:
@@ -390,7 +390,7 @@ def check_step(dt: Any) -> float:
     return float(dt)
 
 
-def _check_kind(state: Mapping[str, Any], sides: Sequence[str]) -> None:
+def check_kind(state: Mapping[str, Any], sides: Sequence[str]) -> None:
     model: Mapping[str, Tensor] = state["model"]
     if is_foreign(model):
         remedy = (
@@ -407,7 +407,7 @@ def _check_kind(state: Mapping[str, Any], sides: Sequence[str]) -> None:
     raise CheckpointError(f"no model of this project with layers of its own names (it has {parts}): {remedy}")
 
 
-def _with_options(state: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def with_options(state: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The entries `cfg` and `args` with other options of the model, wherever these are kept."""
     result: dict[str, Any] = {}
     cfg, args = state.get("cfg"), state.get("args")

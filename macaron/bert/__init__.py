@@ -1,6 +1,7 @@
 """Macaron BERT for transformers: importing this package registers its models with the Auto classes."""
 
 from macaron.bert.auto import AUTO_CLASSES, register
+from macaron.bert.bracketing import to_strang
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
 from macaron.bert.foreign import from_transformers
 from macaron.bert.hub import export_for_hub
@@ -35,4 +36,5 @@ __all__ = [
     "export_for_hub",
     "from_transformers",
     "register",
+    "to_strang",
 ]

@@ -82,7 +82,7 @@ def convert_published(
         model.save_pretrained(complete)
         if tokenizer is not None:
             tokenizer.save_pretrained(complete)
-        _copy_sentence_transformers(here, complete, notes)
+        copy_sentence_transformers(here, complete, notes)
         put(complete, folder)
     return Published(model, notes)
 
@@ -264,7 +264,7 @@ def _module_folders(modules: Any) -> list[str] | None:
     return folders
 
 
-def _copy_sentence_transformers(here: Path, complete: Path, notes: list[str]) -> None:
+def copy_sentence_transformers(here: Path, complete: Path, notes: list[str]) -> None:
     """What sentence-transformers does behind the encoder: pooling, projections, its settings."""
     if not (here / "modules.json").is_file():
         return

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -280,13 +280,13 @@ METRICS = {  # column → name in Trainer's log
 }
 
 
-def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
-    """One row for each update that was logged."""
+def write_metrics(path: Path, history: list[dict[str, Any]], columns: Mapping[str, str] = METRICS) -> None:
+    """One row for each update that was logged; `columns`: as METRICS."""
     rows: dict[int, dict[str, Any]] = {}
     for entry in history:
-        rows.setdefault(entry["step"], {}).update({c: entry[n] for c, n in METRICS.items() if n in entry})
+        rows.setdefault(entry["step"], {}).update({c: entry[n] for c, n in columns.items() if n in entry})
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, METRICS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows[step] for step in sorted(rows))
 
