@@ -1,4 +1,4 @@
-"""The `macaron` command: `user-dir`, `translate`, `average`, `refine`, `convert` and `export-hub`.
+"""The `macaron` command: `user-dir`, `translate`, `average`, `refine`, `convert`, `export` and `export-hub`.
 
     fairseq-train data-bin --user-dir "$(macaron user-dir)" --arch macaron_base …
     macaron translate release text.de > text.en
@@ -7,6 +7,7 @@
     macaron convert original.pt --output converted.pt
     macaron convert original-bert.pt --dict dict.txt --output folder
     macaron convert FacebookAI/roberta-base --output folder
+    macaron export model --format onnx --output deployed
     macaron export-hub model --output for-the-hub
 
 Checkpoints are read by `macaron.checkpoint.load`, that is with torch's safe loader.
@@ -35,6 +36,9 @@ _TAKEN = (
 )
 # The parts of a model's folder that are JSON objects.
 _JSON_PARTS = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "vocab.json")
+
+# What `export` writes, for a BERT and for a translation model.
+_FORMATS = ("onnx", "onnx-int8", "torch-int8", "torch-export", "ctranslate2")
 
 _DEEPEST = 10_000  # layers; more are a slip, and would fill the memory
 
@@ -222,6 +226,22 @@ def _parser() -> argparse.ArgumentParser:
     finer.add_argument("--output", type=Path, required=True, metavar="OUT", help="the checkpoint or folder to write")
     finer.add_argument("--force", action="store_true", help="overwrite --output if it exists")
     finer.set_defaults(run=_refine)
+
+    deploy = commands.add_parser(
+        "export",
+        help="write a model for onnxruntime, CTranslate2, torch.export or in 8 bits",
+        description="Write a model into a folder for where it is used, with its tokenizer and a README.md that has the "
+        "code to run it; what was written is run on sample input and compared with the model, and refused where it "
+        "differs. A Macaron BERT of any head: onnx, onnx-int8, torch-int8, torch-export. A released translation model: "
+        "onnx, torch-export, and ctranslate2 where its layers are those of the Transformer (--splitting lie).",
+    )
+    deploy.add_argument(
+        "model", metavar="MODEL", help="the folder of a Macaron BERT, or its name on the hub, or that of a release"
+    )
+    deploy.add_argument("--format", choices=_FORMATS, required=True, help="what to write")
+    deploy.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    deploy.add_argument("--force", action="store_true", help="write into --output though there is something in it")
+    deploy.set_defaults(run=_export)
 
     export = commands.add_parser(
         "export-hub",
@@ -454,6 +474,43 @@ def _tell_refined(
     print(f"refined {args.input} ({before}) into {args.output} ({after}), {whether} the optimiser's state")
     for what in left_out:
         print(f"left out: {what}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    _check_name(args.output)
+    folder = Path(args.model)
+    if (folder / "text.json").is_file():
+        _export_release(args, folder)
+        return
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"folder {folder} has neither config.json nor text.json; macaron export takes the folder of a Macaron "
+            f"BERT, or of a released translation model (`python -m recipes.translation.release` makes one of a run)"
+        )
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; macaron export takes the folder of a Macaron BERT, or of a release")
+    if args.format == "ctranslate2":
+        raise ValueError(
+            f"--format ctranslate2 is for released translation models, and {folder} is none; choose onnx, onnx-int8, "
+            f"torch-int8 or torch-export"
+        )
+    for part in _JSON_PARTS:
+        _check_json(folder / part)
+    with _bert_side():
+        from macaron.bert.deploy import export
+    made = export(args.model, args.output, args.format, force=args.force)
+    print(
+        f"exported {args.model} as {args.format} into {made.folder}; greatest difference on sample input "
+        f"{made.difference:.2g}, relative (root mean square) {made.relative:.2g}; README.md there has code that runs it"
+    )
+
+
+def _export_release(args: argparse.Namespace, folder: Path) -> None:
+    macaron.register_fairseq()
+    from macaron.user_dir.deploy import export
+
+    for line in export(folder, args.output, args.format, force=args.force):
+        print(line)
 
 
 def _export_hub(args: argparse.Namespace) -> None:

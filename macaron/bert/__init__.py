@@ -3,6 +3,7 @@
 from macaron.bert.auto import AUTO_CLASSES, register
 from macaron.bert.bracketing import to_strang
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
+from macaron.bert.deploy import load_int8
 from macaron.bert.foreign import from_transformers
 from macaron.bert.hub import export_for_hub
 from macaron.bert.modeling_macaron_bert import (
@@ -35,6 +36,7 @@ __all__ = [
     "MacaronBertPreTrainedModel",
     "export_for_hub",
     "from_transformers",
+    "load_int8",
     "register",
     "to_strang",
 ]

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-# What conversions write beside config.json, some of them not every time.
+# What conversions and exports write beside config.json, some of them not every time.
 _OPTIONAL = (
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -19,6 +19,9 @@ _OPTIONAL = (
     "modules.json",
     "*sentence_transformers.json",
     "sentence_*_config.json",
+    "*.onnx",
+    "*.onnx.data",
+    "model.pt2",
 )
 
 
