@@ -31,7 +31,8 @@ class MacaronConfig(PreTrainedConfig):
     Fields:
         vocab_size: of the target, and of what `generate()` chooses from.
         source_vocab_size: of the source; None is `vocab_size`.
-        share_encoder_decoder_embeddings: one table for source and target, where `tie_word_embeddings` holds.
+        share_encoder_decoder_embeddings: one vocabulary for source and target, and one table where
+            `tie_word_embeddings` holds.
         tie_word_embeddings: the output projection is the decoder's table.
         d_model: width of the encoder; decoder_d_model: of the decoder, None is `d_model`.
         decoder_input_dim, decoder_output_dim: widths of the decoder's table and of the output projection's rows, which

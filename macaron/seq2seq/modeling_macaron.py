@@ -6,6 +6,7 @@ Shapes: B sentences, S source positions, T target positions, C channels, H heads
 import math
 from collections.abc import Callable
 from dataclasses import fields
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -43,6 +45,20 @@ from macaron.seq2seq.context import Context, Places
 
 # What outputs and masks call a cache; "past_key_values" in older versions of transformers.
 CACHE = "cache" if "cache" in {field.name for field in fields(Seq2SeqLMOutput)} else "past_key_values"
+
+
+def with_former_name(forward: Callable) -> Callable:
+    """A `forward` that takes its `cache` as `past_key_values` too, as older versions of transformers call it."""
+    if CACHE == "cache":
+        return deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")(forward)
+
+    @wraps(forward)
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        if "past_key_values" in kwargs:
+            kwargs["cache"] = kwargs.pop("past_key_values")
+        return forward(*args, **kwargs)
+
+    return renamed
 
 
 def shifted(labels: Tensor, start: int, pad: int) -> Tensor:
@@ -361,6 +377,7 @@ class MacaronDecoder(MacaronStack):
 
     @merge_with_config_defaults
     @capture_outputs
+    @with_former_name
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -370,7 +387,6 @@ class MacaronDecoder(MacaronStack):
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """(B, T) → (B, T, C), with the encoder's (B, S, C') as the memory.
@@ -382,7 +398,6 @@ class MacaronDecoder(MacaronStack):
         Raises:
             ValueError: no memory, or too many tokens.
         """
-        cache = past_key_values if cache is None else cache
         if encoder_hidden_states is None:
             raise ValueError("the decoder attends to an encoder's output; pass encoder_hidden_states")
         if use_cache and cache is None:
@@ -425,19 +440,22 @@ class _HasTables(MacaronPreTrainedModel):
         if self.config.shares_embeddings:
             decoder.embed_tokens = value
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As in transformers, where source and target share a table.
+    def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, for both sides.
 
         Raises:
-            ValueError: they do not, so that it would not be clear which vocabulary has grown.
+            ValueError: they have vocabularies of their own, so that it would not be clear which of them has grown.
         """
-        if not self.config.shares_embeddings and (new_num_tokens is not None or args or kwargs):
+        if not self.config.share_encoder_decoder_embeddings:
             raise ValueError(
-                "resize_token_embeddings: source and target have tables of their own here; resize the one that is "
-                "meant by building a model of another source_vocab_size or vocab_size and copying the rows"
+                "resize_token_embeddings: source and target have vocabularies of their own here; build a model of "
+                "another source_vocab_size or vocab_size, and copy the rows"
             )
-        table = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        self.config.source_vocab_size = self.config.vocab_size
+        if not self.config.tie_word_embeddings:
+            decoder = self._sides()[1]
+            decoder.embed_tokens = self._get_resized_embeddings(decoder.embed_tokens, *args, **kwargs)
+        table = super()._resize_token_embeddings(*args, **kwargs)
+        self.config.source_vocab_size = self.config.vocab_size = table.num_embeddings
         return table
 
 
@@ -457,6 +475,7 @@ class MacaronModel(_HasTables):
         self.post_init()
 
     @can_return_tuple
+    @with_former_name
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -468,7 +487,6 @@ class MacaronModel(_HasTables):
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
         """(B, S) sources and (B, T) targets → (B, T, C).
@@ -488,7 +506,7 @@ class MacaronModel(_HasTables):
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             encoder_attention_mask=attention_mask,
-            cache=past_key_values if cache is None else cache,
+            cache=cache,
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
@@ -525,6 +543,7 @@ class MacaronForConditionalGeneration(_HasTables, GenerationMixin):
         self.post_init()
 
     @can_return_tuple
+    @with_former_name
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -538,7 +557,6 @@ class MacaronForConditionalGeneration(_HasTables, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """(B, S) sources and (B, T) targets → logits (B, T, V).
@@ -558,7 +576,7 @@ class MacaronForConditionalGeneration(_HasTables, GenerationMixin):
             decoder_input_ids,
             decoder_attention_mask,
             encoder_outputs,
-            past_key_values if cache is None else cache,
+            cache,
             inputs_embeds,
             decoder_inputs_embeds,
             use_cache,
