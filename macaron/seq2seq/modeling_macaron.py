@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationMixin
+from transformers.generation import ForcedEOSTokenLogitsProcessor, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -524,6 +524,21 @@ class MacaronModel(_HasTables):
         )
 
 
+class EndsAtLength(LogitsProcessor):
+    """At the greatest length </s> alone may follow. transformers' own processor gives it the score 0 there, so that a
+    hypothesis would be preferred for having been cut off."""
+
+    def __init__(self, max_length: int, end: Tensor) -> None:
+        self.max_length, self.end = max_length, end
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.size(-1) != self.max_length - 1:
+            return scores
+        kept = torch.zeros_like(scores, dtype=torch.bool)
+        kept[:, self.end] = True
+        return scores.masked_fill(~kept, -math.inf)
+
+
 class MacaronForConditionalGeneration(_HasTables, GenerationMixin):
     """Macaron Net with its output projection: translation, and whatever else maps a sentence to a sentence."""
 
@@ -588,6 +603,14 @@ class MacaronForConditionalGeneration(_HasTables, GenerationMixin):
         loss = None if labels is None else mean_cross_entropy(logits, labels, num_items_in_batch)
         rest = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
         return Seq2SeqLMOutput(loss=loss, logits=logits, **rest)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """As in transformers, but </s> at the end of the greatest length counts with its probability, as in fairseq."""
+        processors = super()._get_logits_processor(*args, **kwargs)
+        for i, processor in enumerate(processors):
+            if type(processor) is ForcedEOSTokenLogitsProcessor:
+                processors[i] = EndsAtLength(processor.max_length, processor.eos_token_id)
+        return processors
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """See `shifted`; transformers' `DataCollatorForSeq2Seq` calls it."""
