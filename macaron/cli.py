@@ -163,8 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         "macaron.bert`, with model, tokenizer and, where the checkpoint has the state of Adam, optimizer.pt for "
         "torch.optim.AdamW. A BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA or another post- or pre-norm "
         "encoder of transformers with learned positions, with its head: such a folder, with equal outputs. With --to "
-        "transformers a released translation model, or a checkpoint of one with --data: a folder for `generate()`, that "
-        "the Auto classes load after `import macaron.seq2seq`.",
+        "transformers a released translation model, or a checkpoint of one with --data: a folder for `generate()`, "
+        "which the Auto classes load after `import macaron.seq2seq`.",
     )
     convert.add_argument(
         "input",
@@ -218,11 +218,15 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser(
         "export-hub",
-        help="make a Macaron BERT loadable where this package is not installed",
+        help="make a model for transformers loadable where this package is not installed",
         description="Write a folder with model, tokenizer and code that AutoModel….from_pretrained(FOLDER, "
         "trust_remote_code=True) loads with nothing but transformers installed; upload it with `hf upload`.",
     )
-    export.add_argument("model", metavar="MODEL", help="folder, or name on the hub, of a Macaron BERT")
+    export.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder, or name on the hub, of a Macaron BERT, or a translation model that `macaron convert` wrote",
+    )
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     export.add_argument("--tokenizer", metavar="DIR", help="where its tokenizer is (default: beside the model)")
     export.add_argument("--force", action="store_true", help="replace --output if it exists")
@@ -447,8 +451,12 @@ def _export_hub(args: argparse.Namespace) -> None:
     for part in _JSON_PARTS:
         _check_json(Path(args.model, part))
     with _bert_side():
-        from macaron.bert import export_for_hub
-    folder = export_for_hub(args.model, args.output, args.tokenizer, force=args.force)
+        from transformers import AutoConfig
+
+        from macaron import bert, seq2seq
+    kind = AutoConfig.from_pretrained(args.model)
+    package: Any = seq2seq if isinstance(kind, seq2seq.MacaronConfig) else bert
+    folder = package.export_for_hub(args.model, args.output, args.tokenizer, force=args.force)
     print(f"exported {args.model} into {folder}; load it with from_pretrained({str(folder)!r}, trust_remote_code=True)")
 
 

@@ -347,7 +347,9 @@ def check_settings(path: Path, state: Mapping[str, Any], family: type) -> None:
         )
     for side in ("encoder", "decoder"):
         beginning = f"{side}.layers."
-        parts = [str(name).removeprefix(beginning) for name in state.get("model") or () if str(name).startswith(beginning)]
+        parts = [
+            str(name).removeprefix(beginning) for name in state.get("model") or () if str(name).startswith(beginning)
+        ]
         held = len({part.split(".")[0] for part in parts if part[0].isdecimal()})  # a rule across depth is beside them
         said = groups[0].get(f"{side}_layers", held)
         if said != held and not groups[0].get(f"{side}_layers_to_keep"):

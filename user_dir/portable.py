@@ -66,7 +66,9 @@ def _check_kind(path: Path) -> None:
         raise ValueError(f"{path}: was trained for the task {name!r}; only 'translation' can be converted")
 
 
-def _of(opened: Any, name: str, text: TextSettings | None, subword: Path | None, generation: dict[str, Any]) -> Portable:
+def _of(
+    opened: Any, name: str, text: TextSettings | None, subword: Path | None, generation: dict[str, Any]
+) -> Portable:
     (model,) = opened.models
     dictionaries = opened.task.source_dictionary, opened.task.target_dictionary
     special = [(one.bos(), one.pad(), one.eos(), one.unk()) for one in dictionaries]

@@ -3,6 +3,7 @@ classes."""
 
 from macaron.seq2seq.auto import AUTO_CLASSES, register
 from macaron.seq2seq.configuration_macaron import MacaronConfig
+from macaron.seq2seq.hub import export_for_hub
 from macaron.seq2seq.modeling_macaron import MacaronForConditionalGeneration, MacaronModel, MacaronPreTrainedModel
 from macaron.seq2seq.tokenization_macaron import MacaronTokenizer
 
@@ -15,5 +16,6 @@ __all__ = [
     "MacaronModel",
     "MacaronPreTrainedModel",
     "MacaronTokenizer",
+    "export_for_hub",
     "register",
 ]

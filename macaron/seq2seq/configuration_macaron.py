@@ -175,7 +175,9 @@ class MacaronConfig(PreTrainedConfig):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} is not a probability in [0, 1); 0 switches it off")
         if self.layer_norm_eps <= 0.0:
-            raise ValueError(f"layer_norm_eps={self.layer_norm_eps} must be positive; it keeps norms from dividing by 0")
+            raise ValueError(
+                f"layer_norm_eps={self.layer_norm_eps} must be positive; it keeps norms from dividing by 0"
+            )
         if self.position_offset < 0:
             raise ValueError(f"position_offset={self.position_offset} is negative; fairseq's is 2")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < min(self.vocab_size, self.source_vocab_size):
@@ -188,7 +190,10 @@ class MacaronConfig(PreTrainedConfig):
                 f"tie_word_embeddings: the decoder's table has decoder_input_dim={self.decoder_input_dim} columns and "
                 f"the output projection decoder_output_dim={self.decoder_output_dim}; make them equal, or untie them"
             )
-        if self.shares_embeddings and (self.source_vocab_size, self.d_model) != (self.vocab_size, self.decoder_input_dim):
+        if self.shares_embeddings and (self.source_vocab_size, self.d_model) != (
+            self.vocab_size,
+            self.decoder_input_dim,
+        ):
             raise ValueError(
                 f"share_encoder_decoder_embeddings: the encoder's table is {self.source_vocab_size} × {self.d_model} "
                 f"and the decoder's {self.vocab_size} × {self.decoder_input_dim}; make them equal, or give each side "
@@ -231,7 +236,7 @@ class MacaronConfig(PreTrainedConfig):
         return self.tie_word_embeddings and self.share_encoder_decoder_embeddings
 
     def scheme(self, *, cross_attention: bool | None = None) -> Scheme:
-        """How the layers integrate: as it is written, or with and without cross-attention, a decoder's and an encoder's.
+        """How the layers integrate: as it is written, or with cross-attention, a decoder's, or without, an encoder's.
 
         Raises:
             ValueError: options that make no scheme, or a flow that is none of this package's.

@@ -111,6 +111,13 @@ class MacaronSelfAttention(_Interface, SelfAttention):
 class MacaronCrossAttention(_Interface, CrossAttention):
     """The library's cross-attention, likewise; in step-wise decoding its keys are computed once."""
 
+    def __init__(self, dim: int, *args: Any, memory_dim: int, **kwargs: Any) -> None:
+        super().__init__(dim, *args, memory_dim=memory_dim, **kwargs)
+        # fairseq's distribution: Xavier on each of three matrices, with gain 1/√2 where all are of one size
+        gain = math.sqrt(1 / 2) if memory_dim == dim else 1.0
+        self.q_proj.xavier_gain = gain
+        self.kv_proj.xavier_gain = gain * math.sqrt((2 * dim + memory_dim) / (dim + memory_dim))
+
     def forward(self, x: Tensor, context: Any) -> tuple[Tensor, Tensor | None]:
         """(B, T, C) with a `Context` → the same, and weights (B, H, T, S) or None."""
         query = self.split(self.q_proj(x), 1)[0]
@@ -159,7 +166,7 @@ class MacaronLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[Context
         )
 
     def forward(self, hidden_states: Tensor, context: Context, memory: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """(B, T, C) with a `Context`, and the memory, (B, S, C'), apart from it, since it has a gradient → (B, T, C)."""
+        """(B, T, C) with a `Context`, and the memory, (B, S, C'), apart from it for its gradient → (B, T, C)."""
         return self.integrate(hidden_states, context._replace(memory=memory))[0]
 
 
@@ -198,13 +205,10 @@ class MacaronPreTrainedModel(PreTrainedModel):
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-        elif isinstance(module, CrossAttention):
-            gain = math.sqrt(1 / 2) if module.kv_proj.in_features == module.q_proj.in_features else 1.0
-            with init.guard_torch_init_functions():  # what a checkpoint had stays
-                init.xavier_uniform_(module.q_proj.weight, gain=gain)
-        elif isinstance(module, MacaronForConditionalGeneration):
-            init.normal_(module.lm_head.weight, std=module.lm_head.in_features**-0.5)
+            if getattr(module, "is_projection", False):
+                init.normal_(module.weight, std=module.in_features**-0.5)
+            else:
+                init.xavier_uniform_(module.weight, gain=getattr(module, "xavier_gain", 1.0))
         elif isinstance(module, MacaronStack) and module.sinusoids is not None:
             init.copy_(module.sinusoids, module.compute_sinusoids())  # not in checkpoints
         elif isinstance(module, (Gate, LinearMultistep)):
@@ -247,7 +251,7 @@ class MacaronPreTrainedModel(PreTrainedModel):
 class MacaronStack(MacaronPreTrainedModel):
     """What encoder and decoder share: embeddings, layers, the final norm.
 
-        x_0 = dropout([LN]([W] s · E[token] + P[position])),   x_L by the layers,   [LN](x_L)
+    x_0 = dropout([LN]([W] s · E[token] + P[position])),   x_L by the layers,   [LN](x_L)
     """
 
     side: str
@@ -405,9 +409,7 @@ class MacaronDecoder(MacaronStack):
         past = 0 if cache is None else cache.get_seq_length()
         x = self.embed(input_ids, inputs_embeds, attention_mask, past)
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=x, attention_mask=attention_mask, **{CACHE: own}
-        )
+        mask = create_causal_mask(config=self.config, inputs_embeds=x, attention_mask=attention_mask, **{CACHE: own})
         memory_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=x,
@@ -520,7 +522,7 @@ class MacaronModel(_HasTables):
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
-            **{CACHE: decoded[CACHE] if CACHE in decoded else None},
+            **{CACHE: decoded.get(CACHE)},
         )
 
 
@@ -555,6 +557,7 @@ class MacaronForConditionalGeneration(_HasTables, GenerationMixin):
         width, out = config.decoder_d_model, config.decoder_output_dim
         self.project_out_dim = nn.Linear(width, out, bias=False) if width != out else None
         self.lm_head = nn.Linear(out, config.vocab_size, bias=False)
+        self.lm_head.is_projection = True
         self.post_init()
 
     @can_return_tuple

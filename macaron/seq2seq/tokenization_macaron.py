@@ -117,7 +117,10 @@ class MacaronTokenizer(PreTrainedTokenizer):
         numbers = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         side = 0 if use_source_tokenizer else 1
         symbols = self.symbols[side]
-        tokens = [symbols[i] if 0 <= i < len(symbols) else SPECIAL[-1] for i in ([numbers] if isinstance(numbers, int) else numbers)]
+        tokens = [
+            symbols[i] if 0 <= i < len(symbols) else SPECIAL[-1]
+            for i in ([numbers] if isinstance(numbers, int) else numbers)
+        ]
         if skip_special_tokens:
             tokens = [token for token in tokens if token not in SPECIAL[:-1]]
         return self.convert_tokens_to_string(tokens, side)

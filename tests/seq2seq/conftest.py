@@ -27,11 +27,11 @@ macaron.register_fairseq()
 TEXT = [
     "Der Hund läuft über die Straße, und die Katze schläft.",
     "Zwei Männer - einer davon im T-Shirt - reden miteinander.",
-    "The dog isn't running; \"the cat\" is asleep (on the sofa) & purrs.",
+    'The dog isn\'t running; "the cat" is asleep (on the sofa) & purrs.',
     "Ein Kind spielt im Sand.",
     "Two men are talking to each other, aren't they?",
 ]
-SEARCH = {"beam": 4, "lenpen": 1.0, "max_len_a": 0, "max_len_b": 12}
+SEARCH = {"beam": 4, "lenpen": 1.0, "max_len_a": 0, "max_len_b": 24}
 SIZES = {"encoder_embed_dim": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "dropout": 0.1}
 
 
@@ -56,10 +56,16 @@ def randomised(model: nn.Module) -> nn.Module:
             elif parameter.dim() < 2:
                 parameter.copy_(0.1 * noise)
             elif "embed" in name or "output_projection" in name:
-                parameter.copy_(parameter.size(1) ** -0.5 * 2.0 * noise)
+                parameter.copy_(parameter.size(1) ** -0.5 * (3.0 if "output" in name else 1.0) * noise)
+                parameter[2] *= 1.5  # </s>
             else:
                 parameter.copy_(parameter.size(1) ** -0.5 * noise)
     return model
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return list(TEXT)
 
 
 Make = Callable[..., Path]
@@ -118,6 +124,12 @@ def checkpoint(source: Dictionary, target: Dictionary, arch: str, options: dict[
     tasked = Namespace(source_dictionary=source, target_dictionary=target)
     model = randomised(MODEL_REGISTRY[arch].build_model(given, tasked))
     cfg = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
-    known = {name: value for name, value in vars(model.args).items() if value is None or isinstance(value, (str, int, float))}
+    known = {
+        name: value for name, value in vars(model.args).items() if value is None or isinstance(value, (str, int, float))
+    }
     cfg.update(model={**known, "_name": arch}, task={**task, **sizes}, bpe=None, tokenizer=None)
-    return {"args": None, "cfg": cfg, "model": model.state_dict(), "extra_state": {}, "optimizer_history": []}
+    history = [
+        {"criterion_name": "LabelSmoothed", "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 1}
+    ]
+    extra = {"train_iterator": {"epoch": 1}}
+    return {"args": None, "cfg": cfg, "model": model.state_dict(), "extra_state": extra, "optimizer_history": history}
