@@ -8,6 +8,7 @@
     macaron convert original-bert.pt --dict dict.txt --output folder
     macaron convert FacebookAI/roberta-base --output folder
     macaron export model --format onnx --output deployed
+    macaron convert release --to transformers --output folder
     macaron export-hub model --output for-the-hub
 
 Checkpoints are read by `macaron.checkpoint.load`, that is with torch's safe loader.
@@ -32,7 +33,7 @@ import macaron
 _TAKEN = (
     "macaron convert takes a checkpoint of the original Macaron implementation (a file: a translation model; a BERT or "
     "a classifier, with --dict), or a BERT, RoBERTa, DistilBERT, ELECTRA or its like of transformers (a folder with "
-    "config.json, or a name on the hub)"
+    "config.json, or a name on the hub); with --to transformers a released translation model, or a checkpoint of one"
 )
 # The parts of a model's folder that are JSON objects.
 _JSON_PARTS = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "vocab.json")
@@ -167,18 +168,25 @@ def _parser() -> argparse.ArgumentParser:
         "torch.optim.AdamW. A BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA or another post- or pre-norm "
         "encoder of transformers with learned positions, with its head: such a folder, with equal outputs. With "
         "--splitting strang a trained pre-norm Transformer of fairseq, its own or one of this package: a Macaron that "
-        "begins near it.",
+        "begins near it. With --to transformers a released translation model, or a checkpoint of one with --data: a "
+        "folder for `generate()`, which the Auto classes load after `import macaron.seq2seq`.",
     )
     convert.add_argument(
         "input",
         type=Path,
         metavar="INPUT",
         help="a checkpoint file of the original; or a folder of transformers, from which alone is read, or a name on "
-        "the hub",
+        "the hub; with --to transformers a released folder, or a checkpoint file",
     )
     convert.add_argument("--output", type=Path, required=True, metavar="OUT", help="the checkpoint or folder to write")
     convert.add_argument(
         "--force", action="store_true", help="overwrite --output if it exists; write into a folder with something in it"
+    )
+    convert.add_argument(
+        "--to", choices=("transformers",), help="make a translation model of fairseq one of transformers"
+    )
+    convert.add_argument(
+        "--data", type=Path, metavar="DIR", help="with --to: the dictionaries of a checkpoint (default: its folder)"
     )
     convert.add_argument("--revision", metavar="REV", help="of a name on the hub: a branch, a tag or a commit")
     bert = convert.add_argument_group("for a BERT or a classifier of the original")
@@ -245,11 +253,15 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser(
         "export-hub",
-        help="make a Macaron BERT loadable where this package is not installed",
+        help="make a model for transformers loadable where this package is not installed",
         description="Write a folder with model, tokenizer and code that AutoModel….from_pretrained(FOLDER, "
         "trust_remote_code=True) loads with nothing but transformers installed; upload it with `hf upload`.",
     )
-    export.add_argument("model", metavar="MODEL", help="folder, or name on the hub, of a Macaron BERT")
+    export.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder, or name on the hub, of a Macaron BERT, or a translation model that `macaron convert` wrote",
+    )
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     export.add_argument("--tokenizer", metavar="DIR", help="where its tokenizer is (default: beside the model)")
     export.add_argument("--force", action="store_true", help="replace --output if it exists")
@@ -312,6 +324,13 @@ def _convert(args: argparse.Namespace) -> None:
     from macaron.legacy.kinds import is_bert
 
     _check_name(args.output)
+    if args.to == "transformers":
+        if args.splitting:
+            raise ValueError(f"--splitting {args.splitting} does not go with --to transformers; convert in two steps")
+        _convert_to_transformers(args)
+        return
+    if args.data is not None:
+        raise ValueError(f"--data {args.data} goes with --to transformers; leave it out")
     if args.ffn_widths and not args.splitting:
         raise ValueError("--ffn-widths goes with --splitting strang; add it, or leave out the widths")
     if args.input.is_dir() or _is_hub_name(args.input):
@@ -353,6 +372,27 @@ def _convert_bert(args: argparse.Namespace, state: dict[str, Any]) -> None:
     model = convert_file(args.input, args.dict, args.output, codes=args.bpe_codes, force=args.force, state=state)
     kind = type(model).__name__
     print(f"converted {args.input} ({kind}, {model.num_parameters():,} parameters) into folder {args.output}")
+
+
+def _convert_to_transformers(args: argparse.Namespace) -> None:
+    given = {"--revision": args.revision, "--dict": args.dict}
+    if idle := [f"{option} {value}" for option, value in given.items() if value is not None]:
+        raise ValueError(f"--to transformers has no use for {' and '.join(idle)}; leave it out")
+    if not args.input.exists():
+        raise FileNotFoundError(f"{args.input} does not exist; {_TAKEN}")
+    from macaron.hf.folders import check_free
+
+    check_free(args.output, args.force)
+    macaron.register_fairseq()  # torch and fairseq take seconds
+    from macaron.user_dir.portable import describe
+
+    with _bert_side():
+        from macaron.seq2seq.conversion import convert
+    model, notes = convert(describe(args.input, args.data, args.bpe_codes), args.output, force=args.force)
+    kind = type(model).__name__
+    print(f"converted {args.input} ({kind}, {model.num_parameters():,} parameters) into folder {args.output}")
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _is_hub_name(path: Path) -> bool:
@@ -519,8 +559,12 @@ def _export_hub(args: argparse.Namespace) -> None:
     for part in _JSON_PARTS:
         _check_json(Path(args.model, part))
     with _bert_side():
-        from macaron.bert import export_for_hub
-    folder = export_for_hub(args.model, args.output, args.tokenizer, force=args.force)
+        from transformers import AutoConfig
+
+        from macaron import bert, seq2seq
+    kind = AutoConfig.from_pretrained(args.model)
+    package: Any = seq2seq if isinstance(kind, seq2seq.MacaronConfig) else bert
+    folder = package.export_for_hub(args.model, args.output, args.tokenizer, force=args.force)
     print(f"exported {args.model} into {folder}; load it with from_pretrained({str(folder)!r}, trust_remote_code=True)")
 
 

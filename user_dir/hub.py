@@ -348,8 +348,11 @@ def check_settings(path: Path, state: Mapping[str, Any], family: type) -> None:
             f"{family.__name__} for the task 'translation', with its settings"
         )
     for side in ("encoder", "decoder"):
-        names = map(str, state.get("model") or ())
-        held = len({name.split(".")[2] for name in names if name.startswith(f"{side}.layers.")})
+        beginning = f"{side}.layers."
+        parts = [
+            str(name).removeprefix(beginning) for name in state.get("model") or () if str(name).startswith(beginning)
+        ]
+        held = len({part.split(".")[0] for part in parts if part[0].isdecimal()})  # a rule across depth is beside them
         said = groups[0].get(f"{side}_layers", held)
         if said != held and not groups[0].get(f"{side}_layers_to_keep"):
             raise CheckpointError(

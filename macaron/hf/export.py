@@ -10,17 +10,99 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 import macaron
+from macaron.dynamics.rules import is_built_in_rule
+from macaron.dynamics.solvers import is_built_in_solver
+from macaron.particles.flows import FLOWS
 
 _PACKAGE = "macaron"
 # What any installation of transformers brings; other imports are optional in the modules that are exported.
 _ALWAYS_THERE = {*sys.stdlib_module_names, "torch", "transformers", "huggingface_hub"}
+
+
+class Family(NamedTuple):
+    """Models of one kind of this package.
+
+    Fields:
+        name: in messages.
+        config: the class of their configuration.
+        base: the class of the model without a head; its module and what that imports are the code.
+        auto_classes: which Auto class of transformers stands for which of them.
+        tokenizer_files: one of these is in a folder with a tokenizer.
+    """
+
+    name: str
+    config: Any
+    base: type[PreTrainedModel]
+    auto_classes: Mapping[Any, type[PreTrainedModel]]
+    tokenizer_files: tuple[str, ...]
+
+    def load(self, source: str | os.PathLike[str], **options: str) -> PreTrainedModel:
+        """One of them by the class that it was saved with, whole.
+
+        Args:
+            options: of `load_whole`.
+
+        Raises:
+            ValueError: another kind of model, or not all of it.
+        """
+        config = AutoConfig.from_pretrained(source)
+        if not isinstance(config, self.config):
+            kinds = f"{config.model_type!r}, not {self.config.model_type!r}"
+            raise ValueError(f"{source} holds a model of type {kinds}")
+        heads = {model.__name__: model for model in self.auto_classes.values()}
+        name = (config.architectures or [self.base.__name__])[0]
+        if name not in heads:
+            raise ValueError(f"{source} names the architecture {name!r}; this package has {', '.join(heads)}")
+        return load_whole(heads[name], source, **options)
+
+    def auto_map(self) -> dict[str, str]:
+        """Which Auto class finds which class in which file, as `config.json` says it."""
+        entries = {"AutoConfig": self.config, **{a.__name__: model for a, model in self.auto_classes.items()}}
+        return {auto: reference(c) for auto, c in entries.items()}
+
+    def export(
+        self, model: PreTrainedModel | str | os.PathLike[str], out: str | os.PathLike[str], tokenizer: Any, force: bool
+    ) -> Path:
+        """See `export_for_hub` of the packages of models.
+
+        Raises:
+            FileExistsError: `out` exists, and not `force`.
+            ValueError: another kind of model, or one with a rule, solver or flow that other code registers.
+        """
+        out = Path(out)
+        if out.exists() and not force:
+            raise FileExistsError(f"{out} exists; choose another folder, or replace it with force (--force)")
+        card = None
+        if not isinstance(model, PreTrainedModel):
+            card = Path(model, "README.md")
+            if tokenizer is None and any(Path(model, name).exists() for name in self.tokenizer_files):
+                tokenizer = model
+            model = self.load(model)
+        if not isinstance(model.config, self.config):
+            raise ValueError(f"{type(model).__name__} is no {self.name}, so its code is not in this package")
+        for option, known in (("depth_rule", is_built_in_rule), ("solver", is_built_in_solver)):
+            if not known(value := getattr(model.config, option)):
+                raise ValueError(
+                    f"{option}={value!r} is of another module than this package's, which an export does not carry; "
+                    f"choose one of this package's"
+                )
+        splitting = model.config.scheme().splitting
+        if foreign := [flow for flow in splitting.flows if flow in FLOWS]:
+            raise ValueError(
+                f"splitting={model.config.splitting!r}: the flow {', '.join(foreign)} is of another module than this "
+                f"package's, which an export does not carry; only ffn and attention are known where this package is "
+                f"not installed"
+            )
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        return write_folder(out, model, self.base.__module__, self.auto_map(), tokenizer, card)
 
 
 def write_folder(
@@ -53,7 +135,8 @@ def write_folder(
         if type(tokenizer).__module__.startswith(f"{_PACKAGE}."):
             modules.append(type(tokenizer).__module__)
             tokenizer = copy.copy(tokenizer)
-            tokenizer._auto_map = {"AutoTokenizer": [None, reference(type(tokenizer))]}
+            found = [None, reference(type(tokenizer))]  # the class in Python, that of the `tokenizers` library
+            tokenizer._auto_map = {"AutoTokenizer": found if tokenizer.is_fast else found[::-1]}
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         for name, text in sources(modules).items():

@@ -1,0 +1,265 @@
+"""Configuration of Macaron Net for `generate()`: checked once, derived values filled in."""
+
+import contextlib
+from dataclasses import replace
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+from macaron.dynamics.scheme import Scheme
+from macaron.dynamics.solvers import EULER
+from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, get_splitting
+from macaron.ops.act_dropout import check_activation
+
+# transformers' names of activations that ours computes under another one.
+_SAME_ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
+Positions = Literal["sinusoidal", "learned", "none"]
+
+
+@strict
+class MacaronConfig(PreTrainedConfig):
+    """Everything that defines a Macaron Net of encoder and decoder. The defaults are `macaron_base`, for new training.
+
+    A layer is one step of `splitting`: with "strang" half an FFN, attention, half an FFN (Lu et al. 2019,
+    arXiv:1906.02762), with "lie" attention and FFN, the Transformer. The decoder's attention is that to itself and then
+    to the encoder's output, each for the whole share. Sizes have the names that transformers' BART and Marian have.
+
+    After construction the widths that were left open hold what is used.
+
+    Fields:
+        vocab_size: of the target, and of what `generate()` chooses from.
+        source_vocab_size: of the source; None is `vocab_size`.
+        share_encoder_decoder_embeddings: one vocabulary for source and target, and one table where
+            `tie_word_embeddings` holds.
+        tie_word_embeddings: the output projection is the decoder's table.
+        d_model: width of the encoder; decoder_d_model: of the decoder, None is `d_model`.
+        decoder_input_dim, decoder_output_dim: widths of the decoder's table and of the output projection's rows, which
+            linear maps lead to and from `decoder_d_model` where they differ; None is `decoder_d_model`.
+        encoder_layers, decoder_layers, encoder_attention_heads, decoder_attention_heads: numbers of them.
+        encoder_ffn_dim, decoder_ffn_dim: width of the FFNs after attention; None is 4 · width / number of FFNs in a
+            layer. encoder_first_ffn_dim, decoder_first_ffn_dim: of that before attention; None is the other's.
+        splitting, solver, depth_rule, dt, multistep_init: how the layers integrate, as in `MacaronBertConfig`. A
+            depth_rule of one's own must be registered wherever the model is loaded.
+        stochastic_depth, stochastic_depth_schedule, stochastic_depth_form, stochastic_depth_unit: noise of the depth in
+            training, see `macaron.dynamics.noise`.
+        activation_function: of every FFN.
+        encoder_normalize_before, decoder_normalize_before: pre-norm (True) or post-norm.
+        encoder_final_norm, decoder_final_norm: normalise after the last layer; None is True for pre-norm only.
+        layer_norm_eps: of every norm.
+        scale_embedding: multiply embeddings (and `inputs_embeds`) by the root of `d_model`.
+        layernorm_embedding: normalise the sum of embeddings and positions.
+        encoder_position_embedding_type, decoder_position_embedding_type: "sinusoidal" as in fairseq (halves, not
+            interleaved), "learned" or "none".
+        position_offset: number of the first position in the sinusoidal table; fairseq's is 2.
+        max_position_embeddings: the longest source; decoder_max_position_embeddings: the longest target, None is the
+            same.
+        dropout: of embeddings and velocities; attention_dropout: on attention weights; activation_dropout: after the
+            activation; encoder_layerdrop, decoder_layerdrop: to leave a layer out in training.
+        decoder_start_token_id: what every target begins with; fairseq's is </s>.
+
+    Raises:
+        ValueError: a value outside its range, or values that do not fit each other.
+    """
+
+    model_type = "macaron"
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+    }
+
+    vocab_size: int = 32_000
+    source_vocab_size: int | None = None
+    share_encoder_decoder_embeddings: bool = True
+    tie_word_embeddings: bool = True
+    d_model: int = 512
+    decoder_d_model: int | None = None
+    decoder_input_dim: int | None = None
+    decoder_output_dim: int | None = None
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    decoder_attention_heads: int = 8
+    encoder_ffn_dim: int | None = None
+    decoder_ffn_dim: int | None = None
+    encoder_first_ffn_dim: int | None = None
+    decoder_first_ffn_dim: int | None = None
+    splitting: str = "strang"
+    solver: str = "euler"
+    depth_rule: str = "euler"
+    dt: float | int = 1.0
+    multistep_init: float | int | str = 0.0
+    stochastic_depth: float | int = 0.0
+    stochastic_depth_schedule: str = "lm_resnet"
+    stochastic_depth_form: str = "scaled"
+    stochastic_depth_unit: str = "batch"
+    activation_function: str = "relu"
+    encoder_normalize_before: bool = True
+    decoder_normalize_before: bool = True
+    encoder_final_norm: bool | None = None
+    decoder_final_norm: bool | None = None
+    layer_norm_eps: float = 1e-5
+    scale_embedding: bool = True
+    layernorm_embedding: bool = False
+    encoder_position_embedding_type: Positions = "sinusoidal"
+    decoder_position_embedding_type: Positions = "sinusoidal"
+    position_offset: int = 2
+    max_position_embeddings: int = 1024
+    decoder_max_position_embeddings: int | None = None
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    encoder_layerdrop: float | int = 0.0
+    decoder_layerdrop: float | int = 0.0
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    is_encoder_decoder: bool = True
+    bos_token_id: int | None = 0
+    pad_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    decoder_start_token_id: int | None = 2
+
+    def __post_init__(self, **kwargs):
+        if __name__.startswith("macaron."):
+            kwargs.pop("auto_map", None)  # names files of code that saving an installed model does not write
+        scheme = self.scheme()
+        self.splitting = scheme.splitting.portable  # a saved model is read where nothing is registered
+        for side in ("encoder", "decoder"):
+            scheme.check_increments(getattr(self, f"{side}_normalize_before"))
+        activation = _SAME_ACTIVATION.get(self.activation_function, self.activation_function)
+        check_activation(activation)
+        self.activation_function = activation
+        self._fill(scheme)
+        self._check()
+        super().__post_init__(**kwargs)
+
+    def _fill(self, scheme: Scheme) -> None:
+        if self.source_vocab_size is None:
+            self.source_vocab_size = self.vocab_size
+        if self.decoder_d_model is None:
+            self.decoder_d_model = self.d_model
+        for name in ("decoder_input_dim", "decoder_output_dim"):
+            if getattr(self, name) is None:
+                setattr(self, name, self.decoder_d_model)
+        if self.decoder_max_position_embeddings is None:
+            self.decoder_max_position_embeddings = self.max_position_embeddings
+        for side, width in (("encoder", self.d_model), ("decoder", self.decoder_d_model)):
+            if getattr(self, f"{side}_ffn_dim") is None:
+                setattr(self, f"{side}_ffn_dim", scheme.ffn_width(4 * width))
+            if getattr(self, f"{side}_first_ffn_dim") is None:
+                setattr(self, f"{side}_first_ffn_dim", getattr(self, f"{side}_ffn_dim"))
+            if getattr(self, f"{side}_final_norm") is None:
+                setattr(self, f"{side}_final_norm", getattr(self, f"{side}_normalize_before"))
+
+    def _check(self) -> None:
+        sizes = ["vocab_size", "source_vocab_size", "d_model", "max_position_embeddings"]
+        for side in ("encoder", "decoder"):
+            sizes += [f"{side}_{what}" for what in ("layers", "attention_heads", "ffn_dim", "first_ffn_dim")]
+        sizes += [f"decoder_{what}" for what in ("d_model", "input_dim", "output_dim", "max_position_embeddings")]
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, heads in (("d_model", "encoder"), ("decoder_d_model", "decoder")):
+            width, number = getattr(self, name), getattr(self, f"{heads}_attention_heads")
+            if width % number:
+                raise ValueError(
+                    f"{name}={width} does not divide into {heads}_attention_heads={number}; choose a width that is a "
+                    f"multiple of the number of heads"
+                )
+            if getattr(self, f"{heads}_position_embedding_type") == "sinusoidal" and width < 4:
+                raise ValueError(f"{name}={width} is too small for sinusoidal positions; take at least 4")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} is not a probability in [0, 1); 0 switches it off")
+        if self.layer_norm_eps <= 0.0:
+            raise ValueError(
+                f"layer_norm_eps={self.layer_norm_eps} must be positive; it keeps norms from dividing by 0"
+            )
+        if self.position_offset < 0:
+            raise ValueError(f"position_offset={self.position_offset} is negative; fairseq's is 2")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < min(self.vocab_size, self.source_vocab_size):
+            raise ValueError(
+                f"pad_token_id={self.pad_token_id} is not in the vocabularies of source_vocab_size="
+                f"{self.source_vocab_size} and vocab_size={self.vocab_size}"
+            )
+        if self.tie_word_embeddings and self.decoder_input_dim != self.decoder_output_dim:
+            raise ValueError(
+                f"tie_word_embeddings: the decoder's table has decoder_input_dim={self.decoder_input_dim} columns and "
+                f"the output projection decoder_output_dim={self.decoder_output_dim}; make them equal, or untie them"
+            )
+        if self.shares_embeddings and (self.source_vocab_size, self.d_model) != (
+            self.vocab_size,
+            self.decoder_input_dim,
+        ):
+            raise ValueError(
+                f"share_encoder_decoder_embeddings: the encoder's table is {self.source_vocab_size} × {self.d_model} "
+                f"and the decoder's {self.vocab_size} × {self.decoder_input_dim}; make them equal, or give each side "
+                f"its own with share_encoder_decoder_embeddings=False"
+            )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of a `config.json`.
+
+        Raises:
+            ValueError: of another kind of model.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"this is the configuration of a model of type {kind!r}, not {cls.model_type!r}; load it with "
+                f"transformers' Auto classes, which choose by this type, or make one of a released model: "
+                f"macaron convert RELEASE --to transformers --output DIR"
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; the name of a registered splitting that was given later is written out too."""
+        result = super().to_dict()
+        with contextlib.suppress(ValueError):  # building a model of it says what is wrong
+            result["splitting"] = get_splitting(self.splitting).portable
+        return result
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """As in transformers; that of the decoder has as many layers as a cache of keys and values needs."""
+        config = super().get_text_config(decoder=decoder, encoder=encoder)
+        if config is not self and decoder and not encoder:
+            config.encoder_layers = self.cache_layers  # what it calls num_hidden_layers
+        return config
+
+    @property
+    def shares_embeddings(self) -> bool:
+        """Whether source and target have one table."""
+        return self.tie_word_embeddings and self.share_encoder_decoder_embeddings
+
+    def scheme(self, *, cross_attention: bool | None = None) -> Scheme:
+        """How the layers integrate: as it is written, or with cross-attention, a decoder's, or without, an encoder's.
+
+        Raises:
+            ValueError: options that make no scheme, or a flow that is none of this package's.
+        """
+        scheme = Scheme.of(self).check_flows((FFN, SELF_ATTENTION, CROSS_ATTENTION), needed=(FFN, SELF_ATTENTION))
+        if cross_attention is None:
+            return scheme
+        splitting = scheme.splitting
+        splitting = splitting.with_cross_attention() if cross_attention else splitting.without(CROSS_ATTENTION)
+        return replace(scheme, splitting=splitting)
+
+    @property
+    def evaluations(self) -> int:
+        """How often a rule across depth evaluates a layer in a step: the stages of a Runge–Kutta step, else once."""
+        rule = self.scheme().rule(self.decoder_layers)
+        return int(getattr(rule, "solver", EULER).stages)
+
+    @property
+    def cache_layers(self) -> int:
+        """Layers of a cache: one for each evaluation of an attention in each layer of the decoder."""
+        scheme = self.scheme(cross_attention=True)
+        own = scheme.splitting.count(SELF_ATTENTION) * scheme.solver.stages * self.evaluations
+        return self.decoder_layers * max(own, scheme.splitting.count(CROSS_ATTENTION))
+
+
+__all__ = ["MacaronConfig"]
