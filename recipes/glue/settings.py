@@ -62,9 +62,7 @@ class Setting:
         for kind, names in (("adversary", ADVERSARY), ("attack", ATTACK)):
             changed = [name for name in names if getattr(self, name) != type(self).__dataclass_fields__[name].default]
             if getattr(self, kind) is None and changed:
-                raise RecipeError(
-                    f"{', '.join(changed)} without an {kind} change nothing; give --{kind}, or leave out"
-                )
+                raise RecipeError(f"{', '.join(changed)} without an {kind} change nothing; give --{kind}, or leave out")
         if self.adversary_start < 0:
             raise RecipeError(f"adversary_start is {self.adversary_start} but counts updates: 0 or more")
         self.trained_under()
