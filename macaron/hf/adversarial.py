@@ -65,14 +65,16 @@ class AdversarialTrainer(Trainer):
         adversary_special: str = "move",
         **kwargs: Any,
     ) -> None:
+        _check_attack(attack)
         if attack.method == "freeat":
             raise ValueError(
                 "attack: freeat trains on a batch in several updates one after another, and Trainer takes a new batch "
                 "for each; choose freelb-hf"
             )
-        if adversary_start_update < 0:
+        if not isinstance(adversary_start_update, int) or adversary_start_update < 0:
             raise ValueError(
-                f"adversary_start_update={adversary_start_update} must be at least 0, which begins at once"
+                f"adversary_start_update={adversary_start_update!r} must be at least 0, a whole number of updates; 0 "
+                f"begins at once"
             )
         if adversary_special not in SPECIAL:
             raise ValueError(f"adversary_special={adversary_special!r} is unknown; choose one of {', '.join(SPECIAL)}")
@@ -198,6 +200,7 @@ def attacked(
     Raises:
         ValueError: another method, a model in training mode, no `input_ids`, or a model that looks up others.
     """
+    _check_attack(attack)
     if model.training:
         raise ValueError(
             "attacked: the model is in training mode, where dropout hides what an attack does; call model.eval() first"
@@ -206,7 +209,7 @@ def attacked(
     tokens, embedding = _tokens(inputs), bare.get_input_embeddings()
     padding, sentences = _padding(bare, inputs, tokens), _sentences(inputs, tokens)
     clean, real = _zeros(embedding, tokens), ~padding
-    masks = {"padding": padding, "movable": movable, "sentences": sentences}
+    masks: dict[str, Any] = {"padding": padding, "movable": movable, "sentences": sentences}
 
     def moved(delta: Tensor) -> Tensor:
         with added(embedding, tokens, delta, real=real):
@@ -274,6 +277,18 @@ def first_layer(model: Any) -> nn.Module:
         f"{kind} cannot be split: it has no list of {depth} layers (num_hidden_layers), as where all are one shared "
         f"layer; {remedy}"
     )
+
+
+def _check_attack(attack: Any) -> None:
+    if not isinstance(attack, Attack):
+        raise ValueError(
+            f"attack={attack!r} is no attack; give one, such as Attack.of('yopo-3-3', step_size=0.1, norm='l2')"
+        )
+    if attack.bounds is not None:
+        raise ValueError(
+            f"attack: bounds={attack.bounds} are of pixels, and would clip δ itself here, where embeddings are moved; "
+            f"leave them out"
+        )
 
 
 def _tokens(inputs: Any) -> Tensor:

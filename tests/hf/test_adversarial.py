@@ -336,6 +336,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     for attack, options, reason in [
         ("freeat-2", {}, "Trainer takes a new batch for each; choose freelb-hf"),
         ("pgd-2", {"adversary_start_update": -1}, "must be at least 0"),
+        ("pgd-2", {"adversary_start_update": 2.5}, "=2.5 must be at least 0, a whole number"),
         ("pgd-2", {"adversary_special": "no"}, "choose one of move, stay"),
         ("pgd-2", {"torch_compile": True}, "which a compiled graph leaves out"),
     ]:
@@ -452,6 +453,8 @@ def test_attack_of_an_evaluation(build: Any) -> None:
 def test_evaluations_that_are_refused() -> None:
     model, batch = bert(), Examples().batch()
     for given, attack, reason in (
+        (batch, "pgd-3", "'pgd-3' is no attack; give one, such as Attack.of"),
+        (batch, Attack("pgd", **BALL, bounds=(0.0, 1.0)), "are of pixels, and would clip δ itself"),
         (batch, Attack("pgd", **BALL), "training mode"),
         (batch, Attack("freelb-hf", **BALL), "is a way to train"),
         ({"inputs_embeds": torch.zeros(1, 2, 8)}, Attack("pgd", **BALL), "but the batch has inputs_embeds"),
@@ -459,4 +462,4 @@ def test_evaluations_that_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=reason), attacked(model, given, lambda: model(**batch).loss, attack):
             pass
-        model.eval()
+        model.train(reason.startswith("are of"))  # the next is refused for that
