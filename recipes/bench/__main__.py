@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="METHOD-K[-n]",
         help="the first is what others are compared with (default: those of 9 ascents, and natural)",
     )
+    adversary.add_argument("--profile", **profile)
 
     ops = command(commands, "ops", "each operation beside plain PyTorch, eager and compiled")
     ops.add_argument("--tokens", type=positive, default=16384, metavar="N", help="default: %(default)s")
@@ -240,7 +241,7 @@ def benchmark(args: argparse.Namespace) -> None:
         record = Record(
             args.out or RESULTS, "adversary", args.precision, args.seed, plan.clock, dataclasses.asdict(made)
         )
-        adversary.run(record, plan, made, args.layers, args.contenders, args.precision, args.seed)
+        adversary.run(record, plan, made, args.layers, args.contenders, args.precision, args.seed, args.profile)
     elif args.command == "decode":
         from . import decode
 
