@@ -13,6 +13,7 @@ from transformers import Trainer
 from macaron.adversary import Attack
 from macaron.hf.adversarial import attacked
 
+from ..common.errors import RecipeError
 from .data import TaskSplit, load
 from .metrics import score
 from .results import attacked_logits
@@ -46,11 +47,34 @@ class AttackedPrediction(Trainer):
         def loss() -> Tensor:
             with self.compute_loss_context_manager():
                 outputs = model(**inputs)
-            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-            return self.compute_loss_func.each(logits.float(), labels).sum()
+            return self.compute_loss_func.each(logits_of(outputs), labels).sum()
 
         with attacked(model, inputs, loss, self.attacked_by, seed=self.args.seed):
             return super().prediction_step(model, inputs, *args, **kwargs)
+
+
+def check_attack(model: Any, inputs: dict[str, Tensor], loss: Any, attack: Attack) -> None:
+    """Raise RecipeError where this model cannot be attacked, which would otherwise be seen after its training.
+
+    Args:
+        model: in training mode, as after.
+        inputs: of a sentence or more, with labels.
+        loss: a `TaskLoss`.
+    """
+    inputs = dict(inputs)
+    labels = inputs.pop("labels")
+    model.eval()
+    try:
+        with attacked(model, inputs, lambda: loss.each(logits_of(model(**inputs)), labels).sum(), attack):
+            model(**inputs)
+    except ValueError as error:
+        raise RecipeError(f"--attack: {error}") from error
+    finally:
+        model.train()
+
+
+def logits_of(outputs: Any) -> Tensor:
+    return (outputs["logits"] if isinstance(outputs, dict) else outputs[0]).float()
 
 
 def attacked_scores(

@@ -33,7 +33,7 @@ from macaron.hf.adversarial import AdversarialTrainer
 from ..common import multistep
 from ..common.errors import RecipeError
 from ..common.workspace import write_json
-from .attacked import AttackedPrediction, attacked_scores
+from .attacked import AttackedPrediction, attacked_scores, check_attack, logits_of
 from .batches import IGNORED, Batches, Collator, Examples, Loader
 from .card import card
 from .data import TaskData, TaskSplit, first_line, limited, load
@@ -96,7 +96,7 @@ class TaskLoss:
             depths = torch.stack([self.each(logits.float(), labels) * counted for logits in outputs["depth_logits"]])
             items = num_items_in_batch
             return horizon_loss(depths, outputs["depth_q"], self.cost, weights=counted, num_items_in_batch=items)
-        logits = (outputs["logits"] if isinstance(outputs, dict) else outputs[0]).float()  # (B, num_labels)
+        logits = logits_of(outputs)  # (B, num_labels)
         total = counted.sum() if num_items_in_batch is None else num_items_in_batch
         return (self.each(logits, labels) * counted).sum() / total
 
@@ -230,12 +230,16 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
         lengths, run.setting.batch_size, run.seed,
         swap=task.symmetric, world=world, rank=rank, accumulate=options.accumulate,
     )  # fmt: skip
+    loss = TaskLoss(task, getattr(model.config, "horizon_cost", 0.0))
+    under_attack = run.setting.scored_under()
+    if under_attack is not None:
+        check_attack(model, collator([Examples(data.dev)[0]]), loss, under_attack)
     attack = run.setting.trained_under()
     under = {} if attack is None else {"attack": attack, "adversary_start_update": run.setting.adversary_start}
     trainer = (AdversarialGlueTrainer if under else GlueTrainer)(
         model, arguments, **under,
         batches=batches, train_dataset=Examples(split), data_collator=collator,
-        compute_loss_func=TaskLoss(task, getattr(model.config, "horizon_cost", 0.0)), processing_class=tokenizer,
+        compute_loss_func=loss, processing_class=tokenizer,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # its lines are in result.json
     if rank == 0:
@@ -252,7 +256,7 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
     started = time.time()
     arrays, scores, remarks = evaluate(trainer, collator, run.task, options)
     attacked = {}
-    if (under_attack := run.setting.scored_under()) is not None:
+    if under_attack is not None:
         with trainer.under(under_attack):
             moved, attacked = attacked_scores(lambda split: predict(trainer, collator, split)[0], run.task, options)
         arrays |= moved

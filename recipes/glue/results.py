@@ -181,7 +181,6 @@ def details(table: dict[str, Result]) -> tuple[list[str], list[list[str]]]:
                     [
                         TASKS[name].title,
                         METRIC_NAMES[metric],
-                        attack,
                         f"{figure.mean:.2f}",
                         "" if figure.sd is None else f"{figure.sd:.2f}",
                         " ".join(map(str, entry["seeds"])),
@@ -192,10 +191,11 @@ def details(table: dict[str, Result]) -> tuple[list[str], list[list[str]]]:
                         str(entry["examples"]),
                         f"{entry['train_seconds']:.0f}",
                         f"{entry['train_cpu_seconds']:.0f}" if "train_cpu_seconds" in entry else "",
+                        attack,
                     ]
                 )
-    head = ["task", "metric", "attack", "mean", "sd", "seeds", "values", "best run", "its seed", "setting", "examples"]
-    return [*head, "seconds", "CPU seconds"], rows
+    head = ["task", "metric", "mean", "sd", "seeds", "values", "best run", "its seed", "setting", "examples", "seconds"]
+    return [*head, "CPU seconds", "under attack"], rows
 
 
 def as_text(head: list[str], rows: list[list[str]]) -> str:

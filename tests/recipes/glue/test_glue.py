@@ -486,6 +486,8 @@ def test_unknown_words_are_told(
             "tasks": {"cola": {**result["tasks"]["cola"], "values": {"mcc": [float("nan")] * 3}}},
         },
         lambda result: {**result, "tasks": {"cola": {**result["tasks"]["cola"], "values": {"mcc": ["a"] * 3}}}},
+        lambda result: {**result, "tasks": {"cola": {**result["tasks"]["cola"], "attacked": {"mcc": [1.0] * 3}}}},
+        lambda result: {**result, "tasks": {"cola": {**result["tasks"]["cola"], "setting": {"attack": "pgd-1"}}}},
     ],
 )
 def test_results_of_another_shape(change: Any, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
