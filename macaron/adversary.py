@@ -735,25 +735,24 @@ def train(
                 tap, leaf = _Tap(), delta.detach().requires_grad_()
                 loss = engine.loss(leaf, tap)
                 run_backward(loss * share)
-                costates = tap.costates()
-                for n in range(attack.inner_steps):
-                    gradient = engine.first_gradient(moved, *costates)
-                    if n == 0:
-                        _same(gradient, _present(leaf.grad))
-                    moved = engine.ball.ascend(moved, gradient)
+                costates, known = tap.costates(), _present(leaf.grad)
+                if s == 0:
+                    _same(engine.first_gradient(moved, *costates), known)
+                moved = engine.inner(moved, known, *costates)
                 costate = costates if len(costates) > 1 else costates[0]
             elif rule.inner and ascends:
                 cut, leaf = _Cut(), delta.detach().requires_grad_()
                 loss = engine.loss(leaf, cut)
                 run_backward(loss * share)
                 costate = _costate(cut, leaf)
-                for _ in range(attack.inner_steps):
-                    moved = engine.ball.ascend(moved, engine.first_gradient(moved, costate))
-                states = [cut.state] if rule.full(s) else []
-                states += engine.first(moved) if rule.hamiltonian else []
-                ends = [state for state in states if state is not None and state.requires_grad]
-                if ends:  # in one go: a parameter's gradient is complete once for each pass
-                    torch.autograd.backward(ends, [costate] * len(ends))
+                known = None
+                if rule.full(s) and not rule.hamiltonian:
+                    _backward([cut.state], costate)
+                    # with bounds f₀ is taken of the clipped input, and the full pass may have seen another
+                    known = leaf.grad if attack.bounds is None else None
+                moved = engine.inner(moved, known, costate)
+                if rule.hamiltonian:  # in one go: a parameter's gradient is complete once for each pass
+                    _backward([*([cut.state] if rule.full(s) else []), *engine.first(moved)], costate)
             else:
                 leaf = delta.detach().requires_grad_(ascends)
                 loss = engine.loss(leaf, lambda state: state)
@@ -883,6 +882,14 @@ class _Engine:
                 )
             return self._by(leaf, states, costates)
 
+    def inner(self, delta: Tensor, known: Tensor | None, *costates: Tensor) -> Tensor:
+        """δ after the inner ascents; `known` is the gradient of the first of them, None where it has to be computed."""
+        for n in range(self.ball.attack.inner_steps):
+            at_hand = known if n == 0 else None
+            gradient = self.first_gradient(delta, *costates) if at_hand is None else at_hand
+            delta = self.ball.ascend(delta, gradient)
+        return delta
+
     def _by(self, leaf: Tensor, ends: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
         pairs = [(end, weight) for end, weight in zip(ends, weights, strict=True) if end.requires_grad]
         if not pairs:
@@ -892,6 +899,12 @@ class _Engine:
             torch.autograd.backward(used, by)
             return _present(leaf.grad)
         return _present(torch.autograd.grad(used, leaf, by, allow_unused=True)[0])
+
+
+def _backward(states: Sequence[Tensor | None], costate: Tensor) -> None:
+    ends = [state for state in states if state is not None and state.requires_grad]
+    if ends:
+        torch.autograd.backward(ends, [costate] * len(ends))
 
 
 def _list(shapes: list[tuple[int, ...]]) -> str:

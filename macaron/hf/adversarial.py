@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from macaron.adversary import Attack, Split, added, train
+from macaron.adversary import Attack, Split, added, perturb, start, train
 from macaron.dynamics.depth import Depth
 from macaron.dynamics.multistep import LinearMultistep
 from macaron.hf.packing import sentence_numbers
 
-__all__ = ["SPECIAL", "AdversarialTrainer", "first_layer"]
+__all__ = ["SPECIAL", "AdversarialTrainer", "attacked", "first_layer"]
 
 # Shapes: B rows, T tokens, C channels of the embedding table.
 
@@ -64,14 +65,16 @@ class AdversarialTrainer(Trainer):
         adversary_special: str = "move",
         **kwargs: Any,
     ) -> None:
+        _check_attack(attack)
         if attack.method == "freeat":
             raise ValueError(
                 "attack: freeat trains on a batch in several updates one after another, and Trainer takes a new batch "
                 "for each; choose freelb-hf"
             )
-        if adversary_start_update < 0:
+        if not isinstance(adversary_start_update, int) or adversary_start_update < 0:
             raise ValueError(
-                f"adversary_start_update={adversary_start_update} must be at least 0, which begins at once"
+                f"adversary_start_update={adversary_start_update!r} must be at least 0, a whole number of updates; 0 "
+                f"begins at once"
             )
         if adversary_special not in SPECIAL:
             raise ValueError(f"adversary_special={adversary_special!r} is unknown; choose one of {', '.join(SPECIAL)}")
@@ -106,12 +109,7 @@ class AdversarialTrainer(Trainer):
             return plain(model, inputs, *args, **kwargs)
         bare = _unwrapped(model)
         inputs = self._prepare_inputs(inputs)
-        tokens = inputs.get("input_ids")
-        if not isinstance(tokens, Tensor) or tokens.dim() != 2:
-            raise ValueError(
-                f"the adversary moves embeddings of tokens, (rows, tokens), but the batch has "
-                f"{', '.join(sorted(inputs))}; give it input_ids of that form"
-            )
+        tokens = _tokens(inputs)
         embedding = bare.get_input_embeddings()
         padding = _padding(bare, inputs, tokens)
         options: dict[str, Any] = {}
@@ -168,6 +166,77 @@ class AdversarialTrainer(Trainer):
         return ~(special | padding)
 
 
+@contextmanager
+def attacked(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    loss: Callable[[], Tensor],
+    attack: Attack,
+    *,
+    movable: Tensor | None = None,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """A batch under attack, for an evaluation: within the context the model reads E[token] + δ.
+
+        with attacked(model, inputs, lambda: model(**inputs, labels=labels).loss, attack):
+            logits = model(**inputs).logits
+
+    K ascents of PGD move δ against the loss, per sentence and within its own ball; any model of transformers works
+    whose `get_input_embeddings()` is a table. The random start of a sentence is drawn from `seed` and its tokens, so
+    that it does not depend on the batch it stands in. No gradient is left anywhere.
+
+    Args:
+        model: in evaluation mode.
+        inputs: what it is called with; `input_ids` (B, T) among it.
+        loss: () ↦ () the loss of the batch, for which it calls the model with `inputs`. A sum over sentences, or a mean
+            of them, is the same to an attack that measures each gradient by its own length.
+        attack: of method "pgd".
+        movable: (B, T) True where it may move; everywhere but at padding otherwise.
+        seed: of the random start.
+
+    Yields:
+        (B, T, C) δ.
+
+    Raises:
+        ValueError: another method, a model in training mode, no `input_ids`, or a model that looks up others.
+    """
+    _check_attack(attack)
+    if model.training:
+        raise ValueError(
+            "attacked: the model is in training mode, where dropout hides what an attack does; call model.eval() first"
+        )
+    bare = _unwrapped(model)
+    tokens, embedding = _tokens(inputs), bare.get_input_embeddings()
+    padding, sentences = _padding(bare, inputs, tokens), _sentences(inputs, tokens)
+    clean, real = _zeros(embedding, tokens), ~padding
+    masks: dict[str, Any] = {"padding": padding, "movable": movable, "sentences": sentences}
+
+    def moved(delta: Tensor) -> Tensor:
+        with added(embedding, tokens, delta, real=real):
+            return loss()
+
+    split = Split(lambda x: x, lambda x, watch: moved(x))
+    draw = _draw_of_each(tokens, real, sentences, clean, seed) if attack.init else None
+    first = start(clean, attack, draw=draw, **masks)
+    delta = perturb(split, clean, attack, start=first, frozen=bare.parameters(), **masks)
+    with added(embedding, tokens, delta, real=real):
+        yield delta
+
+
+def _draw_of_each(tokens: Tensor, real: Tensor, sentences: Tensor | None, like: Tensor, seed: int) -> Tensor:
+    """U(−1, 1) in the shape of `like`, (B, T, C); of each sentence by a generator of its own."""
+    rows = torch.arange(tokens.size(0), device=tokens.device)[:, None].expand_as(tokens)
+    item = rows if sentences is None else sentences
+    draw = torch.zeros_like(like)
+    for number in item[real].unique().tolist():
+        own = real & (item == number)
+        words = ",".join(map(str, [seed, *tokens[own].tolist()]))
+        generator = torch.Generator().manual_seed(int(hashlib.sha256(words.encode()).hexdigest()[:12], 16))
+        drawn = torch.empty(int(own.sum()), like.size(-1)).uniform_(-1.0, 1.0, generator=generator)
+        draw[own] = drawn.to(draw)
+    return draw
+
+
 def first_layer(model: Any) -> nn.Module:
     """What the YOPO methods split an encoder behind: the first step of a `Depth`, or the first of its layers.
 
@@ -208,6 +277,29 @@ def first_layer(model: Any) -> nn.Module:
         f"{kind} cannot be split: it has no list of {depth} layers (num_hidden_layers), as where all are one shared "
         f"layer; {remedy}"
     )
+
+
+def _check_attack(attack: Any) -> None:
+    if not isinstance(attack, Attack):
+        raise ValueError(
+            f"attack={attack!r} is no attack; give one, such as Attack.of('yopo-3-3', step_size=0.1, norm='l2')"
+        )
+    if attack.bounds is not None:
+        raise ValueError(
+            f"attack: bounds={attack.bounds} are of pixels, and would clip δ itself here, where embeddings are moved; "
+            f"leave them out"
+        )
+
+
+def _tokens(inputs: Any) -> Tensor:
+    """(B, T) of a batch."""
+    tokens = inputs.get("input_ids")
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2:
+        raise ValueError(
+            f"the adversary moves embeddings of tokens, (rows, tokens), but the batch has "
+            f"{', '.join(sorted(inputs))}; give it input_ids of that form"
+        )
+    return tokens
 
 
 def _recomputes(model: nn.Module) -> bool:

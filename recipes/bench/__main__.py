@@ -108,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="METHOD-K[-n]",
         help="the first is what others are compared with (default: those of 9 ascents, and natural)",
     )
+    adversary.add_argument("--profile", **profile)
 
     horizon = command(commands, "horizon", "a fine-tuned Macaron BERT whose policy stops sentences, beside all steps")
     horizon.add_argument("--model", type=Path, required=True, metavar="DIR", help="that recipes.glue --save-model left")
@@ -254,7 +255,7 @@ def benchmark(args: argparse.Namespace) -> None:
         record = Record(
             args.out or RESULTS, "adversary", args.precision, args.seed, plan.clock, dataclasses.asdict(made)
         )
-        adversary.run(record, plan, made, args.layers, args.contenders, args.precision, args.seed)
+        adversary.run(record, plan, made, args.layers, args.contenders, args.precision, args.seed, args.profile)
     elif args.command == "horizon":
         from . import horizon
 

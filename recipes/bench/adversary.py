@@ -17,7 +17,7 @@ from macaron.bert import MacaronBertConfig, MacaronBertForSequenceClassification
 from ..common.errors import RecipeError
 from .bert import batch
 from .lengths import VOCABULARY
-from .measure import Contender, Plan, check_equal, count_parameters, interleaved, peak_mib
+from .measure import Contender, Plan, check_equal, count_parameters, interleaved, peak_mib, profiled
 from .record import Record
 
 STEP_SIZE = 0.1  # l2, in units of the embedding table; times do not depend on it
@@ -45,7 +45,14 @@ def attack(name: str) -> Attack:
 
 
 def run(
-    record: Record, plan: Plan, settings: AttackSettings, layers: list[int], names: list[str], precision: str, seed: int
+    record: Record,
+    plan: Plan,
+    settings: AttackSettings,
+    layers: list[int],
+    names: list[str],
+    precision: str,
+    seed: int,
+    profile: bool = False,
 ) -> None:
     attacks = {name: attack(name) for name in names}
     for depth in layers:
@@ -64,6 +71,8 @@ def run(
         for row, it in zip(rows, contenders, strict=True):
             row["parameters"] = it.parameters
             row["peak_mib"] = peak_mib(lambda it=it, work=work: it.step(work), plan.device)
+            if profile:
+                print(f"\n{it.name}, {depth} layers\n{profiled(lambda it=it, work=work: it.step(work))}")
         torch.manual_seed(seed)
         model = build(settings, depth).to(plan.device).eval()
         found = {f"{size:g}": cosines(model, work, size) for size in COSINE_STEPS}

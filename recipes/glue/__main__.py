@@ -14,11 +14,11 @@ from ..common.errors import RecipeError
 from ..common.main import command_line, module, run_command, shown
 from ..common.workspace import Workspace
 from .data import HUB, load
-from .settings import ADVERSARY, PRESETS, SCHEDULES, FineTuning, FineTuningOptions, Setting, plan
+from .settings import ADVERSARY, ATTACK, PRESETS, SCHEDULES, FineTuning, FineTuningOptions, Setting, plan
 from .tasks import TASKS, Task, tasks_named
 
 OVERRIDES = ("epochs", "lr", "batch_size", "weight_decay", "schedule", "warmup", "max_length", "max_train_examples")
-OVERRIDES += ("dropout", "adversary", *ADVERSARY)
+OVERRIDES += ("dropout", "adversary", *ADVERSARY, "attack", *ATTACK)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help="; ".join(f"{name}: {text}" for name, text in PRESETS.items()) + " (default: %(default)s)",
     )  # fmt: skip
     kinds = {"lr": float, "weight_decay": float, "warmup": float, "schedule": str}
-    for name in (name for name in OVERRIDES if not name.startswith(("adversary", "dropout"))):
+    for name in (name for name in OVERRIDES if not name.startswith(("adversary", "attack", "dropout"))):
         words = name.replace("_", " ")
         how.add_argument(
             f"--{name.replace('_', '-')}",
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--no-dropout", dest="dropout", action="store_const", const=False, help="in place of the model's own rates"
     )
     adversary_options(p)
+    attack_options(p)
     run = p.add_argument_group("how it is run (results do not depend on these, but for rounding)")
     run.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches that a batch is cut into")
     run.add_argument("--eval-batch-size", type=int, default=64, metavar="N")
@@ -92,14 +93,27 @@ def adversary_options(p: argparse.ArgumentParser) -> None:
         "--adversary", metavar="METHOD-K[-n]",
         help="train on embeddings that it moves: freelb-hf-K, freelb-fairseq-K, pgd-K, yopo-full-K-n, yopo-K-n, …",
     )  # fmt: skip
-    group.add_argument("--adversary-step-size", type=float, metavar="X", help="of an ascent (default: 0.1)")
+    sizes_of("adversary", group)
+    group.add_argument("--adversary-start", type=int, metavar="N", help="updates before it begins (default: 0)")
+
+
+def attack_options(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("attack (a setting, too; dev sets are scored without any unless --attack is given)")
     group.add_argument(
-        "--adversary-norm", choices=("l2", "linf-sign", "linf-largest"),
+        "--attack", metavar="pgd-K",
+        help="score the dev sets also on embeddings that K ascents of the task's loss have moved, each sentence alone",
+    )  # fmt: skip
+    sizes_of("attack", group)
+
+
+def sizes_of(kind: str, group: argparse._ArgumentGroup) -> None:
+    group.add_argument(f"--{kind}-step-size", type=float, metavar="X", help="of an ascent (default: 0.1)")
+    group.add_argument(
+        f"--{kind}-norm", choices=("l2", "linf-sign", "linf-largest"),
         help="of steps and radius, per sentence (default: l2)",
     )  # fmt: skip
-    group.add_argument("--adversary-radius", type=float, metavar="X", help="of its ball (default: none)")
-    group.add_argument("--adversary-init", type=float, metavar="X", help="of its random start (default: 0)")
-    group.add_argument("--adversary-start", type=int, metavar="N", help="updates before it begins (default: 0)")
+    group.add_argument(f"--{kind}-radius", type=float, metavar="X", help="of its ball (default: none)")
+    group.add_argument(f"--{kind}-init", type=float, metavar="X", help="of its random start (default: 0)")
 
 
 def compare_parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..common import multistep
+from .results import attack_of
 from .tasks import BINARY, CLASSES, METRIC_NAMES, SCORE_MAX, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task
 
 
@@ -27,7 +28,14 @@ def card(task: Task, result: dict[str, Any]) -> str:
         for name, metrics in result["scores"].items()
         for metric, value in metrics.items()
     ]
-    setting = ", ".join(f"{name} {value}" for name, value in result["setting"].items())
+    attack = attack_of(result["setting"])
+    scores += [
+        f"* {TASKS[name].title}, dev under attack ({attack}), {METRIC_NAMES[metric]}: {value:.2f}"
+        for name, metrics in result.get("attacked", {}).items()
+        for metric, value in metrics.items()
+    ]
+    trained = {name: value for name, value in result["setting"].items() if not name.startswith("attack")}
+    setting = ", ".join(f"{name} {value}" for name, value in trained.items())
     parts = [f"# {task.title}", meaning, "\n".join(scores), f"Fine-tuned with seed {result['seed']}: {setting}."]
     parts += ["\n".join(f"* {note}" for note in result["notes"])] if result["notes"] else []
     if "multistep" in result:

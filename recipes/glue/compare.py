@@ -15,7 +15,7 @@ from ..common.main import module
 from ..common.statistics import Difference, Summary, paired_bootstrap, paired_t_test, summary
 from .finetune import load_predictions
 from .metrics import main_figure, of_rows
-from .results import read_results
+from .results import attack_of, attacked_logits, read_results
 from .tasks import METRIC_NAMES, TASKS, Task
 
 LEAST_SEEDS = 3  # for a t-test: of two differences the spread says next to nothing
@@ -23,7 +23,7 @@ LEAST_SEEDS = 3  # for a t-test: of two differences the spread says next to noth
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task. `difference` is second − first of the task's main figure, the mean of its metrics."""
+    """One task, clean or under attack. The difference is second − first of its main figure, the mean of its metrics."""
 
     task: Task
     first: Summary
@@ -31,6 +31,7 @@ class Comparison:
     examples: Difference
     seeds: Difference | None
     note: str = ""
+    attack: str = ""
 
 
 class Side:
@@ -56,13 +57,19 @@ class Side:
                 ) from error
         self.name = names[0]
 
-    def runs(self, task: Task) -> dict[tuple[int, int], tuple[Path, float]]:
-        """{(folder number, seed): (predictions, main figure)}"""
+    def runs(self, task: Task, attack: str = "") -> dict[tuple[int, int], tuple[Path, float]]:
+        """{(folder number, seed): (predictions, main figure)}, of the dev set as it is or under an attack."""
         found = {}
         for number, (folder, table) in enumerate(zip(self.folders, self.tables, strict=True)):
-            for run, seed, figure in table[task.name].runs if task.name in table else []:
-                found[number, seed] = folder / "runs" / run / "predictions.npz", figure
+            for run, seed, clean, attacked in table[task.name].runs if task.name in table else []:
+                figure = attacked if attack else clean
+                if figure is not None and attack in ("", attack_of(table[task.name].setting)):
+                    found[number, seed] = folder / "runs" / run / "predictions.npz", figure
         return found
+
+    def attack(self, task: Task) -> str:
+        """That of the first folder with this task, in words."""
+        return attack_of(self.setting(task))
 
     def setting(self, task: Task) -> object:
         return next(table[task.name].setting for table in self.tables if task.name in table)
@@ -70,19 +77,27 @@ class Side:
 
 class Entry(NamedTuple):
     setting: object
-    runs: list[tuple[str, int, float]]  # folder, seed, main figure
+    runs: list[tuple[str, int, float, float | None]]  # folder, seed, main figure, and that under attack
 
 
 def entry_of(entry: dict[str, Any]) -> Entry:
     """Of a task in result.json. Its folders are names, not paths that lead elsewhere."""
-    values = {name: [float(value) for value in column] for name, column in entry["values"].items()}
+    clean, attacked = (
+        {name: [float(value) for value in column] for name, column in entry.get(kind, {}).items()}
+        for kind in ("values", "attacked")
+    )
+    attack = attack_of(entry["setting"])
+    if not clean or (attacked and not attack):
+        raise ValueError("no figures, or figures under an attack that its setting does not name")
     runs = []
     for index, (run, seed) in enumerate(zip(entry["runs"], entry["seeds"], strict=True)):
         if Path(run).name != run:
             raise ValueError(f"{run!r} is no name of a run")
-        if not all(math.isfinite(column[index]) for column in values.values()):
+        if not all(math.isfinite(column[index]) for values in (clean, attacked) for column in values.values()):
             raise ValueError(f"a figure of {run} is not finite")
-        runs.append((run, int(seed), main_figure({name: column[index] for name, column in values.items()})))
+        figures = [main_figure({name: column[index] for name, column in values.items()}) if values else None
+                   for values in (clean, attacked)]  # fmt: skip
+        runs.append((run, int(seed), *figures))
     return Entry(entry["setting"], runs)
 
 
@@ -94,30 +109,38 @@ def compare(first: Side, second: Side, samples: int = 1000) -> list[Comparison]:
     """
     rows = []
     for task in tqdm(TASKS.values(), desc="compare", unit="task", leave=False):
-        a, b = first.runs(task), second.runs(task)
-        common = sorted(a.keys() & b.keys())
-        if not common:
-            continue
-        labels, predictions_a = stacked(task, [a[key][0] for key in common])
-        other_labels, predictions_b = stacked(task, [b[key][0] for key in common])
-        if not np.array_equal(labels, other_labels):
-            raise RecipeError(f"{task.title}: the two were scored on different dev sets; use the same --data-dir")
-        figures = [[side[key][1] for key in common] for side in (a, b)]
-        rows.append(
-            Comparison(
-                task,
-                summary(figures[0]),
-                summary(figures[1]),
-                paired_bootstrap(of_rows(task), predictions_a, predictions_b, samples=samples),
-                paired_t_test(*figures, range_of(task)) if len(common) >= LEAST_SEEDS else None,
-                "; ".join(remarks(task, first, second, len(labels))),
-            )
-        )
+        clean = compared(task, first, second, samples)
+        rows += [clean] if clean else []
+        attack = first.attack(task) if clean else ""
+        if attack and (attacked := compared(task, first, second, samples, attack)):
+            rows.append(attacked)
     if not rows:
         raise RecipeError(
             "compare: no task with equal seeds on both sides; fine-tune both with the same --task, --seeds"
         )
     return rows
+
+
+def compared(task: Task, first: Side, second: Side, samples: int, attack: str = "") -> Comparison | None:
+    """One task with the seeds that both have, as it is or under an attack; None without any."""
+    a, b = first.runs(task, attack), second.runs(task, attack)
+    common = sorted(a.keys() & b.keys())
+    if not common:
+        return None
+    labels, predictions_a = stacked(task, [a[key][0] for key in common], bool(attack))
+    other_labels, predictions_b = stacked(task, [b[key][0] for key in common], bool(attack))
+    if not np.array_equal(labels, other_labels):
+        raise RecipeError(f"{task.title}: the two were scored on different dev sets; use the same --data-dir")
+    figures = [[side[key][1] for key in common] for side in (a, b)]
+    return Comparison(
+        task,
+        summary(figures[0]),
+        summary(figures[1]),
+        paired_bootstrap(of_rows(task), predictions_a, predictions_b, samples=samples),
+        paired_t_test(*figures, range_of(task)) if len(common) >= LEAST_SEEDS else None,
+        "; ".join(remarks(task, first, second, len(labels))),
+        attack,
+    )
 
 
 def range_of(task: Task) -> tuple[float, float]:
@@ -127,16 +150,19 @@ def range_of(task: Task) -> tuple[float, float]:
 
 def remarks(task: Task, first: Side, second: Side, examples: int) -> list[str]:
     part = [] if examples in task.size("dev") else [f"{examples} of {task.dev_size} dev examples"]
+    if first.attack(task) != second.attack(task):
+        part.append("attacks differ, which is not compared")
     return part + ([] if first.setting(task) == second.setting(task) else ["settings differ"])
 
 
-def stacked(task: Task, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+def stacked(task: Task, paths: list[Path], attacked: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """(labels (N,), rows (N, 1 + seeds) of labels and decoded predictions)"""
     labels, columns = None, []
+    outputs = attacked_logits(task.name) if attacked else f"{task.name}.dev.logits"
     for path in paths:
         arrays = load_predictions(path)
         try:
-            mine, logits = arrays[f"{task.name}.dev.labels"], arrays[f"{task.name}.dev.logits"]
+            mine, logits = arrays[f"{task.name}.dev.labels"], arrays[outputs]
         except KeyError as error:
             raise RecipeError(f"{path}: holds no {error}; have the run done again") from error
         labels = mine if labels is None else labels
@@ -157,7 +183,9 @@ def comparison_table(first: str, second: str, rows: list[Comparison]) -> tuple[l
         t = row.seeds
         lines.append(
             [
-                f"{row.task.title}, {metric}" + (f" ({row.note})" if row.note else ""),
+                f"{row.task.title}, {metric}"
+                + (f" under {row.attack}" if row.attack else "")
+                + (f" ({row.note})" if row.note else ""),
                 str(row.first),
                 str(row.second),
                 f"{row.examples.value:+.2f}",
@@ -168,10 +196,14 @@ def comparison_table(first: str, second: str, rows: list[Comparison]) -> tuple[l
                 str(row.first.n),
             ]
         )
-    means = [float(np.mean([getattr(row, side).mean for row in rows])) for side in ("first", "second")]
-    lines.append(
-        [f"mean of {len(rows)}", f"{means[0]:.2f}", f"{means[1]:.2f}", f"{means[1] - means[0]:+.2f}"] + ["–"] * 5
-    )
+    for kind in ("", " under attack"):
+        chosen = [row for row in rows if bool(row.attack) == bool(kind)]
+        if chosen:
+            first_mean, second_mean = (
+                float(np.mean([getattr(row, side).mean for row in chosen])) for side in ("first", "second")
+            )
+            values = [f"{first_mean:.2f}", f"{second_mean:.2f}", f"{second_mean - first_mean:+.2f}"]
+            lines.append([f"mean of {len(chosen)}{kind}", *values, *["–"] * 5])
     return head, lines
 
 

@@ -33,6 +33,7 @@ from macaron.hf.adversarial import AdversarialTrainer
 from ..common import multistep
 from ..common.errors import RecipeError
 from ..common.workspace import write_json
+from .attacked import AttackedPrediction, attacked_scores, check_attack, logits_of
 from .batches import IGNORED, Batches, Collator, Examples, Loader
 from .card import card
 from .data import TaskData, TaskSplit, first_line, limited, load
@@ -46,7 +47,7 @@ COSTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of a step, at which a learned 
 MANY_UNKNOWN = 0.05  # share of the training text's pieces, above which the result says so
 
 
-class GlueTrainer(Trainer):
+class GlueTrainer(AttackedPrediction, Trainer):
     """Trainer with our batches, and with weight decay on every parameter as in fairseq's Adam, but for the k."""
 
     def __init__(self, *args: Any, batches: Batches, **kwargs: Any):
@@ -95,7 +96,7 @@ class TaskLoss:
             depths = torch.stack([self.each(logits.float(), labels) * counted for logits in outputs["depth_logits"]])
             items = num_items_in_batch
             return horizon_loss(depths, outputs["depth_q"], self.cost, weights=counted, num_items_in_batch=items)
-        logits = (outputs["logits"] if isinstance(outputs, dict) else outputs[0]).float()  # (B, num_labels)
+        logits = logits_of(outputs)  # (B, num_labels)
         total = counted.sum() if num_items_in_batch is None else num_items_in_batch
         return (self.each(logits, labels) * counted).sum() / total
 
@@ -211,7 +212,7 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
     if data.train is None or data.dev is None:
         raise RecipeError(f"{task.title}: cannot be trained here; {'; '.join(data.notes)}")
     split = limited(data.train, run.setting.max_train_examples)
-    started = time.time()
+    started, cpu_started = time.time(), time.process_time()
     tokenizer, model, notes = load_model(run.model, task, run.seed, dropout=run.setting.dropout)
     limit = length_limit(run.setting, tokenizer, model)
     collator = Collator(tokenizer, limit, torch.long if task.head == CLASSES else torch.float32)
@@ -229,12 +230,16 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
         lengths, run.setting.batch_size, run.seed,
         swap=task.symmetric, world=world, rank=rank, accumulate=options.accumulate,
     )  # fmt: skip
-    attack = run.setting.attack()
+    loss = TaskLoss(task, getattr(model.config, "horizon_cost", 0.0))
+    under_attack = run.setting.scored_under()
+    if under_attack is not None:
+        check_attack(model, collator([Examples(data.dev)[0]]), loss, under_attack)
+    attack = run.setting.trained_under()
     under = {} if attack is None else {"attack": attack, "adversary_start_update": run.setting.adversary_start}
     trainer = (AdversarialGlueTrainer if under else GlueTrainer)(
         model, arguments, **under,
         batches=batches, train_dataset=Examples(split), data_collator=collator,
-        compute_loss_func=TaskLoss(task, getattr(model.config, "horizon_cost", 0.0)), processing_class=tokenizer,
+        compute_loss_func=loss, processing_class=tokenizer,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # its lines are in result.json
     if rank == 0:
@@ -246,10 +251,15 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
     trainer.add_callback(Diverged(run))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(run.folder / "checkpoints"))
     check_finite(run, model)
-    train_seconds = time.time() - started
+    train_seconds, train_cpu_seconds = time.time() - started, time.process_time() - cpu_started
 
     started = time.time()
     arrays, scores, remarks = evaluate(trainer, collator, run.task, options)
+    attacked = {}
+    if under_attack is not None:
+        with trainer.under(under_attack):
+            moved, attacked = attacked_scores(lambda split: predict(trainer, collator, split)[0], run.task, options)
+        arrays |= moved
     for name, values in arrays.items():
         if not np.isfinite(values).all():
             raise diverged(run, f"{name} holds numbers that are not finite")
@@ -258,6 +268,7 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
     result = {
         **run.record(),
         "scores": scores,
+        **({"attacked": attacked} if under_attack is not None else {}),
         "notes": notes,
         "examples": len(split),
         **made_from(run, options),
@@ -269,6 +280,7 @@ def run_one(run: FineTuning, options: FineTuningOptions) -> dict[str, Any]:
         "precision": "bf16" if arguments.bf16 else "fp32",
         "device": torch.cuda.get_device_name() if arguments.device.type == "cuda" else str(arguments.device),
         "train_seconds": round(train_seconds, 1),
+        "train_cpu_seconds": round(train_cpu_seconds, 1),
         "eval_seconds": round(time.time() - started, 1),
         "loss": [(entry["step"], entry["loss"]) for entry in log],
         "gradient_norm": [(entry["step"], entry["grad_norm"]) for entry in log],
@@ -349,8 +361,8 @@ def predict(trainer: GlueTrainer, collator: Collator, split: TaskSplit) -> tuple
     learned horizon how many steps each example took, (N,); zeros of any other."""
     lengths, *_ = measure(collator.tokenizer, split, collator.max_length)
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    unlabelled = dataclasses.replace(split, labels=None).subset(order.tolist())
-    outputs = trainer.predict(Examples(unlabelled)).predictions
+    seen = split if trainer.attacked_by else dataclasses.replace(split, labels=None)  # an attack needs the labels
+    outputs = trainer.predict(Examples(seen.subset(order.tolist()))).predictions
     steps = np.zeros(len(split), dtype=np.int64)
     if getattr(trainer.model.config, "horizon", "none") == "learned":
         steps[order] = outputs[1]

@@ -70,26 +70,55 @@ def by_task(results: Sequence[Result], settings: dict[str, list[dict[str, Any]]]
             "seeds": [run["seed"] for run in chosen],
             "runs": [run["run"] for run in chosen],
             "values": {name: [run["scores"][task.name][name] for run in chosen] for name in task.metrics},
+            **under_attack(task, chosen),
             "best": {"run": best["run"], "seed": best["seed"], "scores": best["scores"][task.name]},
             "searched": [
                 {"setting": runs[0]["setting"], "seeds": len(runs), "mean": mean_figure(task, runs)} for runs in ranked
             ],
             "examples": chosen[0]["examples"],
-            "train_seconds": float(np.mean([run["train_seconds"] for run in chosen])),
+            **{
+                name: float(np.mean([run[name] for run in chosen]))
+                for name in ("train_seconds", "train_cpu_seconds")
+                if all(name in run for run in chosen)
+            },
         }
     return table
+
+
+def under_attack(task: Task, runs: Sequence[Result]) -> Result:
+    """The figures of a task under the attack that its runs were scored under, beside its values; else nothing."""
+    found = [run.get("attacked", {}).get(task.name) for run in runs]
+    if not all(found):
+        return {}
+    return {"attacked": {name: [scores[name] for scores in found] for name in task.metrics}}
+
+
+def attack_of(setting: Any) -> str:
+    """The attack of a run's setting in words, or nothing: `pgd-5, l2, step 0.1, radius 0.3, start 0`."""
+    if not isinstance(setting, dict) or not setting.get("attack"):
+        return ""
+    radius = "none" if setting["attack_radius"] is None else f"{setting['attack_radius']:g}"
+    return (
+        f"{setting['attack']}, {setting['attack_norm']}, step {setting['attack_step_size']:g}, radius {radius}, "
+        f"start {setting['attack_init']:g}"
+    )
+
+
+def attacked_logits(task: str) -> str:
+    """The name of a task's outputs under attack in predictions.npz."""
+    return f"{task}.dev.attacked.logits"
 
 
 def mean_figure(task: Task, runs: Sequence[Result]) -> float:
     return float(np.mean([main_figure(run["scores"][task.name]) for run in runs]))
 
 
-def summaries(entry: Result) -> dict[str, Summary]:
-    """{metric: mean ± sd over the seeds}."""
-    return {name: summary(values) for name, values in entry["values"].items()}
+def summaries(entry: Result, values: str = "values") -> dict[str, Summary]:
+    """{metric: mean ± sd over the seeds}; of "attacked" those under attack, where there was one."""
+    return {name: summary(column) for name, column in entry.get(values, {}).items()}
 
 
-def cell(name: str, table: dict[str, Result], kind: str) -> str:
+def cell(name: str, table: dict[str, Result], kind: str, values: str = "values") -> str:
     """One cell of the table: metrics of a task, or both MNLI accuracies, joined by a slash."""
     parts = []
     for task in COLUMNS[name]:
@@ -98,9 +127,9 @@ def cell(name: str, table: dict[str, Result], kind: str) -> str:
         if kind == "best":
             parts += [f"{value:.1f}" for value in table[task]["best"]["scores"].values()]
         elif kind == "mean":
-            parts += [f"{s.mean:.1f}" for s in summaries(table[task]).values()]
+            parts += [f"{s.mean:.1f}" for s in summaries(table[task], values).values()]
         else:
-            parts += ["–" if s.sd is None else f"{s.sd:.1f}" for s in summaries(table[task]).values()]
+            parts += ["–" if s.sd is None else f"{s.sd:.1f}" for s in summaries(table[task], values).values()]
     return "/".join(parts) or "–"
 
 
@@ -121,7 +150,8 @@ def average(table: dict[str, Result], kind: str) -> tuple[float, int] | None:
 
 
 def dev_table(tables: dict[str, dict[str, Result]]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) in the paper's format: for each model the mean, its sd over seeds, and the best runs."""
+    """(header, rows) in the paper's format: for each model the mean, its sd over seeds, and the best runs; where dev
+    sets were attacked mean and sd under that, too."""
     columns = [name for name in COLUMNS if any(set(COLUMNS[name]) & table.keys() for table in tables.values())]
     rows = []
     for model, table in tables.items():
@@ -129,6 +159,10 @@ def dev_table(tables: dict[str, dict[str, Result]]) -> tuple[list[str], list[lis
             whole = average(table, kind) if kind != "sd" else None
             rows.append([f"{model}, {label}", *(cell(name, table, kind) for name in columns)])
             rows[-1].append(f"{whole[0]:.1f} ({whole[1]} of 8)" if whole else "–")
+        attacks = dict.fromkeys(attack_of(entry["setting"]) for entry in table.values() if "attacked" in entry)
+        for kind, label in (("mean", "mean"), ("sd", "± sd")) if attacks else ():
+            cells = (cell(name, table, kind, "attacked") for name in columns)
+            rows.append([f"{model}, {label} under {'; '.join(attacks)}", *cells, "–"])
     return ["dev set", *columns, "average"], rows
 
 
@@ -142,24 +176,28 @@ def details(table: dict[str, Result]) -> tuple[list[str], list[list[str]]]:
             setting += ", no dropout"
         if s.get("adversary"):
             setting += f", {s['adversary']} {s['adversary_norm']} {s['adversary_step_size']:g}"
-        for metric, figure in summaries(entry).items():
-            rows.append(
-                [
-                    TASKS[name].title,
-                    METRIC_NAMES[metric],
-                    f"{figure.mean:.2f}",
-                    "" if figure.sd is None else f"{figure.sd:.2f}",
-                    " ".join(map(str, entry["seeds"])),
-                    " ".join(f"{value:.2f}" for value in entry["values"][metric]),
-                    f"{entry['best']['scores'][metric]:.2f}",
-                    str(entry["best"]["seed"]),
-                    setting,
-                    str(entry["examples"]),
-                    f"{entry['train_seconds']:.0f}",
-                ]
-            )
+        for values, attack in (("values", ""), ("attacked", attack_of(s))):
+            for metric, figure in summaries(entry, values).items():
+                best = entry["best"]
+                rows.append(
+                    [
+                        TASKS[name].title,
+                        METRIC_NAMES[metric],
+                        f"{figure.mean:.2f}",
+                        "" if figure.sd is None else f"{figure.sd:.2f}",
+                        " ".join(map(str, entry["seeds"])),
+                        " ".join(f"{value:.2f}" for value in entry[values][metric]),
+                        "" if attack else f"{best['scores'][metric]:.2f}",
+                        "" if attack else str(best["seed"]),
+                        setting,
+                        str(entry["examples"]),
+                        f"{entry['train_seconds']:.0f}",
+                        f"{entry['train_cpu_seconds']:.0f}" if "train_cpu_seconds" in entry else "",
+                        attack,
+                    ]
+                )
     head = ["task", "metric", "mean", "sd", "seeds", "values", "best run", "its seed", "setting", "examples", "seconds"]
-    return head, rows
+    return [*head, "CPU seconds", "under attack"], rows
 
 
 def as_text(head: list[str], rows: list[list[str]]) -> str:

@@ -109,7 +109,8 @@ def explained(run: FineTuning, outcome: Outcome) -> str:
 
 def shown(run: FineTuning, result: dict[str, Any], seconds: float) -> str:
     scores = "; ".join(
-        f"{task} " + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
-        for task, metrics in result["scores"].items()
+        f"{task} {said}" + ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+        for scores, said in (("scores", ""), ("attacked", "under attack "))
+        for task, metrics in result.get(scores, {}).items()
     )
     return f"{run.stage:<40} {scores}   ({seconds:.0f} s)"

@@ -14,6 +14,7 @@ from .tasks import Task
 
 SCHEDULES = ("linear", "cosine")
 ADVERSARY = tuple(f"adversary_{name}" for name in ("step_size", "norm", "radius", "init", "start"))
+ATTACK = tuple(f"attack_{name}" for name in ("step_size", "norm", "radius", "init"))
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Setting:
     adversary_radius: float | None = None
     adversary_init: float = 0.0
     adversary_start: int = 0  # updates before it begins
+    attack: str | None = None  # pgd-K, under which the dev sets are scored, too; None: not
+    attack_step_size: float = 0.1
+    attack_norm: str = "l2"
+    attack_radius: float | None = None
+    attack_init: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "max_length"):
@@ -54,51 +60,63 @@ class Setting:
             raise RecipeError(f"schedule is {self.schedule!r}; choose from {', '.join(SCHEDULES)}")
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"warmup is {self.warmup} but is a share of the updates: at least 0, below 1")
-        changed = [name for name in ADVERSARY if getattr(self, name) != type(self).__dataclass_fields__[name].default]
-        if self.adversary is None and changed:
-            raise RecipeError(
-                f"{', '.join(changed)} without an adversary change nothing; give --adversary, or leave out"
-            )
+        for kind, names in (("adversary", ADVERSARY), ("attack", ATTACK)):
+            changed = [name for name in names if getattr(self, name) != type(self).__dataclass_fields__[name].default]
+            if getattr(self, kind) is None and changed:
+                raise RecipeError(f"{', '.join(changed)} without an {kind} change nothing; give --{kind}, or leave out")
         if self.adversary_start < 0:
             raise RecipeError(f"adversary_start is {self.adversary_start} but counts updates: 0 or more")
-        self.attack()
+        self.trained_under()
+        self.scored_under()
 
-    def attack(self) -> Any:
-        """The `macaron.adversary.Attack`, or None.
+    def trained_under(self) -> Any:
+        """The adversary of training, a `macaron.adversary.Attack`, or None.
 
         Raises:
             RecipeError: one that makes no sense.
         """
-        if self.adversary is None:
-            return None
-        from macaron.adversary import Attack  # brings torch in
-
-        try:
-            made = Attack.of(
-                self.adversary,
-                step_size=self.adversary_step_size,
-                norm=self.adversary_norm,
-                radius=self.adversary_radius,
-                init=self.adversary_init,
-            )
-        except ValueError as error:
-            raise RecipeError(f"--adversary {self.adversary}: {error}") from error
-        if made.method in ("natural", "freeat"):
+        made = self._made("adversary")
+        if made is not None and made.method in ("natural", "freeat"):
             reason = "is none" if made.method == "natural" else "trains on a batch in several updates"
             raise RecipeError(
                 f"--adversary {self.adversary} {reason}; leave it out, or take e.g. freelb-hf-3, yopo-3-3"
             )
         return made
 
+    def scored_under(self) -> Any:
+        """The attack of the dev scores, a `macaron.adversary.Attack`, or None.
+
+        Raises:
+            RecipeError: one that makes no sense, or a way to train.
+        """
+        made = self._made("attack")
+        if made is not None and made.method != "pgd":
+            raise RecipeError(
+                f"--attack {self.attack} is a way to train; scores are taken under pgd-K, K ascents of the loss"
+            )
+        return made
+
+    def _made(self, kind: str) -> Any:
+        name = getattr(self, kind)
+        if name is None:
+            return None
+        from macaron.adversary import Attack  # brings torch in
+
+        sizes = {what: getattr(self, f"{kind}_{what}") for what in ("step_size", "norm", "radius", "init")}
+        try:
+            return Attack.of(name, **sizes)
+        except ValueError as error:
+            raise RecipeError(f"--{kind} {name}: {error}") from error
+
     def record(self) -> dict[str, Any]:
-        """For result.json; without an adversary, and with dropout, as before there was a choice."""
-        silent = ("dropout",) if self.dropout else ()
-        silent += () if self.adversary else ("adversary", *ADVERSARY)
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in silent}
+        """For result.json; without adversary and attack, and with dropout, as before there was a choice."""
+        absent = tuple(kind for kind in ("adversary", "attack") if getattr(self, kind) is None)
+        absent += ("dropout",) if self.dropout else ()
+        return {name: value for name, value in dataclasses.asdict(self).items() if not name.startswith(absent)}
 
     @property
     def name(self) -> str:
-        """Of the run's folder; the run's result.json has the setting in full."""
+        """Of the run's folder, where all are scored under one attack; result.json has the setting in full."""
         name = f"e{self.epochs}-b{self.batch_size}-lr{self.lr:g}-wd{self.weight_decay:g}"
         name += "" if self.dropout else "-nodropout"
         if self.adversary is None:

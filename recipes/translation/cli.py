@@ -20,7 +20,8 @@ from ..common.schemes import NAMED, OPTIONS, Variant
 from ..common.workspace import Workspace
 from . import choose, initial
 from .data.own import FORMS
-from .pipeline import STAGES, Data, Pipeline
+from .noise import noise_words
+from .pipeline import NOISE, STAGES, Data, Pipeline
 from .recipe import OWN, PRECISIONS, Recipe, load, sizes_of
 from .text import SUBWORDS
 from .train import STOP_BY, Machine, stopping
@@ -111,6 +112,13 @@ def parser(name: str, more: Callable[[argparse.ArgumentParser], None] | None = N
     if name != OWN and load(name).valid:
         data.add_argument("--valid", metavar="SET", help="newstest2013, or train: every 100th training pair")
 
+    p.add_argument(
+        "--noise",
+        type=share_of_characters,
+        metavar="X",
+        help="also translate and score the test set with typing errors at this share of the source's characters, as "
+        "0.1; a finished run is scored so when its command is given again with it",
+    )
     course = p.add_argument_group("course of the training")
     course.add_argument(
         "--init-from",
@@ -175,6 +183,13 @@ def parser(name: str, more: Callable[[argparse.ArgumentParser], None] | None = N
         help="what runs a command on every machine (see recipes/translation/slurm); without it, you start the others",
     )
     return p
+
+
+def share_of_characters(text: str) -> float:
+    share = float(text)
+    if not 0.0 < share <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is a share of the characters: above 0, at most 1")
+    return share
 
 
 def add_corpus(p: argparse.ArgumentParser) -> None:
@@ -330,7 +345,7 @@ def translate(name: str, args: argparse.Namespace) -> None:
     space = Workspace(out.resolve(), recipe.settings(), restart=args.restart)
     with space:
         print(f"recipe    {recipe.title}{size} ({recipe.arch}, {recipe.scheme}, seed {recipe.seed}) in {out}")
-        pipeline = Pipeline(recipe, space, machine, data, release, args.tensorboard)
+        pipeline = Pipeline(recipe, space, machine, data, release, args.tensorboard, args.noise or 0.0)
         pipeline.run(args.stage)
         show(pipeline, STAGES.index(args.stage))
 
@@ -344,6 +359,8 @@ def show(pipeline: Pipeline, stage: int) -> None:
             print(*(f"\n  {name:<11} {text}" for name, text in zip(names, row, strict=True)), sep="")
     if stage >= STAGES.index("score"):
         print("", *(pipeline.space.stamp("score") or {})["shown"], sep="\n  ")
+        if noised := pipeline.space.stamp(NOISE):
+            print("", noise_words(noised), *noised["shown"], sep="\n  ")
     if notice := (pipeline.space.stamp("prepare") or {}).get("notice"):
         print(f"\n  {notice}")
     made = {"report": "report/index.html", "release": "release"}

@@ -6,8 +6,9 @@ import argparse
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import RecipeError
 from ..common.main import module, run_command
@@ -78,6 +79,11 @@ def noise_file(source: Path, target: Path, share: float = SHARE, seed: int = 1) 
     os.replace(partial, target)
     counts = [sum(not character.isspace() for character in line) for line in text]
     return len(text), sum(round(share * count) for count in counts), sum(counts)
+
+
+def noise_words(facts: Mapping[str, Any]) -> str:
+    """What scores are of, from `share`, `hit` and `characters`."""
+    return f"typing errors at {100 * facts['share']:g} % of the source's characters, {facts['hit']:,} of them:"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "train", "average", "translate", "score", "report", "release")
 
+NOISE = "noise"  # between score and report, where it is asked for
+
 # The files of one step of the preparation are described by a stamp of their own.
 PREPARED = "prepare-*.json"
 PREPARED_FOLDERS = ("raw", "text", "bpe", "data-bin")
@@ -77,6 +79,7 @@ class Pipeline:
     checkpoints/, train.log        what came of it
     average.pt                     the model that is evaluated
     generate/, hyp/, scores.json   its translations, pieces joined (test.tok.L) and as text (test.L), and their scores
+    noise/                         the same of the test set with typing errors, where it was asked for
     report/, release/              for people, and for users
     """
 
@@ -88,6 +91,7 @@ class Pipeline:
         data: Data | None = None,
         release: Release | None = None,
         tensorboard: bool = False,
+        noise: float = 0.0,
     ):
         self.recipe = recipe
         self.space = space
@@ -95,6 +99,7 @@ class Pipeline:
         self.data = data or Data()
         self.begins_with = release
         self.tensorboard = tensorboard
+        self.noise = noise
         self.folder = space.folder
         self.source, self.target = recipe.text.languages
         self.data_bin = self.folder / "data-bin"
@@ -118,7 +123,19 @@ class Pipeline:
             if "release" in stages:
                 check_architecture(self.recipe)
         work = (self.prepare, self.train, self.average, self.translate, self.score, self.report, self.release)
-        self.space.run([Stage(name, done) for name, done in zip(STAGES, work, strict=True)], last)
+        plan = {name: Stage(name, done) for name, done in zip(STAGES, work, strict=True)}
+        plan["release"] = Stage("release", self.release, needs=STAGES[: STAGES.index("report")])
+        there = self.space.stamp(NOISE)
+        self.noise = self.noise or (there["share"] if there else 0.0)
+        if there and there["share"] != self.noise:
+            self.space.forget([NOISE])
+        if self.noise:
+            order = list(plan.values())
+            order.insert(STAGES.index("report"), Stage(NOISE, self.score_noised))
+            last = NOISE if last == "score" else last
+            self.space.run(order, last)
+        else:
+            self.space.run(list(plan.values()), last)
 
     def check_corpus(self) -> None:
         """
@@ -263,18 +280,22 @@ class Pipeline:
 
         return metric_set(self.recipe.metrics, self.recipe.text)
 
-    def words(self) -> tuple[list[str], list[str], list[str]]:
+    def words(
+        self, text: list[str] | None = None, tokens: list[str] | None = None
+    ) -> tuple[list[str], list[str], list[str]]:
         """Hypotheses, references and sources of the test set in Moses' words, whatever the model works on; as text
-        where no paper counts words.
+        where no paper counts words. Other hypotheses than the run's are given as text and as tokens.
         """
         from .scoring import tokenize
 
         if not self.metrics.published:
-            return self.lines("hyp"), self.lines("raw"), self.lines("raw", language=self.source)
+            return text or self.lines("hyp"), self.lines("raw"), self.lines("raw", language=self.source)
         if self.recipe.text.tokenizer == "moses":
-            return self.lines("hyp", "test.tok"), self.lines("text"), self.lines("text", language=self.source)
-        raw = (("hyp", self.target), ("raw", self.target), ("raw", self.source))
-        hypotheses, references, sources = (tokenize(self.lines(kind, language=x), x) for kind, x in raw)
+            hypotheses = tokens or self.lines("hyp", "test.tok")
+            return hypotheses, self.lines("text"), self.lines("text", language=self.source)
+        raw = [(self.lines("raw", language=language), language) for language in (self.target, self.source)]
+        texts = [(text or self.lines("hyp"), self.target), *raw]
+        hypotheses, references, sources = (tokenize(lines, language) for lines, language in texts)
         return hypotheses, references, sources
 
     def score(self) -> Made:
@@ -287,6 +308,49 @@ class Pipeline:
         target = self.folder / "scores.json"
         write_json(target, scores)
         return Made([target], shown=scoring.show(scores))
+
+    def score_noised(self) -> Made:
+        """The scores of the same model where a share of the source's characters is hit by typing errors."""
+        from . import scoring
+        from .noise import noise_file
+
+        folder = self.folder / NOISE
+        shutil.rmtree(folder, ignore_errors=True)  # of another share, or of an attempt that was cut short
+        folder.mkdir()
+        made = [folder / name for name in (f"test.{self.source}", f"test.bpe.{self.source}", "generate.txt")]
+        raw, pieces, output = made
+        count, hit, characters = noise_file(self.folder / "raw" / f"test.{self.source}", raw, self.noise)
+        codec = Codec.open(self.data_bin)
+        pieces.write_text("".join(codec.pieces(line) + "\n" for line in read_lines(raw)), encoding="utf-8")
+        print(f"noise     translate with {hit} of {characters} characters hit ...", flush=True)
+        command = self.interactive_command(pieces)
+        commands.run(command, output, self.space.lock, "fairseq-interactive")
+        best = commands.hypotheses(output)
+        if sorted(best) != list(range(count)):
+            raise RecipeError(f"{output}: {len(best)} translations for {count} sentences; run the same command again")
+        tokens, text = ([form(best[n].pieces) for n in range(count)] for form in (codec.tokens, codec.text))
+        made.append(folder / f"test.{self.target}")
+        made[-1].write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
+        hypotheses, references, _ = self.words(text, tokens)
+        tokenized = (hypotheses, references) if self.metrics.published else (None, None)
+        scores = scoring.score(text, self.lines("raw"), *tokenized, self.metrics)
+        made.append(folder / "scores.json")
+        write_json(made[-1], scores)
+        return Made(
+            made, share=self.noise, hit=hit, characters=characters, scores=scores, shown=scoring.show(scores),
+            command=commands.shown(command),
+        )  # fmt: skip
+
+    def interactive_command(self, pieces: Path) -> list[str]:
+        """`translate_command` for a file of pieces."""
+        settings = self.recipe.tree["generation"]
+        options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+        cpu = ["--cpu"] if self.machine.cpu else []
+        return commands.fairseq(
+            "interactive", self.data_bin, "--user-dir", commands.USER_DIR, "--path", self.model,
+            "--source-lang", self.source, "--target-lang", self.target, "--input", pieces,
+            *options, "--batch-size", 128, "--buffer-size", 4096, *cpu,
+        )  # fmt: skip
 
     def report(self) -> Made:
         from .figures import attention_sample, cross_attention
@@ -310,6 +374,7 @@ class Pipeline:
         best = commands.hypotheses(self.folder / "generate" / "generate-test.txt")
         pieces = [self.lines("bpe", language=self.source), [found.pieces for _, found in sorted(best.items())]]
         rows = list(zip(*texts, *pieces, strict=True))
+        noised = self.space.stamp(NOISE)
         names = ("source", "reference", "hypothesis", "source pieces", "hypothesis pieces")
         chosen = random.Random(1).sample(rows, min(SAMPLES, len(rows)))
         two_step = dict(self.recipe.scheme.options).get("depth_rule") == "multistep"
@@ -318,6 +383,7 @@ class Pipeline:
             "title": self.recipe.title,
             "languages": [self.source, self.target],
             "scores": self.scores(),
+            **({"noised": {name: noised[name] for name in ("share", "hit", "characters", "scores")}} if noised else {}),
             "by_length": bleu_by_length(*self.words(), self.metrics),
             "data": {key: value for key, value in stamps["prepare"].items() if key not in ("files", "seconds")},
             **{name: stamps["train"][name] for name in ("parameters", "updates", "processes")},

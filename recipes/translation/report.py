@@ -10,6 +10,7 @@ from ..common.schemes import Variant
 from .data.prepare import counts, listed
 from .figures import attention_figure, curve_figure
 from .languages import NAMES
+from .noise import noise_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -35,6 +36,9 @@ def page(result: dict[str, Any], attention: tuple[list[str], list[str], Any] | N
     if notice := result["data"].get("notice"):
         report.add(Text(f"{notice}.", "warning"))
     report.add(Table([score_row(entry) for entry in scores], SCORES), Table(facts(result)))
+    if noised := result.get("noised"):
+        rows = [score_row(entry) for entry in noised["scores"].values()]
+        report.section("With noise", Text(f"The test set with {noise_words(noised)}"), Table(rows, SCORES))
     report.section(
         "Learning curves",
         Figure("curves", curve_figure(result["learning_curve_bits_per_token"]), "learning curves"),

@@ -28,7 +28,7 @@ from transformers import (
 
 from macaron.adversary import METHODS, Attack
 from macaron.bert import MacaronBertConfig, MacaronBertForSequenceClassification
-from macaron.hf.adversarial import AdversarialTrainer, first_layer
+from macaron.hf.adversarial import AdversarialTrainer, attacked, first_layer
 
 # Float64; two orders of the same sums, over some hundred terms.
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
@@ -336,6 +336,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     for attack, options, reason in [
         ("freeat-2", {}, "Trainer takes a new batch for each; choose freelb-hf"),
         ("pgd-2", {"adversary_start_update": -1}, "must be at least 0"),
+        ("pgd-2", {"adversary_start_update": 2.5}, "=2.5 must be at least 0, a whole number"),
         ("pgd-2", {"adversary_special": "no"}, "choose one of move, stay"),
         ("pgd-2", {"torch_compile": True}, "which a compiled graph leaves out"),
     ]:
@@ -400,3 +401,65 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         one = dict(update_of(tmp_path, attack, **options).model.named_parameters())
         assert max((one[name] - start[name]).abs().max().item() for name in one) > 1e-3, case  # a factor would show
         assert_same(found[case], one, **CLOSE)
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+def albert(**options: Any) -> nn.Module:
+    return AlbertForSequenceClassification(AlbertConfig(**{**SIZES, "embedding_size": 8, **options}))
+
+
+@pytest.mark.parametrize("build", [macaron, bert, distilbert, albert], ids=lambda build: build.__name__)
+def test_attack_of_an_evaluation(build: Any) -> None:
+    """By hand, for each sentence alone and without padding: so the batch it stands in does not matter."""
+    torch.manual_seed(0)
+    model = build().double().eval()
+    batch = Examples().batch()
+    labels = batch.pop("labels")
+    attack = Attack("pgd", steps=3, **BALL)
+    switches = [p.requires_grad for p in model.parameters()]
+
+    def each(**inputs: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model(**inputs).logits, labels[: len(inputs["input_ids"])], reduction="none")
+
+    with attacked(model, batch, lambda: each(**batch).mean(), attack, seed=5) as delta, torch.no_grad():
+        under = each(**batch)
+    table = model.get_input_embeddings()
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        ids = batch["input_ids"][row : row + 1, :length]
+        embedded = table(ids).detach()
+
+        def loss(x: Tensor, row: int = row) -> Tensor:
+            return nn.functional.cross_entropy(model(inputs_embeds=x).logits, labels[row : row + 1])
+
+        still = Attack("pgd", step_size=1e-30, norm="l2", init=INIT)  # the start alone
+        with attacked(model, {"input_ids": ids}, lambda ids=ids: model(ids).logits.sum(), still, seed=5) as mine:
+            model(ids)
+        for _ in range(3):
+            mine.requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(embedded + mine), mine)
+            mine = (mine + STEP * gradient / gradient.norm()).detach()
+            mine = mine * min(1.0, RADIUS / mine.norm().item())
+        torch.testing.assert_close(delta[row, :length], mine[0], **CLOSE)
+        assert not delta[row, length:].any()
+        torch.testing.assert_close(under[row], loss(embedded + mine).detach(), **CLOSE)
+    with torch.no_grad():
+        assert (under > each(**batch)).all()
+    assert switches == [p.requires_grad for p in model.parameters()] and all(p.grad is None for p in model.parameters())
+    assert not table._forward_hooks
+
+
+def test_evaluations_that_are_refused() -> None:
+    model, batch = bert(), Examples().batch()
+    for given, attack, reason in (
+        (batch, "pgd-3", "'pgd-3' is no attack; give one, such as Attack.of"),
+        (batch, Attack("pgd", **BALL, bounds=(0.0, 1.0)), "are of pixels, and would clip δ itself"),
+        (batch, Attack("pgd", **BALL), "training mode"),
+        (batch, Attack("freelb-hf", **BALL), "is a way to train"),
+        ({"inputs_embeds": torch.zeros(1, 2, 8)}, Attack("pgd", **BALL), "but the batch has inputs_embeds"),
+        ({**batch, "input_ids": batch["input_ids"][:1]}, Attack("pgd", **BALL), "which are not the batch's"),
+    ):
+        with pytest.raises(ValueError, match=reason), attacked(model, given, lambda: model(**batch).loss, attack):
+            pass
+        model.train(reason.startswith("are of"))  # the next is refused for that

@@ -258,22 +258,40 @@ def test_macaron_bert_with_a_learned_horizon(stock_bert: Path, tiny_glue: Path, 
     assert (tmp_path / "one" / "depth.png").is_file()
 
 
-def test_under_an_adversary(stock_bert: Path, tiny_glue: Path, tmp_path: Path) -> None:
-    """It is said in the setting, the folder's name and the card, and micro-batches change nothing about it."""
+def test_under_an_adversary(
+    stock_bert: Path, tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said in the setting, the folder's name and the card, and micro-batches change nothing about it; so are the
+    attack and its scores, whatever stands together in a batch."""
     words = ["--task", "mrpc", "--adversary", "yopo-full-2-2", "--adversary-radius", "0.3", "--save-model"]
-    for out, more in (("one", []), ("micro", ["--accumulate=2"]), ("plain", [])):
-        given = words[:2] if out == "plain" else [*words, *more]
+    words += ["--attack", "pgd-2", "--attack-step-size", "0.4", "--attack-radius", "0.6", "--attack-init", "0.2"]
+    for out, more in (("one", []), ("micro", ["--accumulate=2", "--eval-batch-size=3"]), ("plain", [])):
+        given = words[:2] + words[7:] if out == "plain" else [*words, *more]
         assert main(arguments(stock_bert, tiny_glue, tmp_path / out, *given)) == 0
-    found = {
-        out: next(iter(predictions(tmp_path / out).values()))["mrpc.dev.logits"] for out in ("one", "micro", "plain")
-    }
+    arrays = {out: next(iter(predictions(tmp_path / out).values())) for out in ("one", "micro", "plain")}
+    found = {out: each["mrpc.dev.logits"] for out, each in arrays.items()}
+    attacked = {out: each["mrpc.dev.attacked.logits"] for out, each in arrays.items()}
     np.testing.assert_allclose(found["micro"], found["one"], **ANOTHER_ORDER)
+    np.testing.assert_allclose(attacked["micro"], attacked["one"], **ANOTHER_ORDER)
+    towards = 1 - 2 * arrays["one"]["mrpc.dev.labels"][:, None]  # where the one logit loses
+    assert ((attacked["one"] - found["one"]) * towards > 0).all() and ((attacked["one"] - found["one"]) < 10).all()
     assert np.abs(found["plain"] - found["one"]).max() > 1e-4
     (folder,) = (tmp_path / "one" / "runs").iterdir()
     assert "-yopo-full-2-2-l2-a0.1-r0.3-i0-s" in folder.name
     assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["setting"]["adversary"] == "yopo-full-2-2"
     assert "adversary yopo-full-2-2, adversary_step_size 0.1" in (folder / "model" / "README.md").read_text("utf-8")
-    assert "yopo-full-2-2 l2 0.1" in (tmp_path / "one" / "table.csv").read_text("utf-8")
+    attack = "pgd-2, l2, step 0.4, radius 0.6, start 0.2"
+    for file in ("table.csv", "report.md"):
+        text = (tmp_path / "one" / file).read_text("utf-8")
+        assert "yopo-full-2-2 l2 0.1" in text and attack in text
+    assert f"dev under attack ({attack}), F1" in (folder / "model" / "README.md").read_text("utf-8")
+    capsys.readouterr()
+    assert main(["compare", "--runs", str(tmp_path / "plain"), str(tmp_path / "one"), "--samples", "20"]) == 0
+    table = capsys.readouterr().out
+    assert f"MRPC, F1/accuracy under {attack}" in table and "mean of 1 under attack" in table
+    assert "attacks differ" not in table
+    assert main(arguments(stock_bert, tiny_glue, tmp_path / "one", *words[:-1], "0.1")) == 1  # kept with the folder
+    assert "attack_init" in capsys.readouterr().err
 
 
 def test_models_that_do_not_load(tiny_glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -477,6 +495,8 @@ def test_unknown_words_are_told(
             "tasks": {"cola": {**result["tasks"]["cola"], "values": {"mcc": [float("nan")] * 3}}},
         },
         lambda result: {**result, "tasks": {"cola": {**result["tasks"]["cola"], "values": {"mcc": ["a"] * 3}}}},
+        lambda result: {**result, "tasks": {"cola": {**result["tasks"]["cola"], "attacked": {"mcc": [1.0] * 3}}}},
+        lambda result: {**result, "tasks": {"cola": {**result["tasks"]["cola"], "setting": {"attack": "pgd-1"}}}},
     ],
 )
 def test_results_of_another_shape(change: Any, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

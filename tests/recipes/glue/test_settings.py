@@ -61,9 +61,9 @@ def test_impossible_settings(wrong: dict[str, object]) -> None:
 
 def test_an_adversary_is_a_part_of_the_setting() -> None:
     ((plain, _),) = plan("simple", TASKS["rte"])
-    assert plain.attack() is None and not [name for name in plain.record() if name.startswith("adversary")]
+    assert plain.trained_under() is None and not [name for name in plain.record() if name.startswith("adversary")]
     ((setting, _),) = plan("simple", TASKS["rte"], adversary="yopo-3-2", adversary_radius=0.3, adversary_start=10)
-    attack = setting.attack()
+    attack = setting.trained_under()
     assert (attack.method, attack.steps, attack.inner_steps, attack.radius, attack.norm) == ("yopo", 3, 2, 0.3, "l2")
     assert setting.record()["adversary"] == "yopo-3-2" and setting.record()["adversary_start"] == 10
     assert setting.name == f"{plain.name}-yopo-3-2-l2-a0.1-r0.3-i0-from10"
@@ -78,6 +78,9 @@ def test_an_adversary_is_a_part_of_the_setting() -> None:
         ({"adversary": "yopo-3-3", "adversary_step_size": 0.0}, "give a step_size above 0"),
         ({"adversary": "yopo-3-3", "adversary_start": -1}, "counts updates: 0 or more"),
         ({"adversary_radius": 0.1}, "adversary_radius without an adversary"),
+        ({"attack": "yopo-3-3"}, "is a way to train; scores are taken under pgd-K"),
+        ({"attack": "pgd-3", "attack_radius": 0.0}, "radius=0 leaves no room"),
+        ({"attack_init": 0.1}, "attack_init without an attack"),
     ],
     ids=str,
 )

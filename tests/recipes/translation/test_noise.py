@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 
+from recipes.common.workspace import read_json, read_lines
 from recipes.translation.noise import main, noised
 
 TEXT = ["Ein Mann steht auf einer Straße und wartet.", "Zwei  Hunde im Gras", "", "a b c d e f g h i j"]
@@ -67,3 +69,25 @@ def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(source), str(tmp_path / "new")]) == 1
     assert "0 different letters" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_finished_run_is_scored_with_noise_beside_the_clean_source(finished, recipe_command, tmp_path: Path) -> None:
+    """And only that is done, and its report again; another share is another score, and stays without the option."""
+    copy = tmp_path / "out"
+    shutil.copytree(finished.folder, copy)
+    done = recipe_command("report", "--out", copy, "--noise=0.2")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("done before") == 5 and "noise     done in" in done.stdout
+    result = read_json(copy / "report" / "result.json")
+    assert result["scores"] == read_json(copy / "scores.json")
+    noised_scores = result["noised"]
+    assert noised_scores["share"] == 0.2 and set(noised_scores["scores"]) == set(result["scores"])
+    clean, hit = (read_lines(copy / folder / "test.de") for folder in ("raw", "noise"))
+    assert len(clean) == len(hit) and sum(a != b for a, b in zip(clean, hit, strict=True)) == len(clean)
+    said = f"typing errors at 20 % of the source's characters, {noised_scores['hit']:,} of them"
+    assert said in done.stdout and "With noise" in (copy / "report" / "index.html").read_text(encoding="utf-8")
+    sacrebleu = read_json(copy / "stamps" / "noise.json")["scores"]["sacreBLEU"]["score"]
+    assert sacrebleu == noised_scores["scores"]["sacreBLEU"]["score"] != result["scores"]["sacreBLEU"]["score"]
+    assert "release" in {path.stem for path in (copy / "stamps").iterdir()}  # which is of the model alone
+    wrong = recipe_command("report", "--out", copy, "--noise=1.5")
+    assert wrong.returncode == 2 and "1.5 is a share of the characters" in wrong.stdout
