@@ -33,10 +33,11 @@ from macaron.bert.auto import AUTO_CLASSES
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
 from macaron.bert.hub import load
 from macaron.bert.modeling_macaron_bert import MacaronBertForMultipleChoice, MacaronBertModel
-from macaron.decoding.weights import choose_precision, packed, quantized
+from macaron.decoding.weights import choose_precision, packed
 from macaron.hf.export import reference, sources
 from macaron.hf.folders import check_free, put
 from macaron.hf.loading import listed
+from macaron.quantization import quantized
 
 FORMATS = ("onnx", "onnx-int8", "torch-int8", "torch-export")
 INT8_FILE, INT8_KIND, SCALE = "model.int8.safetensors", "macaron-int8 1", ".scale"
@@ -248,7 +249,7 @@ def _reader(plain: Plain, folder: Path, form: str) -> Any:
 
 
 def _save_int8(model: PreTrainedModel, file: Path) -> None:
-    """Matrices of linear maps and embeddings as `macaron.decoding.weights.quantized` has them; the rest in float32."""
+    """Matrices of linear maps and embeddings as `macaron.quantization.quantized` has them; the rest in float32."""
     small = {id(m.weight) for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)}
     tensors = {}
     for name, parameter in model.named_parameters():  # tied ones once
