@@ -130,10 +130,12 @@ def sentences(found: Results) -> list[str]:
             noisy, biased, free, ours = (
                 mean(found.of(level, key)) for key in ("noisy", "dncnn", "dncnn_free", settings.horizon)
             )
+            fixed = ""
+            if settings.horizon != "fixed":
+                fixed = f", {ours - mean(found.of(level, 'fixed')):+.2f} dB from DURR of {settings.fixed} steps for all"
             said.append(
-                f"Unseen {sign} {level:g}: the DnCNN with biases is {biased - noisy:+.2f} dB from the input, DURR "
-                f"({settings.horizon}) {ours - biased:+.2f} dB and the DnCNN without biases {free - biased:+.2f} dB "
-                f"from the one with."
+                f"Unseen {sign} {level:g}: DURR ({settings.horizon}) is {ours - noisy:+.2f} dB from the input, "
+                f"{ours - biased:+.2f} dB from the DnCNN with biases, {ours - free:+.2f} dB from that without{fixed}."
             )
     return said
 
