@@ -115,8 +115,8 @@ def parser() -> argparse.ArgumentParser:
     horizon.add_argument("--task", choices=("cola", "sst2", "mrpc", "stsb", "rte"), default="sst2", help="whose dev "
                          "set is read (default: sst2)")  # fmt: skip
     horizon.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="of GLUE's TSV files")
-    horizon.add_argument("--costs", type=float, nargs="+", default=[0.0, 0.02, 0.1, 0.5], metavar="X", help="prices of "
-                         "a step (default: 0 0.02 0.1 0.5)")  # fmt: skip
+    horizon.add_argument("--costs", type=float, nargs="+", default=[0.0, 0.001, 0.003, 0.01, 0.1], metavar="X",
+                         help="prices of a step (default: 0 0.001 0.003 0.01 0.1)")  # fmt: skip
     horizon.add_argument("--batch-size", type=positive, default=32, metavar="N", help="default: %(default)s")
 
     ops = command(commands, "ops", "each operation beside plain PyTorch, eager and compiled")

@@ -43,7 +43,7 @@ from .origin import BEGUN, made_from
 from .settings import FineTuning, FineTuningOptions, Setting
 from .tasks import BINARY, CLASSES, SCORE_MIDDLE, SCORE_SCALE, TASKS, Task, evaluated_with
 
-COSTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of a step, at which a learned horizon is looked at
+COSTS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # of a step, at which a learned horizon is looked at
 MANY_UNKNOWN = 0.05  # share of the training text's pieces, above which the result says so
 
 

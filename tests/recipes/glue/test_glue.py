@@ -241,7 +241,7 @@ def test_macaron_bert_with_a_learned_horizon(stock_bert: Path, tiny_glue: Path, 
     assert tuned.macaron_bert.policy.fc2.weight.abs().sum() > 0 and tuned.config.horizon_cost == 0
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     lines = result["horizon"]["tasks"]["mrpc"]
-    assert [line["cost"] for line in lines] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+    assert [line["cost"] for line in lines] == [0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
     steps = [line["steps"] for line in lines]
     assert steps == sorted(steps, reverse=True) and 1 <= steps[-1] <= steps[0] <= 3
     assert lines[0]["scores"] == result["scores"]["mrpc"]
