@@ -35,20 +35,17 @@ TIMED = 3  # updates that --minutes are reckoned from, after a first one
 
 
 class States:
-    """The states of an encoder behind some of its norms, in their order, of its last pass; packed or not."""
+    """The states of an encoder behind some of its norms: `with states as seen:` lists those of the passes within."""
 
     def __init__(self, norms: Sequence[Any]):
-        self.seen: list[Tensor] = []
-        self.handles = [norm.register_forward_hook(self.see) for norm in norms]
+        self.norms = norms
 
-    def see(self, module: Any, given: Any, result: tuple[Tensor, Tensor]) -> None:
-        self.seen.append(result[1])
-
-    def take(self) -> list[Tensor]:
-        seen, self.seen = self.seen, []
+    def __enter__(self) -> list[Tensor]:
+        seen: list[Tensor] = []
+        self.handles = [norm.register_forward_hook(lambda _, __, result: seen.append(result[1])) for norm in self.norms]
         return seen
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
@@ -72,6 +69,15 @@ def loss_of(student: Sequence[Tensor], teacher: Sequence[Tensor], inner_weight: 
     return parts[-1] + inner_weight * inner
 
 
+def apart(student: Any, teacher: Any, batch: Batch, inner_weight: float) -> Tensor:
+    """The loss of a batch, of which the student has gradients."""
+    with of_student(student) as ours, of_teacher(teacher) as theirs:
+        with torch.no_grad():
+            teacher(**batch)
+        student(**batch)
+    return loss_of([s.float() for s in ours], [t.float() for t in theirs], inner_weight)
+
+
 class Distillation(training.Pretraining):
     """The Trainer of `recipes.bert_pretrain`, exact at every update, with a teacher in the place of labels.
 
@@ -88,23 +94,15 @@ class Distillation(training.Pretraining):
         self.student = encoder_of(self.model)
         self.sentences = [{name: t.to(self.args.device) for name, t in batch.items()} for batch in sentences]
         self.inner_weight = inner_weight
-        self.states = of_student(self.student), of_teacher(self.teacher)
 
     def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
-        ours, theirs = self.states
-        theirs.take(), ours.take()
-        with torch.no_grad():
-            self.teacher(**inputs)
-        self.student(**inputs)
-        loss = loss_of([s.float() for s in ours.take()], [t.float() for t in theirs.take()], self.inner_weight)
+        loss = apart(self.student, self.teacher, inputs, self.inner_weight)
         return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         started = time.perf_counter()
         self.student.eval()
         found = {f"eval_{name}": value for name, value in distance(self.student, self.teacher, self.sentences).items()}
-        for states in self.states:
-            states.take()
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         self.since += time.perf_counter() - started
@@ -153,31 +151,21 @@ def trainer_of(
 def updates_within(minutes: float, trainer: Distillation) -> tuple[int, float]:
     """(updates that fit into so many minutes with their measurements, seconds of one), timed on a copy."""
     model = copy.deepcopy(trainer.student)
-    ours, theirs = of_student(model), of_teacher(trainer.teacher)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
     size, seconds = trainer.training.batch_size, []
     part = trainer.args.per_device_train_batch_size
-    try:
-        for n in range(TIMED + 1):
-            started = time.perf_counter()
-            for first in range(n * size, (n + 1) * size, part):
-                examples = trainer.train_dataset.__getitems__(range(first % size, first % size + part))
-                batch = {name: t.to(trainer.args.device) for name, t in trainer.data_collator(examples).items()}
-                with torch.no_grad():
-                    trainer.teacher(**batch)
-                model(**batch)
-                loss_of(ours.take(), theirs.take(), trainer.inner_weight).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seconds.append(time.perf_counter() - started)
+    for n in range(TIMED + 1):
         started = time.perf_counter()
-        distance(trainer.student, trainer.teacher, trainer.sentences)
-        measuring = time.perf_counter() - started
-    finally:
-        for states in (ours, theirs):
-            states.close()
-        for states in trainer.states:
-            states.take()
+        for first in range(n * size, (n + 1) * size, part):
+            examples = trainer.train_dataset.__getitems__(range(first, first + part))
+            batch = {name: t.to(trainer.args.device) for name, t in trainer.data_collator(examples).items()}
+            apart(model, trainer.teacher, batch, trainer.inner_weight).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    distance(trainer.student, trainer.teacher, trainer.sentences)
+    measuring = time.perf_counter() - started
     update = sorted(seconds[1:])[TIMED // 2]
     whole = update + measuring / trainer.args.eval_steps
     return max(2, int(60 * minutes / whole)), update

@@ -323,15 +323,15 @@ def test_states_stand_beside_each_other(tokenizer: BertTokenizer) -> None:
 
     lie = from_transformers(random_bert())
     student = to_strang(lie, Widths(4, 48))
-    ours, theirs = distill.of_student(student), distill.of_teacher(lie)
     batch = {"input_ids": torch.randint(5, len(WORDS) + 6, (3, 9))}
     with torch.no_grad():
-        lie(**batch), student(**batch)
-        s, t = ours.take(), theirs.take()
-        assert len(s) == len(t) == 4
-        torch.testing.assert_close(s, t, atol=1e-4, rtol=1e-4)
-        assert distill.loss_of(s, t, 1.0) < 1e-8
-        assert distill.loss_of([2 * x for x in t], t, 0.5) == pytest.approx(1.5)
+        assert distill.apart(student, lie, batch, 1.0) < 1e-8
+        with distill.of_student(student) as s, distill.of_teacher(lie) as t:
+            lie(**batch), student(**batch)
+        student(**batch)  # is not listed any more
+    assert len(s) == len(t) == 4
+    torch.testing.assert_close(s, t, atol=1e-4, rtol=1e-4)
+    assert distill.loss_of([2 * x for x in t], t, 0.5) == pytest.approx(1.5)
 
 
 def test_every_other_pair_is_its_first_segment(tokenizer: BertTokenizer) -> None:
