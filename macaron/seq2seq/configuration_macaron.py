@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -16,6 +16,29 @@ from macaron.ops.act_dropout import check_activation
 _SAME_ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
 
 Positions = Literal["sinusoidal", "learned", "none"]
+
+
+class Side(NamedTuple):
+    """The fields of the encoder or the decoder: `config.encoder_layers` is `config.side("encoder").layers`.
+
+    Fields:
+        dim: C; table: width of the table of embeddings; words: rows of it.
+        limit: the name of the field that says `max_position_embeddings`.
+    """
+
+    layers: int
+    attention_heads: int
+    ffn_dim: int
+    first_ffn_dim: int
+    normalize_before: bool
+    final_norm: bool
+    position_embedding_type: str
+    layerdrop: float
+    dim: int
+    table: int
+    words: int
+    max_position_embeddings: int
+    limit: str
 
 
 @strict
@@ -125,6 +148,9 @@ class MacaronConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if __name__.startswith("macaron."):
             kwargs.pop("auto_map", None)  # names files of code that saving an installed model does not write
+        for name, own in self.attribute_map.items():  # before anything is derived from them
+            if name in kwargs:
+                setattr(self, own, kwargs.pop(name))
         scheme = self.scheme()
         self.splitting = scheme.splitting.portable  # a saved model is read where nothing is registered
         for side in ("encoder", "decoder"):
@@ -180,7 +206,8 @@ class MacaronConfig(PreTrainedConfig):
             )
         if self.position_offset < 0:
             raise ValueError(f"position_offset={self.position_offset} is negative; fairseq's is 2")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < min(self.vocab_size, self.source_vocab_size):
+        words = min(self.side("encoder").words, self.side("decoder").words)
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < words:
             raise ValueError(
                 f"pad_token_id={self.pad_token_id} is not in the vocabularies of source_vocab_size="
                 f"{self.source_vocab_size} and vocab_size={self.vocab_size}"
@@ -234,6 +261,18 @@ class MacaronConfig(PreTrainedConfig):
     def shares_embeddings(self) -> bool:
         """Whether source and target have one table."""
         return self.tie_word_embeddings and self.share_encoder_decoder_embeddings
+
+    def side(self, name: str) -> Side:
+        """Of "encoder" or "decoder"."""
+        own: dict[str, Any] = {field: getattr(self, f"{name}_{field}") for field in Side._fields[:8]}
+        values: Any = self  # what was left open is filled in
+        if name == "decoder":
+            own |= {"dim": values.decoder_d_model, "table": values.decoder_input_dim, "words": self.vocab_size}
+            limit = "decoder_max_position_embeddings"
+        else:
+            own |= {"dim": self.d_model, "table": self.d_model, "words": values.source_vocab_size}
+            limit = "max_position_embeddings"
+        return Side(**own, max_position_embeddings=getattr(self, limit), limit=limit)
 
     def scheme(self, *, cross_attention: bool | None = None) -> Scheme:
         """How the layers integrate: as it is written, or with cross-attention, a decoder's, or without, an encoder's.

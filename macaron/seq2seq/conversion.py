@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,7 +184,7 @@ def check_equal(model: MacaronForConditionalGeneration, found: Portable) -> floa
     real = torch.arange(length) < lengths[:, None]
     source = source.masked_fill(~real, found.pad)
     target = torch.randint(min(4, sizes[1] - 1), sizes[1], (3, length), generator=draw)
-    target[:, 0] = model.config.decoder_start_token_id
+    target[:, 0] = 2  # </s>
     theirs = found.logits(source, target)
     ours = model(source, real.long(), decoder_input_ids=target, use_cache=False).logits.to(theirs)
     difference = float((ours - theirs).abs().max())
@@ -244,7 +243,7 @@ def tokenizer(found: Portable, scratch: Path, config: MacaronConfig) -> MacaronT
     for (argument, name), symbols in zip(names.items(), found.symbols[: 1 + separate], strict=False):
         files[argument] = str(scratch / name)
         Path(files[argument]).write_text(json.dumps(symbols, ensure_ascii=False), encoding="utf-8")
-    text: Mapping[str, Any] | None = None
+    text: dict[str, Any] | None = None
     if found.text is not None:
         text = found.text.content()
         kind = {"subword_nmt": "codes_file", "sentencepiece": "sentencepiece_file"}[found.text.subword]

@@ -38,6 +38,7 @@ from macaron.hf.context import IsRecorded, eager_attention_forward
 from macaron.hf.loading import check_names, listed
 from macaron.hf.losses import IGNORED, mean_cross_entropy
 from macaron.hf.positions import count_positions, sinusoids
+from macaron.particles.dropout import Dropout
 from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention
 from macaron.particles.layer import ParticleLayer
 from macaron.seq2seq.configuration_macaron import MacaronConfig
@@ -73,6 +74,8 @@ class _Interface(IsRecorded):
 
     config: MacaronConfig
     cache_suffix: str
+    dropout_module: Dropout
+    out_proj: nn.Linear
 
     def set_place(self, config: MacaronConfig, layer_idx: int | None, is_causal: bool) -> None:
         """`layer_idx`: of the decoder; None in an encoder, which has no cache."""
@@ -115,18 +118,20 @@ class MacaronCrossAttention(_Interface, CrossAttention):
         super().__init__(dim, *args, memory_dim=memory_dim, **kwargs)
         # fairseq's distribution: Xavier on each of three matrices, with gain 1/√2 where all are of one size
         gain = math.sqrt(1 / 2) if memory_dim == dim else 1.0
-        self.q_proj.xavier_gain = gain
-        self.kv_proj.xavier_gain = gain * math.sqrt((2 * dim + memory_dim) / (dim + memory_dim))
+        self.q_proj.xavier_gain = gain  # type: ignore[assignment]
+        self.kv_proj.xavier_gain = gain * math.sqrt((2 * dim + memory_dim) / (dim + memory_dim))  # type: ignore[assignment]
 
     def forward(self, x: Tensor, context: Any) -> tuple[Tensor, Tensor | None]:
         """(B, T, C) with a `Context` → the same, and weights (B, H, T, S) or None."""
         query = self.split(self.q_proj(x), 1)[0]
+        assert self.layer_idx is not None, "an encoder has no memory"
         place = self.places.memory(self.layer_idx, self.number)
         known = context.remembered(place)
         if known is None:
             key, value = self.split(self.kv_proj(context.memory), 2)  # (B, H, S, D)
             known = context.remember(place, key, value)
-        return self.interact(query, *known, context.memory_mask, context.options)
+        key, value = known
+        return self.interact(query, key, value, context.memory_mask, context.options)
 
 
 class MacaronLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[Context]):
@@ -138,22 +143,20 @@ class MacaronLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[Context
     """
 
     def __init__(self, config: MacaronConfig, side: str, layer_idx: int) -> None:
-        decoding = side == "decoder"
-        scheme = config.scheme(cross_attention=decoding)
-        dim = config.decoder_d_model if decoding else config.d_model
-        heads, rate = getattr(config, f"{side}_attention_heads"), config.attention_dropout
-        widths = (getattr(config, f"{side}_first_ffn_dim"), getattr(config, f"{side}_ffn_dim"))
-        act = {"activation": config.activation_function, "dropout": config.activation_dropout}
+        decoding, sizes = side == "decoder", config.side(side)
+        scheme, dim, heads = config.scheme(cross_attention=decoding), sizes.dim, sizes.attention_heads
+        act, drop = config.activation_function, {"dropout": config.attention_dropout, "batch_first": True}
+        widths = scheme.per_ffn(sizes.first_ffn_dim, sizes.ffn_dim)
         flows: list[nn.Module] = []
-        for substep, width in zip(scheme.splitting.substeps, scheme.per_ffn(*widths), strict=True):
+        for substep, width in zip(scheme.splitting.substeps, widths, strict=True):
             if width is not None:
-                flows.append(FeedForward(dim, width, **act))
+                flows.append(FeedForward(dim, width, activation=act, dropout=config.activation_dropout))
                 continue
             attention: Any
             if own := substep.flow == SELF_ATTENTION:
-                attention = MacaronSelfAttention(dim, heads, dropout=rate, batch_first=True)
+                attention = MacaronSelfAttention(dim, heads, **drop)  # type: ignore[arg-type]
             else:
-                attention = MacaronCrossAttention(dim, heads, memory_dim=config.d_model, dropout=rate, batch_first=True)
+                attention = MacaronCrossAttention(dim, heads, memory_dim=config.d_model, **drop)
             attention.set_place(config, layer_idx if decoding else None, is_causal=decoding and own)
             flows.append(attention)
         super().__init__(
@@ -161,7 +164,7 @@ class MacaronLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[Context
             flows,
             dim,
             dropout=config.dropout,
-            normalize_before=getattr(config, f"{side}_normalize_before"),
+            normalize_before=sizes.normalize_before,
             eps=config.layer_norm_eps,
         )
 
@@ -259,38 +262,28 @@ class MacaronStack(MacaronPreTrainedModel):
 
     def __init__(self, config: MacaronConfig) -> None:
         super().__init__(config)
-        side = self.side
-        decoding = side == "decoder"
-        dim = config.decoder_d_model if decoding else config.d_model
-        table = config.decoder_input_dim if decoding else dim
-        self.max_positions = config.decoder_max_position_embeddings if decoding else config.max_position_embeddings
-        self.limit = "decoder_max_position_embeddings" if decoding else "max_position_embeddings"
-        self.dim = dim
+        self.sizes = sizes = config.side(self.side)
+        dim, eps, scheme = sizes.dim, config.layer_norm_eps, config.scheme()
         self.scale = math.sqrt(dim) if config.scale_embedding else 1.0
-        words = config.vocab_size if decoding else config.source_vocab_size
-        self.embed_tokens = nn.Embedding(words, table, padding_idx=config.pad_token_id)
-        self.project_in_dim = nn.Linear(table, dim, bias=False) if table != dim else None
-        positions = getattr(config, f"{side}_position_embedding_type")
-        self.embed_positions = nn.Embedding(self.max_positions, dim) if positions == "learned" else None
-        sinusoidal = positions == "sinusoidal"
+        self.embed_tokens = nn.Embedding(sizes.words, sizes.table, padding_idx=config.pad_token_id)
+        self.project_in_dim = nn.Linear(sizes.table, dim, bias=False) if sizes.table != dim else None
+        learned, sinusoidal = (sizes.position_embedding_type == kind for kind in ("learned", "sinusoidal"))
+        self.embed_positions = nn.Embedding(sizes.max_position_embeddings, dim) if learned else None
         self.register_buffer("sinusoids", self.compute_sinusoids() if sinusoidal else None, persistent=False)
-        eps = config.layer_norm_eps
         self.layernorm_embedding = nn.LayerNorm(dim, eps=eps) if config.layernorm_embedding else None
         self.dropout = nn.Dropout(config.dropout)
-        count = config.decoder_layers if decoding else config.encoder_layers
-        scheme = config.scheme()
         self.layers = DecodingDepth(
-            [MacaronLayer(config, side, n) for n in range(count)],
-            scheme.rule(count, dim),
-            noise=scheme.noise(count),
-            layerdrop=getattr(config, f"{side}_layerdrop"),
+            [MacaronLayer(config, self.side, n) for n in range(sizes.layers)],
+            scheme.rule(sizes.layers, dim),
+            noise=scheme.noise(sizes.layers),
+            layerdrop=sizes.layerdrop,
         )
         self.step = MacaronStep()
-        self.layer_norm = nn.LayerNorm(dim, eps=eps) if getattr(config, f"{side}_final_norm") else None
+        self.layer_norm = nn.LayerNorm(dim, eps=eps) if sizes.final_norm else None
         self.gradient_checkpointing = False
 
     def compute_sinusoids(self) -> Tensor:
-        return sinusoids(self.config.position_offset, self.max_positions, self.dim)
+        return sinusoids(self.config.position_offset, self.sizes.max_position_embeddings, self.sizes.dim)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
@@ -313,9 +306,10 @@ class MacaronStack(MacaronPreTrainedModel):
         length = x.size(1)
         tables = (self.embed_positions, self.sinusoids)
         if any(table is not None for table in tables):
-            if isinstance(past, int) and past + length > self.max_positions:
+            limit, most = self.sizes.limit, self.sizes.max_position_embeddings
+            if isinstance(past, int) and past + length > most:
                 raise ValueError(
-                    f"{past + length} tokens are more than the {self.side}'s {self.limit}={self.max_positions}; "
+                    f"{past + length} tokens are more than the {self.side}'s {limit}={most}; "
                     f"truncate them (tokenizer: truncation=True; generate: max_length), or train with more positions"
                 )
             if torch.is_tensor(mask) and mask.dim() == 2:
@@ -484,7 +478,7 @@ class MacaronModel(_HasTables):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        encoder_outputs: Any = None,
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -495,7 +489,7 @@ class MacaronModel(_HasTables):
 
         Args:
             attention_mask: (B, S), 1 at real particles; decoder_attention_mask: (B, T), of everything so far.
-            encoder_outputs: the encoder's, in place of the sources.
+            encoder_outputs: the encoder's, a `BaseModelOutput` or a tuple of its fields, in place of the sources.
             inputs_embeds, decoder_inputs_embeds: in place of ids.
             cache: see `MacaronDecoder`; past_key_values is its former name.
         """
@@ -554,10 +548,11 @@ class MacaronForConditionalGeneration(_HasTables, GenerationMixin):
         if not config.share_encoder_decoder_embeddings:
             self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.model = MacaronModel(config)
-        width, out = config.decoder_d_model, config.decoder_output_dim
+        width, out = config.side("decoder").dim, config.decoder_output_dim
+        assert out is not None, "the configuration fills it in"
         self.project_out_dim = nn.Linear(width, out, bias=False) if width != out else None
         self.lm_head = nn.Linear(out, config.vocab_size, bias=False)
-        self.lm_head.is_projection = True
+        self.lm_head.is_projection = True  # type: ignore[assignment]
         self.post_init()
 
     @can_return_tuple
@@ -568,7 +563,7 @@ class MacaronForConditionalGeneration(_HasTables, GenerationMixin):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        encoder_outputs: Any = None,
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -617,7 +612,12 @@ class MacaronForConditionalGeneration(_HasTables, GenerationMixin):
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """See `shifted`; transformers' `DataCollatorForSeq2Seq` calls it."""
-        return shifted(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        if start is None or pad is None:
+            raise ValueError(
+                f"labels are read shifted, which takes decoder_start_token_id={start} and pad_token_id={pad}"
+            )
+        return shifted(labels, start, pad)
 
 
 __all__ = ["MacaronForConditionalGeneration", "MacaronModel", "MacaronPreTrainedModel"]

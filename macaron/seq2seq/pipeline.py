@@ -1,8 +1,8 @@
 """Raw text to raw text as a pipeline of transformers, whose own for translation version 5 has removed.
 
-    import macaron.seq2seq.pipeline
-    translate = transformers.pipeline("macaron-translation", model=folder)
-    translate(["Guten Morgen!", "Gute Nacht."], batch_size=2)
+import macaron.seq2seq.pipeline
+translate = transformers.pipeline("macaron-translation", model=folder)
+translate(["Guten Morgen!", "Gute Nacht."], batch_size=2)
 """
 
 from typing import Any

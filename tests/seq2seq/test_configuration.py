@@ -18,6 +18,9 @@ def test_what_is_left_open_is_filled_in():
     post = MacaronConfig(decoder_normalize_before=False, decoder_d_model=256, share_encoder_decoder_embeddings=False)
     assert (post.encoder_final_norm, post.decoder_final_norm, post.decoder_ffn_dim) == (True, False, 512)
     assert post.decoder_input_dim == post.decoder_output_dim == 256
+    other_names = MacaronConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4)
+    assert (other_names.d_model, other_names.decoder_d_model, other_names.encoder_ffn_dim) == (64, 64, 128)
+    assert (other_names.encoder_layers, other_names.encoder_attention_heads) == (3, 4)
 
 
 @pytest.mark.parametrize(
