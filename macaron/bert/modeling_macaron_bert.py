@@ -384,6 +384,8 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
             mask = read_mask(attention_mask, shape, self.config.num_attention_heads).to(device)
             if mask.dim() == 2:
                 real, mask = mask, None
+                if real.device.type == "cpu" and has_values(real) and real.all():
+                    real = None  # nothing is hidden; an accelerator would have to be waited for
         if position_ids is None:
             position_ids = count_positions(shape[1], real, row, device)
             longest = shape[1]

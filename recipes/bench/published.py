@@ -380,7 +380,7 @@ def joined(timings: list[Timing]) -> Timing:
 
 
 def goals(found: dict[tuple[str, str], list[Timing]]) -> list[str]:
-    """Each goal beside the median over all repeats (quartiles); without padding also of the tasks one by one."""
+    """Each goal beside the median over all repeats (quartiles); without padding the lower quartile is judged."""
     lines = []
     for goal in GOALS:
         timings = found.get((goal.case, goal.order))
@@ -388,7 +388,8 @@ def goals(found: dict[tuple[str, str], list[Timing]]) -> list[str]:
             continue
         row = next(row for row in joined(timings).rows() if row["contender"] == goal.contender)
         value = row["speedup"]
-        reached = "reached" if value >= goal.least else "NOT REACHED"
+        judged = row["speedup_q1"] if goal.order == "unpadded" else value  # that is a goal for every batch
+        reached = "reached" if judged >= goal.least else "NOT REACHED"
         batches = {"random": "random batches", "grouped": "grouped by length", "unpadded": "no padding"}[goal.order]
         lines.append(
             f"{goal.case}, {batches}: at least {goal.least:.1f} ×: {reached}, {value:.2f} × "
