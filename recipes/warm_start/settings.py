@@ -45,7 +45,7 @@ class DistillSettings:
     updates: int | None = option(None, "updates (default: 1000, or as many as --minutes allow)")
     minutes: float | None = option(None, "budget of the training; some updates are timed first, and then it is fixed")
     batch_size: int = option(32, "examples in an update")
-    lr: float = option(5e-4, "peak learning rate")
+    lr: float = option(1e-4, "peak learning rate; a fitted start is near, and a higher one leaves it first")
     warmup_fraction: float = option(0.05, "share of the updates that are linear warm-up")
     weight_decay: float = option(0.0, "decoupled weight decay")
     clip_norm: float = option(1.0, "largest norm of the gradient; 0: no clipping")

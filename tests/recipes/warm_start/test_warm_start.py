@@ -34,7 +34,7 @@ WORDS = ["the", "a", "cat", "dog", "bird", "house", "tree", "sees", "finds", "li
 WORDS += ["small", "green", "and", "or", "not"]
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 QUICK = ["--updates", "6", "--batch-size", "4", "--eval-every", "3", "--max-length", "32", "--fit-tokens", "1024"]
-QUICK += ["--valid-fraction", "0.2", "--sentences", "40"]
+QUICK += ["--valid-fraction", "0.2", "--sentences", "40", "--lr", "5e-4"]
 
 
 @pytest.fixture(scope="module")
