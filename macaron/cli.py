@@ -243,11 +243,9 @@ def _parser() -> argparse.ArgumentParser:
         "differs. A Macaron BERT of any head: onnx, onnx-int8, torch-int8, torch-export. A released translation model: "
         "onnx, torch-export, and ctranslate2 where its layers are those of the Transformer (--splitting lie).",
     )
-    deploy.add_argument(
-        "model", metavar="MODEL", help="the folder of a Macaron BERT, or its name on the hub, or that of a release"
-    )
+    deploy.add_argument("model", metavar="DIR", help="the folder of a Macaron BERT, or of a release")
     deploy.add_argument("--format", choices=_FORMATS, required=True, help="what to write")
-    deploy.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
+    deploy.add_argument("--output", type=Path, required=True, metavar="OUT", help="the folder to write")
     deploy.add_argument("--force", action="store_true", help="write into --output though there is something in it")
     deploy.set_defaults(run=_export)
 

@@ -51,16 +51,19 @@ def program(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """`module` by torch.export, with all sizes of its inputs free that it does not itself fix.
 
     Args:
-        inputs: an example, tensors or lists of them, by the names of the arguments of `forward`; no size that is to be
-            free should be 0 or 1.
+        inputs: an example, tensors or lists of them, by the names of the arguments of `forward`; those of size 1 are
+            fixed.
 
     Raises:
         ValueError: it cannot be exported.
     """
-    free = tree_map(lambda t: dict.fromkeys(range(t.dim()), torch.export.Dim.AUTO), dict(inputs))
+    dynamic = torch.export.Dim.AUTO
+    # copies, since of views the tensors that they are views of would be part of the program's conditions
+    example = tree_map(lambda t: t.clone(memory_format=torch.contiguous_format), dict(inputs))
+    free = tree_map(lambda t: {dim: dynamic for dim, size in enumerate(t.shape) if size > 1}, example)
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(module, (), dict(inputs), dynamic_shapes=free)
+            return torch.export.export(module, (), example, dynamic_shapes=free)
     except Exception as error:  # of any kind, by what the model computes
         raise ValueError(
             f"{type(module).__name__} cannot be exported by torch.export: {type(error).__name__}: "

@@ -133,6 +133,7 @@ def test_metadata(wheel):
         "recipes",
         "images",
         "bm3d",
+        "export",
         "ctranslate2",
         "dev",
         "docs",

@@ -56,11 +56,15 @@ class Steps:
 
     def begin(self, beam: int) -> Lattice:
         lattice = Lattice(beam, self.device)
+        self.use(lattice)
+        return lattice
+
+    def use(self, lattice: Any) -> None:
+        """Keys and values are attended to by this lattice from now on."""
         self._state = {}
         for n, layer in enumerate(self._layers):
             for key, kind in (("self_attn", SelfCache), ("encoder_attn", MemoryCache)):
                 layer.set_incremental_state(self._state, key, kind(lattice, f"{n}."))
-        return lattice
 
     def read(self, lattice: Lattice, tokens: list[Tensor]) -> None:
         source = collate_tokens(tokens, self.padding, left_pad=self.left_pad).to(self.device)

@@ -73,13 +73,14 @@ def export(source: str | os.PathLike[str], out: str | os.PathLike[str], form: st
     `sentence_embedding`.
 
     Args:
-        source: a folder that `save_pretrained` wrote, or a name on the hub.
+        source: a folder that `save_pretrained` wrote.
         out: the folder to write; it is complete or not there.
         form: one of `FORMATS`.
         force: write into `out` though there is something in it.
 
     Raises:
         FileExistsError: something is in `out`.
+        FileNotFoundError: there is no such folder.
         ImportError: a library of the format is missing.
         ValueError: another kind of model, one that cannot be exported, a processor without 8-bit products, or numbers
             that differ.
@@ -87,7 +88,9 @@ def export(source: str | os.PathLike[str], out: str | os.PathLike[str], form: st
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown for a Macaron BERT; choose one of {', '.join(FORMATS)}")
     out = Path(out)
-    if Path(source).is_dir() and out.resolve() == Path(source).resolve():
+    if not Path(source).is_dir():
+        raise FileNotFoundError(f"there is no folder {source}; of a model on the hub, `hf download` makes one")
+    if out.resolve() == Path(source).resolve():
         raise ValueError(f"{out} is the model itself; name another folder")
     check_free(out, force)
     if form.startswith("onnx"):
@@ -319,7 +322,7 @@ def load_int8(folder: str | os.PathLike[str]) -> PreTrainedModel:
 def _tokenizer(source: str | os.PathLike[str]) -> Any:
     if not any(Path(source, name).is_file() for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json")):
         return None
-    return AutoTokenizer.from_pretrained(source)
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def _inputs(model: PreTrainedModel, tokenizer: Any) -> list[str]:

@@ -85,10 +85,23 @@ def parser() -> argparse.ArgumentParser:
         default=["fairseq", "macaron", "macaron:int8"],
         metavar="NAME",
         help="fairseq, macaron, macaron-lie (the Transformer's splitting), macaron-by-fairseq (with its generator), "
-        "ctranslate2 (fairseq's Transformer, where installed); macaron:int8, macaron:bf16 and ctranslate2:int8 have a "
+        "ctranslate2 (fairseq's Transformer, where installed), onnxruntime, onnxruntime-lie (macaron, macaron-lie as "
+        "`macaron export` writes them); macaron:int8, macaron:bf16 and ctranslate2:int8 have a "
         "precision of their own (default: the first two and macaron:int8)",
     )
     decode.add_argument("--profile", **profile)
+
+    deploy = command(commands, "deploy", "a Macaron BERT in each format of `macaron export`, on the CPU")
+    deploy.add_argument("--weights", type=Path, required=True, metavar="DIR", help="the folder of a Macaron BERT")
+    deploy.add_argument("--text", type=Path, required=True, metavar="FILE", help="sentences, one a line (UTF-8)")
+    deploy.add_argument("--batch-size", type=positive, default=16, metavar="N", help="sentences (default: %(default)s)")
+    deploy.add_argument(
+        "--formats",
+        nargs="+",
+        default=["onnx", "onnx-int8", "torch-int8"],
+        metavar="NAME",
+        help="onnx, onnx-int8, torch-int8, torch-export (default: the first three); fp32 of torch is beside them",
+    )
 
     loss = command(commands, "loss", "linear_cross_entropy beside fairseq's label_smoothed_cross_entropy")
     loss.add_argument("--tokens", type=positive, default=1024, metavar="N", help="default: %(default)s")
@@ -277,6 +290,15 @@ def benchmark(args: argparse.Namespace) -> None:
         name = "decode" if args.over is None else "decode_curves"
         record = Record(args.out or RESULTS, name, "fp32", args.seed, plan.clock, dataclasses.asdict(task))
         decode.run(record, plan, task, args.contenders, args.seed, args.profile, args.over, args.values)
+    elif args.command == "deploy":
+        from . import deploy
+
+        if device.type != "cpu":
+            raise RecipeError(f"--device {device}: what is exported is measured on the CPU; add --device cpu")
+        check_choices("--formats", args.formats, deploy.FORMATS)
+        how = deploy.DeploySettings(str(args.weights), args.batch_size)
+        record = Record(args.out or RESULTS, "deploy", "fp32", args.seed, plan.clock, dataclasses.asdict(how))
+        deploy.run(record, plan, how, args.text, args.formats, args.seed)
     elif args.command == "ops":
         from . import ops
 

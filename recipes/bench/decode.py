@@ -17,7 +17,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.sequence_generator import SequenceGenerator
 
 import macaron
-from macaron.decoding import choose_precision
+from macaron.decoding import BeamSearch, Source, choose_precision
 
 from ..common.errors import RecipeError
 from .measure import (
@@ -32,7 +32,10 @@ from .measure import (
 from .record import Record
 from .train import SIZES, UNUSUAL
 
-CONTENDERS = ("fairseq", "macaron", "macaron-lie", "macaron-by-fairseq", "ctranslate2")
+CONTENDERS = (
+    *("fairseq", "macaron", "macaron-lie", "macaron-by-fairseq"),
+    *("ctranslate2", "onnxruntime", "onnxruntime-lie"),
+)
 PRECISIONS = ("fp32", "bf16", "int8")
 VALUES = {"sentences": (1, 8, 32), "beam": (1, 4, 8), "length": (15, 30, 60)}
 _CTRANSLATE2 = {"fp32": "float32", "int8": "int8_float32", "bf16": "bfloat16"}
@@ -62,6 +65,8 @@ def parse(name: str) -> tuple[str, str]:
         )
     if contender in ("fairseq", "macaron-by-fairseq") and precision != "fp32":
         raise RecipeError(f"--contenders: {name}: fairseq's generator has fp32 alone on a CPU")
+    if contender.startswith("onnxruntime") and precision != "fp32":
+        raise RecipeError(f"--contenders: {name}: is exported in fp32 alone")
     if contender == "ctranslate2" and importlib.util.find_spec("ctranslate2") is None:
         raise RecipeError(
             "--contenders: ctranslate2 is not installed; pip install 'macaron-net[ctranslate2]', or leave it out"
@@ -96,8 +101,12 @@ def run(
             Path(folder, f"dict.{language}.txt").write_text(words)
         built = [model(name, precision, settings, folder, plan.device, seed) for name, precision in parsed]
         engines = [
-            ctranslate2_engine(it, precision, folder, plan) if name == "ctranslate2" else None
-            for (name, precision), (it, _) in zip(parsed, built, strict=True)
+            ctranslate2_engine(it, precision, folder, plan)
+            if name == "ctranslate2"
+            else onnx_steps(it, task, Path(folder, name))
+            if name.startswith("onnxruntime")
+            else None
+            for (name, precision), (it, task) in zip(parsed, built, strict=True)
         ]
         for case in cases:
             contenders = [
@@ -125,13 +134,13 @@ def model(
     name: str, precision: str, settings: DecodeSettings, folder: str, device: torch.device, seed: int
 ) -> tuple[Any, Any]:
     """What `fairseq-generate` would load, and its task; CTranslate2 gets fairseq's."""
-    ours = name.startswith("macaron")
+    ours = name.startswith(("macaron", "onnxruntime"))
     arguments = [folder, "--source-lang", "en", "--target-lang", "de", "--share-all-embeddings"]
     arguments += [
         "--optimizer",
         "adam",
         *SIZES[settings.size][ours],
-        *(["--splitting", "lie"] if name == "macaron-lie" else []),
+        *(["--splitting", "lie"] if name.endswith("-lie") else []),
     ]
     args = options.parse_args_and_arch(options.get_training_parser(), [*arguments, "--seed", str(seed)])
     cfg = convert_namespace_to_omegaconf(args)
@@ -146,18 +155,40 @@ def model(
 
 def step(name: str, it: Any, task: Any, case: DecodeSettings, engine: Any) -> Callable[[Any], object]:
     settings = {"beam": case.beam, "max_len_a": 0, "max_len_b": case.length, "min_len": case.length, "lenpen": 1.0}
-    if engine is not None:
+    if name == "ctranslate2":
         return lambda work: engine(work, case)
     from fairseq.dataclass.configs import GenerationConfig
 
     kind = SequenceGenerator if name in ("fairseq", "macaron-by-fairseq") else None
     generator = task.build_generator([it], GenerationConfig(**settings), seq_gen_cls=kind)
 
+    if engine is not None:
+        search = generator.engine()
+        search = BeamSearch(engine, search.symbols, search.options)
+        return lambda work: list(search(of_one_length(work, case)))
+
     def decode(work: dict[str, Any]) -> None:
         found = task.inference_step(generator, [it], work)
         assert all(len(best[0]["tokens"]) == case.length + 1 for best in found)
 
     return decode
+
+
+def onnx_steps(it: Any, task: Any, folder: Path) -> Any:
+    """The model as `macaron export --format onnx` writes it."""
+    from fairseq.dataclass.configs import GenerationConfig
+    from macaron.user_dir.deploy import write_onnx
+
+    from macaron.decoding.runtime import OnnxSteps
+
+    folder.mkdir()
+    write_onnx(it, task, task.build_generator([it], GenerationConfig()).engine(), folder)
+    return OnnxSteps(folder, torch.get_num_threads())
+
+
+def of_one_length(work: dict[str, Any], case: DecodeSettings) -> Iterator[Source]:
+    for number, tokens in enumerate(work["net_input"]["src_tokens"]):
+        yield Source(number, tokens, case.length)
 
 
 def ctranslate2_engine(it: Any, precision: str, folder: str, plan: Plan) -> Callable[[Any, DecodeSettings], None]:

@@ -26,7 +26,11 @@ from macaron.bert import (
     load_int8,
 )
 from macaron.cli import main
+from macaron.decoding import choose_precision
 
+needs_int8 = pytest.mark.skipif(
+    choose_precision("auto") != "int8", reason="no products of 8-bit numbers on this processor"
+)
 WITHOUT_MACARON = """
 import sys
 class Hidden:
@@ -131,6 +135,7 @@ def test_torch_export_of_a_model_without_a_tokenizer(build, tmp_path):
     torch.testing.assert_close(end, found.end_logits, rtol=0, atol=1e-5)
 
 
+@needs_int8
 @pytest.mark.parametrize(
     ("head", "options"),
     [
@@ -154,6 +159,7 @@ def test_eight_bits_of_torch(head, options, build, batch, tmp_path):
         head.from_pretrained(tmp_path / "out")
 
 
+@needs_int8
 def test_eight_bits_that_are_damaged(build, tmp_path, monkeypatch):
     build(MacaronBertModel).save_pretrained(tmp_path / "model")
     deploy.export(tmp_path / "model", tmp_path / "out", "torch-int8")
@@ -189,6 +195,7 @@ def test_what_is_refused(folder, build, tmp_path, capsys, monkeypatch):
 
     (tmp_path / "empty").mkdir()
     assert "neither config.json nor text.json" in refused(tmp_path / "empty", "--format", "onnx", "--output", "x")
+    assert "there is no folder" in refused(tmp_path / "none", "--format", "onnx", "--output", tmp_path / "x")
     assert "is a file" in refused(folder / "config.json", "--format", "onnx", "--output", "x")
     assert "is for released translation models" in refused(folder, "--format", "ctranslate2", "--output", "x")
     assert "is not empty" in refused(folder, "--format", "onnx", "--output", folder.parent)
@@ -201,7 +208,7 @@ def test_what_is_refused(folder, build, tmp_path, capsys, monkeypatch):
     (other / "config.json").write_text(json.dumps(settings))
     assert "model.safetensors" in refused(other, "--format", "onnx", "--output", tmp_path / "x")
     build(MacaronBertForSequenceClassification, horizon="learned").save_pretrained(tmp_path / "learned")
-    said = refused(tmp_path / "learned", "--format", "torch-int8", "--output", tmp_path / "x")
+    said = refused(tmp_path / "learned", "--format", "torch-export", "--output", tmp_path / "x")
     assert "looks at its sentences to decide" in said
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     said = refused(folder, "--format", "onnx", "--output", tmp_path / "x")
@@ -209,6 +216,7 @@ def test_what_is_refused(folder, build, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "x").exists()
 
 
+@needs_int8
 def test_numbers_that_differ_are_refused(folder, tmp_path, monkeypatch):
     quantized = deploy.quantized
     monkeypatch.setattr(deploy, "quantized", lambda values: (quantized(values)[0], quantized(values)[1] * 2))

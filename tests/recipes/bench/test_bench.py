@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from macaron.decoding import choose_precision
 from macaron.particles import ParticleLayer
 from recipes.bench import bert, lengths, ops, record
 from recipes.bench.__main__ import main
@@ -85,6 +86,7 @@ def test_decode(bench):
     [
         (["--contenders", "fairseq:int8"], "fairseq:int8: fairseq's generator has fp32 alone"),
         (["--contenders", "macaron:int4"], "macaron:int4 unknown; choose from fairseq, macaron,"),
+        (["--contenders", "onnxruntime:int8"], "onnxruntime:int8: is exported in fp32 alone"),
         (["--values", "3"], "--values: of what"),
     ],
     ids=str,
@@ -92,6 +94,35 @@ def test_decode(bench):
 def test_decode_refuses(options, message, tmp_path, capsys):
     assert main(["decode", *options, "--out", str(tmp_path / "results.csv")]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(choose_precision("auto") != "int8", reason="no products of 8-bit numbers on this processor")
+def test_deploy(tmp_path, capsys):
+    """Sentences a second of what `macaron export` writes, and how far from float32 it is."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from macaron.bert import MacaronBertConfig, MacaronBertForSequenceClassification
+
+    words = {"[PAD]": 0, "[UNK]": 1, "one": 2, "two": 3, "three": 4}
+    made = Tokenizer(models.WordLevel(words, "[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder, text = tmp_path / "model", tmp_path / "text"
+    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", model_max_length=20).save_pretrained(folder)
+    sizes = {"vocab_size": 5, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    MacaronBertForSequenceClassification(MacaronBertConfig(**sizes)).save_pretrained(folder)
+    text.write_text("one two\nthree\ntwo two one three\n")
+    out = tmp_path / "results.csv"
+    options = ["deploy", "--weights", str(folder), "--text", str(text), "--out", str(out), *QUICK]
+    assert main([*options, "--batch-size", "2", "--formats", "torch-int8"]) == 0
+    assert [row["contender"] for row in rows(out)] == ["torch", "torch-int8"]
+    shown = capsys.readouterr().out.splitlines()[-3:]
+    assert shown[0].split() == ["format", "output", "difference", "cosine", "sentences_per_s"]
+    assert shown[1].split()[:4] == ["torch", "logits", "0.0e+00", "1.0"]
+    assert 0 < float(shown[2].split()[2]) < 0.1
+    text.write_bytes(b"\xff")
+    assert main(options) == 1
+    assert "give a file of sentences" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("names", [["macaron-compile"], ["macaron-compile", "macaron"]], ids=str)
