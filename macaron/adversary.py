@@ -786,8 +786,12 @@ def perturb(
     Put the model into evaluation mode before, as the authors do. Arguments as for `train`.
 
     Raises:
-        ValueError: another method than "pgd", and as in `train`.
+        ValueError: another method than "pgd", inference mode, and as in `train`.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "perturb: torch.inference_mode() forbids the gradients that an attack needs; use torch.no_grad()"
+        )
     if attack.method != "pgd":
         raise ValueError(f"perturb: method {attack.method!r} is a way to train; evaluate with method='pgd'")
     engine = _Engine(split, clean, attack, padding, movable, sentences, tuple(frozen))

@@ -463,3 +463,7 @@ def test_evaluations_that_are_refused() -> None:
         with pytest.raises(ValueError, match=reason), attacked(model, given, lambda: model(**batch).loss, attack):
             pass
         model.train(reason.startswith("are of"))  # the next is refused for that
+    model.eval()
+    batch_under_attack = attacked(model, batch, lambda: model(**batch).loss, Attack("pgd", **BALL))
+    with torch.inference_mode(), pytest.raises(ValueError, match="forbids the gradients"), batch_under_attack:
+        pass

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.common.workspace import read_json, read_lines
+from recipes.common.workspace import Made, Workspace, read_json, read_lines
+from recipes.translation.cli import parser, recipe_from
 from recipes.translation.noise import main, noised
+from recipes.translation.pipeline import NOISE, STAGES, Pipeline
 
 TEXT = ["Ein Mann steht auf einer Straße und wartet.", "Zwei  Hunde im Gras", "", "a b c d e f g h i j"]
 ALPHABET = sorted(set("".join(TEXT)) - set(" ."))
@@ -86,8 +88,39 @@ def test_a_finished_run_is_scored_with_noise_beside_the_clean_source(finished, r
     assert len(clean) == len(hit) and sum(a != b for a, b in zip(clean, hit, strict=True)) == len(clean)
     said = f"typing errors at 20 % of the source's characters, {noised_scores['hit']:,} of them"
     assert said in done.stdout and "With noise" in (copy / "report" / "index.html").read_text(encoding="utf-8")
-    sacrebleu = read_json(copy / "stamps" / "noise.json")["scores"]["sacreBLEU"]["score"]
-    assert sacrebleu == noised_scores["scores"]["sacreBLEU"]["score"] != result["scores"]["sacreBLEU"]["score"]
+    assert read_json(copy / "stamps" / "noise.json")["scores"] == noised_scores["scores"]
+    assert len(read_lines(copy / "noise" / "test.en")) == len(clean)
     assert "release" in {path.stem for path in (copy / "stamps").iterdir()}  # which is of the model alone
-    wrong = recipe_command("report", "--out", copy, "--noise=1.5")
-    assert wrong.returncode == 2 and "1.5 is a share of the characters" in wrong.stdout
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan", "much"])
+def test_shares_that_are_none(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser("iwslt14_de_en").parse_args(["--noise", share])
+    assert "--noise" in capsys.readouterr().err
+
+
+def test_another_share_is_another_score_and_stays_without_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_from("iwslt14_de_en", [])
+    done: list[str] = []
+
+    def run(last: str, noise: float) -> list[str]:
+        done.clear()
+        with Workspace(tmp_path / "out", recipe.settings()) as space:
+            pipeline = Pipeline(recipe, space, noise=noise)
+            monkeypatch.setattr("recipes.translation.train.check_names", lambda recipe: None)
+            for stage in STAGES:
+                monkeypatch.setattr(pipeline, stage, lambda stage=stage: done.append(stage) or Made())
+            noised_scores = lambda: done.append(NOISE) or Made(share=pipeline.noise)  # noqa: E731
+            monkeypatch.setattr(pipeline, "score_noised", noised_scores)
+            pipeline.run(last)
+        return list(done)
+
+    assert run("release", 0.0) == list(STAGES)
+    assert run("score", 0.1) == [NOISE]
+    assert run("release", 0.0) == ["report"]  # which was made without
+    assert run("release", 0.1) == []
+    assert run("release", 0.2) == [NOISE, "report"]
+    assert run("release", 0.0) == []
