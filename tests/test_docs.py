@@ -256,7 +256,7 @@ def check_python(words: list[str], parsing: Parsing) -> None:
         launched = get_args_parser().parse_args(rest)
         script, arguments = launched.training_script, launched.training_script_args
         check([script, *arguments] if launched.no_python else ["python", "-m", script, *arguments], parsing)
-    elif module == "recipes.glue" and rest[:1] != ["compare"]:
+    elif module == "recipes.glue" and rest[:1] not in (["compare"], ["curves"]):
         from recipes.glue.__main__ import parser
 
         parsing(lambda: parser().parse_args(rest), [module, *rest])  # main() asks for torch's processes first
