@@ -97,7 +97,7 @@ def test_lm_resnet(cifar, tmp_path, capsys) -> None:
     markdown = (out / "report.md").read_text(encoding="utf-8")
     assert re.search(r"\| lm_resnet \| 2 \| 272,384 \| [\d.]+ ± [\d.]+ \|.*p = .*\(2 seeds\) \| 91.67 \|", markdown)
     assert "| resnet,stochastic_depth=0.5 | 2 |" in markdown and "91.25" in markdown
-    assert "60 of 50,000 training images; images of 16 x 16 pixels" in markdown
+    assert "60 of 50,000 training images; 40 of 10,000 test images; images of 16 x 16 pixels" in markdown
     assert "lm_resnet: all 12 learned k are zero-stable" in markdown and "stage 3, block 3" in markdown
     assert "273,475" in markdown and (out / "k.png").exists() and not (out / "minutes.png").exists()
 
