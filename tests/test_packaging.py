@@ -134,6 +134,7 @@ def test_metadata(wheel):
         "images",
         "bm3d",
         "export",
+        "seq2seq",
         "ctranslate2",
         "dev",
         "docs",
