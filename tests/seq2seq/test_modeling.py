@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -13,7 +14,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from macaron.dynamics.rules import RULES, register_rule
 from macaron.seq2seq import MacaronConfig, MacaronForConditionalGeneration, MacaronModel
-from macaron.seq2seq.modeling_macaron import EndsAtLength
+from macaron.seq2seq.modeling_macaron import CACHE, EndsAtLength
 
 SCHEMES: list[dict[str, Any]] = [
     {},
@@ -78,7 +79,8 @@ def test_assisted_decoding_is_greedy_decoding(options):
     given = {k: v[:1] for k, v in batch().items()}
     greedy = model.generate(**given, max_new_tokens=12)
     assert torch.equal(model.generate(**given, max_new_tokens=12, assistant_model=assistant), greedy)
-    assert torch.equal(model.generate(**given, max_new_tokens=12, prompt_lookup_num_tokens=3), greedy)
+    if CACHE == "cache":  # older versions of transformers take the </s> that a target begins with for its end
+        assert torch.equal(model.generate(**given, max_new_tokens=12, prompt_lookup_num_tokens=3), greedy)
 
 
 @torch.no_grad()
@@ -100,9 +102,10 @@ def test_caches_of_transformers(options):
         assert int(cache.get_seq_length()) == 6
     assert len(kept) == config.cache_layers
     assert kept.cross_attention_cache.get_seq_length() == 7
-    with pytest.warns(FutureWarning, match="`past_key_values` is deprecated"):
+    new = pytest.warns(FutureWarning, match="`past_key_values` is deprecated")
+    with new if CACHE == "cache" else contextlib.nullcontext():
         again = model(**given, decoder_input_ids=decoded[:, :1], past_key_values=copy.deepcopy(kept), use_cache=True)
-    assert again.cache.get_seq_length() == 7
+    assert again[CACHE].get_seq_length() == 7
     static_found = model.generate(**given, **LONG, cache_implementation="static", disable_compile=True)
     assert torch.equal(static_found, model.generate(**given, **LONG))
 
@@ -161,7 +164,7 @@ def test_labels_are_read_shifted_and_padding_counts_not():
     expected = -logits.log_softmax(-1)[labels >= 0].gather(1, labels[labels >= 0].unsqueeze(1)).mean()
     torch.testing.assert_close(out.loss, expected)
     torch.testing.assert_close(model(**given, labels=labels, num_items_in_batch=18).loss, expected * 9 / 18)
-    assert out.cache is None
+    assert CACHE not in out
 
 
 def test_tables_are_one_or_two():

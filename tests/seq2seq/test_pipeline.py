@@ -24,5 +24,5 @@ def test_raw_text_to_raw_text(make_release, texts, tmp_path):
     assert len(greedy["translation_text"]) < len(expected[0])
     with pytest.raises(TypeError, match="a sentence must be a string, not 5"):
         translate(5)
-    with pytest.raises(KeyError, match="removed"):  # this one can go when transformers has its own again
+    with pytest.raises(KeyError, match=r"removed|Unknown task"):  # this one can go when transformers has its own again
         pipeline("translation", model=str(tmp_path / "out"))
