@@ -108,8 +108,6 @@ class PolicyUnit(nn.Module):
     Args:
         channels: of the images.
         width: of the convolutions; the LSTM has twice that.
-        remembers: without, it decides by x_n alone. With a memory it may learn by heart after how many steps images of
-            the training's levels are done, and stop too soon at harder ones.
 
     Attributes:
         stride: pixels between two features, along each side.
@@ -118,12 +116,12 @@ class PolicyUnit(nn.Module):
 
     stride, radius = 8, 20
 
-    def __init__(self, channels: int = 1, width: int = 32, remembers: bool = True) -> None:
+    def __init__(self, channels: int = 1, width: int = 32) -> None:
         super().__init__()
         for name, value in (("channels", channels), ("width", width)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be whole and positive")
-        self.channels, self.remembers = channels, remembers
+        self.channels = channels
         self.conv1 = nn.Conv2d(channels, width, 5, 2, padding=2)
         self.block1 = _Block(width)
         self.conv2 = nn.Conv2d(width, width, 3, 2, padding=1)
@@ -152,7 +150,7 @@ class PolicyUnit(nn.Module):
 
     def decide(self, seen: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         """Q and the memory, as `forward`, from the mean of the features, (B, 2 width)."""
-        memory = self.lstm((seen + FLOOR).log(), memory if self.remembers else None)
+        memory = self.lstm((seen + FLOOR).log(), memory)
         return self.fc(memory[0]), memory
 
     def values(self, states: Iterable[Tensor]) -> Tensor:

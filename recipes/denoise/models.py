@@ -30,7 +30,7 @@ class Durr(nn.Module):
     def __init__(self, width: int, policy_width: int, most: int, steps: int) -> None:
         super().__init__()
         self.unit = RestorationUnit(1, width)
-        self.policy = PolicyUnit(1, policy_width, remembers=False) if policy_width else None
+        self.policy = PolicyUnit(1, policy_width) if policy_width else None
         self.most, self.steps = most, steps
 
 
@@ -44,7 +44,7 @@ def new(name: str, settings: RestorationSettings, seed: int) -> nn.Module:
         if name == "durr":
             return RestorationUnit(1, settings.width)
         if name == "policy":
-            return PolicyUnit(1, settings.policy_width, remembers=False)
+            return PolicyUnit(1, settings.policy_width)
         return DnCNN(settings.dncnn_depth, settings.baseline_width, 1, bias=name == "dncnn")
 
 

@@ -110,15 +110,6 @@ def test_memory_goes_with_its_image():
     torch.testing.assert_close(x, want, atol=1e-10, rtol=1e-10)  # batches of other sizes, float64
 
 
-@pytest.mark.parametrize("remembers", [True, False])
-@torch.no_grad()
-def test_without_a_memory_each_state_stands_for_itself(remembers: bool):
-    torch.manual_seed(0)
-    policy, states = PolicyUnit(width=4, remembers=remembers), [torch.randn(3, 1, 8, 8) for _ in range(3)]
-    along, alone = policy.values(states), torch.cat([policy.values([x]) for x in states])
-    assert torch.equal(along[0], alone[0]) and torch.allclose(along, alone) is not remembers
-
-
 def test_a_policy_learns_where_to_stop():
     """Noise grows by 1 a step, with loss |its size − 2|: by Q-learning alone it stops where that is 0."""
     torch.manual_seed(0)
