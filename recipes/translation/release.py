@@ -88,7 +88,7 @@ def check_finished(run: Path) -> None:
             )
 
 
-def write_parts(run: Path, folder: Path, precision: str) -> Callable[[Path], None]:
+def write_parts(run: Path, folder: Path, precision: str = "fp32") -> Callable[[Path], None]:
     """What the model needs, checked by the code that will open the folder; returns what writes the sums."""
     import torch
 

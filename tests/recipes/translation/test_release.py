@@ -95,7 +95,7 @@ def test_fewer_bits(finished, released: Path, tmp_path: Path, precision: str, sh
     check, card = read_json(target / "check.json"), (target / "README.md").read_text(encoding="utf-8")
     assert check["precision"] == precision and check["sentences"] == 12, "all sentences are looked at"
     assert check["scores"]["run"].keys() == check["scores"]["release"].keys()
-    assert ("8 bits" if precision == "int8" else "bfloat16") in card
+    assert ("8-bit numbers" if precision == "int8" else "bfloat16") in card
     whole, small = ((folder / "model.pt").stat().st_size for folder in (released, target))
     assert small < share * whole
     model = MacaronModel.from_pretrained(target)
