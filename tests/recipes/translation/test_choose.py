@@ -181,7 +181,7 @@ def test_help_is_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_commands_of_the_documentation_parse(project_root: Path) -> None:
-    text = (project_root / "recipes" / "translation" / "README.md").read_text(encoding="utf-8")
+    text = (project_root / "recipes" / "translation" / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
     lines = re.findall(r"^python -m recipes\.(\w+)(.*)$", text, re.MULTILINE)
     found = [(name, shlex.split(rest, comments=True)) for name, rest in lines]
     assert len(found) >= 8 and {name for name, _ in found} == set(RECIPES)
