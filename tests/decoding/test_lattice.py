@@ -13,6 +13,12 @@ HEADS, WIDTH = 2, 3
 TOLERANCE = {"rtol": 0, "atol": 1e-12}
 
 
+@pytest.fixture(autouse=True, params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> None:
+    """Attention by torch's kernel, and on several threads written out."""
+    torch.set_num_threads(request.param)
+
+
 class Reordered:
     """The usual caches: keys and values of every hypothesis from its first token on, copied whenever it is."""
 
