@@ -53,11 +53,13 @@ def restored(state: dict[str, Any]) -> dict[str, Any]:
     """The same checkpoint with matrices in float32, for whatever reads one; `state` itself if all of its are.
 
     Raises:
-        ValueError: scales that do not belong to its matrices.
+        ValueError: scales that do not belong to its matrices, or matrices of 8-bit numbers without any.
     """
+    model = state["model"]
     if SCALES not in state:
+        _check_whole(model)
         return state
-    model, scales = state["model"], state[SCALES]
+    scales = state[SCALES]
     if not isinstance(scales, dict) or not isinstance(model, dict):
         raise ValueError(f"{SCALES} is a {type(scales).__name__}, but must be the scales of matrices by name")
     whole = dict(model)
@@ -71,9 +73,14 @@ def restored(state: dict[str, Any]) -> dict[str, Any]:
         if (place := (_place(numbers), _place(scale))) not in made:
             made[place] = dequantized(numbers, scale)
         whole[name] = made[place]
-    if bare := [name for name, value in whole.items() if isinstance(value, Tensor) and value.dtype == torch.int8]:
-        raise ValueError(f"{SCALES}: none for {bare[0]}, which holds 8-bit numbers")
+    _check_whole(whole)
     return {**{name: value for name, value in state.items() if name != SCALES}, "model": whole}
+
+
+def _check_whole(model: Any) -> None:
+    values = model.items() if isinstance(model, Mapping) else ()
+    if bare := [name for name, value in values if isinstance(value, Tensor) and value.dtype == torch.int8]:
+        raise ValueError(f"{SCALES}: none for {bare[0]}, which holds 8-bit numbers")
 
 
 def _fit(numbers: Tensor, scale: Tensor) -> bool:

@@ -80,6 +80,7 @@ def test_float32_alone_is_quantized() -> None:
         (lambda s: s[SCALES].update({"decoder.layers.0.fc1.weight": torch.ones(5)}), r"fc1\.weight do not fit"),
         (lambda s: s[SCALES].update({"decoder.layers.0.fc1.weight": -torch.ones(4)}), "not all positive and finite"),
         (lambda s: s[SCALES].update({"decoder.layers.0.fc1.weight": torch.full((4,), torch.nan)}), "not all positive"),
+        (lambda s: s.pop(SCALES), r"none for \S+, which holds 8-bit numbers"),
         (lambda s: s[SCALES].pop("decoder.layers.0.fc1.weight"), r"none for decoder\.layers\.0\.fc1\.weight"),
     ],
 )
