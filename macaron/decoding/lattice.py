@@ -276,7 +276,7 @@ class Lattice:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q kᵀ / √D + mask) v, of (B, H, K, D) and (B, H, S, D).
 
-    For so few queries, on several threads of a CPU, torch's kernel takes two to five times as long as its parts.
+    On several threads of a CPU torch's kernel takes longer than its parts for so few queries: recipes/bench/README.md.
     """
     if q.device.type != "cpu" or torch.get_num_threads() == 1:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
