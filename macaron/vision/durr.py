@@ -115,6 +115,7 @@ class PolicyUnit(nn.Module):
     """
 
     stride, radius = 8, 20
+    floor: Tensor
 
     def __init__(self, channels: int = 1, width: int = 32) -> None:
         super().__init__()
@@ -129,6 +130,7 @@ class PolicyUnit(nn.Module):
         self.conv3 = nn.Conv2d(width, 2 * width, 3, 2, padding=1)
         self.lstm = nn.LSTMCell(2 * width, 2 * width)
         self.fc = nn.Linear(2 * width, 2)
+        self.register_buffer("floor", torch.tensor([FLOOR]))  # weights from before there was a logarithm have none
         with torch.no_grad():
             weight = self.conv1.weight
             weight.sub_(weight.mean((1, 2, 3), keepdim=True)).mul_(FIRST_SCALE)
@@ -150,7 +152,7 @@ class PolicyUnit(nn.Module):
 
     def decide(self, seen: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         """Q and the memory, as `forward`, from the mean of the features, (B, 2 width)."""
-        memory = self.lstm((seen + FLOOR).log(), memory)
+        memory = self.lstm((seen + self.floor).log(), memory)
         return self.fc(memory[0]), memory
 
     def values(self, states: Iterable[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from macaron.vision import DnCNN
+from recipes.common.errors import RecipeError
 from recipes.denoise import models, restore
 from recipes.denoise.__main__ import main
 from recipes.denoise.models import Durr
@@ -25,6 +26,17 @@ def seeded(model: torch.nn.Module) -> torch.nn.Module:
         scale = 0.5 / max(1, parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.05
         parameter.data = scale * torch.randn(parameter.shape, generator=generator)
     return model.eval()
+
+
+def test_a_policy_from_before_its_logarithm(tmp_path: Path) -> None:
+    """It would stop elsewhere, in silence."""
+    kind = {"kind": "durr", "width": 3, "policy_width": 3, "most": 3, "steps": 2, "task": "gaussian", "levels": [25.0]}
+    models.save(tmp_path / "model.pt", kind, durr())
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    del state["model"]["policy.floor"]
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(RecipeError, match=r"is no model of recipes\.denoise, or was changed .*policy\.floor"):
+        models.load(tmp_path)
 
 
 def durr(policy_width: int = 3, most: int = 3) -> Durr:
