@@ -36,7 +36,7 @@ def draw_all(results: Path, folder: Path) -> None:
         groups[row["benchmark"], device].append(row)
     for (benchmark, device), group in groups.items():
         path = folder / f"{benchmark}_{device}.png"
-        (draw_curves if benchmark in ("cost", "decode_curves") else draw)(group, path)
+        DRAWN.get(benchmark, draw)(group, path)
         print(path)
 
 
@@ -107,6 +107,32 @@ def draw_curves(rows: list[Row], path: Path) -> None:
             axis.set_ylabel(text)
             axis.legend()
     finish(figure, rows, path)
+
+
+def draw_published(rows: list[Row], path: Path) -> None:
+    """Each kind of work in a panel, each task in a group of bars: ours beside transformers' on the same batches."""
+    plt = pyplot()
+    ours = {tuple(row["case"].replace(",", "").split()): row for row in rows if row["contender"] == "macaron"}
+    works, tasks = (list(dict.fromkeys(case[place] for case in ours)) for place in (0, 1))
+    batches = {(): "random batches, both", ("grouped",): "grouped by length, both", ("unpadded",): "no padding"}
+    figure, axes = plt.subplots(1, len(works), figsize=(4.5 * len(works), 4), squeeze=False, layout="constrained")
+    width = 0.8 / len(batches)
+    for axis, work in zip(axes[0], works, strict=True):
+        for bar, (kind, text) in enumerate(batches.items()):
+            cases = [(place, (work, task) + kind) for place, task in enumerate(tasks)]
+            found = [(place, ours[case]) for place, case in cases if case in ours]
+            speed = [[float(row[key]) for _, row in found] for key in ("speedup_q1", "speedup", "speedup_q3")]
+            spread = [[max(0.0, b - a) for a, b in zip(*pair, strict=True)] for pair in (speed[:2], speed[1:])]
+            axis.bar([place + bar * width for place, _ in found], speed[1], width, yerr=spread, capsize=2, label=text)
+        axis.axhline(1.0, color="gray", linewidth=1)
+        axis.set_xticks([place + width for place in range(len(tasks))], tasks)
+        axis.set_title(work)
+    axes[0, 0].set_ylabel("times as fast as transformers")
+    axes[0, 0].legend(fontsize=8)
+    finish(figure, rows, path)
+
+
+DRAWN = {"cost": draw_curves, "decode_curves": draw_curves, "published_bert": draw_published}  # others: bars
 
 
 def pyplot() -> Any:
