@@ -119,7 +119,7 @@ def draw_published(rows: list[Row], path: Path) -> None:
     width = 0.8 / len(batches)
     for axis, work in zip(axes[0], works, strict=True):
         for bar, (kind, text) in enumerate(batches.items()):
-            cases = [(place, (work, task) + kind) for place, task in enumerate(tasks)]
+            cases = [(place, (work, task, *kind)) for place, task in enumerate(tasks)]
             found = [(place, ours[case]) for place, case in cases if case in ours]
             speed = [[float(row[key]) for _, row in found] for key in ("speedup_q1", "speedup", "speedup_q3")]
             spread = [[max(0.0, b - a) for a, b in zip(*pair, strict=True)] for pair in (speed[:2], speed[1:])]
