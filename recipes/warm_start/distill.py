@@ -1,18 +1,18 @@
 """Distillation: the student's states after each norm are drawn to the teacher's, on text without labels.
 
-    loss = |s_L − t_L|² / |t_L|² + w · mean over the others of |s_i − t_i|² / |t_i|²
+    loss = |s_L − t_L|² / |t_L|² + w · mean over the others of |s_i − t_i|² / |t_i|² + a · mean of |p_j − q_j|² / |q_j|²
 
 t_i are the teacher's states behind the norm of each attention and of each FFN, s_i the student's behind the norm of the
-attention and the one ahead of it, where the whole FFN has been taken. What attention gives is among them, so that its
-weights are not compared apart. No dropout, and nothing outside of the layers is trained: tables, pooler and heads are
-the teacher's.
+attention and the one ahead of it, where the whole FFN has been taken; q_j and p_j are the queries, keys and values of
+their attentions, which say what attention does wherever its kernel keeps the weights to itself. No dropout, and nothing
+outside of the layers is trained: tables, pooler and heads are the teacher's.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from macaron.particles.dropout import Dropout
+from macaron.particles.flows import SelfAttention
 
 from ..bert_pretrain import training
 from ..bert_pretrain.settings import PretrainSettings
 from ..common.divergence import check_finite
 from ..common.workspace import read_json
 from .fit import distance
-from .settings import WarmStartSettings
+from .settings import DistillSettings, WarmStartSettings
 from .teacher import Teacher, encoder_of
 from .text import Batch, Collator
 
@@ -34,48 +35,68 @@ DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dr
 TIMED = 3  # updates that --minutes are reckoned from, after a first one
 
 
-class States:
-    """The states of an encoder behind some of its norms: `with states as seen:` lists those of the passes within."""
+class Seen:
+    """What some modules of an encoder give: `with seen as tensors:` lists it, of the passes within.
 
-    def __init__(self, norms: Sequence[Any]):
-        self.norms = norms
+    Args:
+        which: the tensor of what a module returns.
+    """
+
+    def __init__(self, modules: Sequence[Any], which: Callable[[Any], Tensor] = lambda result: result):
+        self.modules, self.which = modules, which
 
     def __enter__(self) -> list[Tensor]:
-        seen: list[Tensor] = []
-        self.handles = [norm.register_forward_hook(lambda _, __, result: seen.append(result[1])) for norm in self.norms]
-        return seen
+        tensors: list[Tensor] = []
+        self.handles = [
+            module.register_forward_hook(lambda _, __, result: tensors.append(self.which(result)))
+            for module in self.modules
+        ]
+        return tensors
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
 
-def of_teacher(encoder: Any) -> States:
-    return States([norm for layer in encoder.layers for norm in layer.norms])
+def states(norms: Sequence[Any]) -> Seen:
+    return Seen(norms, lambda result: result[1])
 
 
-def of_student(encoder: Any) -> States:
+def of_teacher(encoder: Any) -> Seen:
+    return states([norm for layer in encoder.layers for norm in layer.norms])
+
+
+def of_student(encoder: Any) -> Seen:
     """Beside each of the teacher's the student's: u behind the attention, h ahead of the next one."""
     norms = [norm for layer in encoder.layers for norm in layer.norms[:2]]
-    return States([*norms[1:], encoder.layers[-1].norms[2]])
+    return states([*norms[1:], encoder.layers[-1].norms[2]])
 
 
-def loss_of(student: Sequence[Tensor], teacher: Sequence[Tensor], inner_weight: float) -> Tensor:
-    """See above; a mean over the tokens that there are, each as much as it is long."""
-    parts = torch.stack(
-        [(s - t).square().sum() / t.square().sum().clamp_min(1e-12) for s, t in zip(student, teacher, strict=True)]
-    )
+def of_attention(encoder: Any) -> Seen:
+    """Queries, keys and values, one tensor a layer."""
+    return Seen([module.qkv_proj for module in encoder.modules() if isinstance(module, SelfAttention)])
+
+
+def relative(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """|s_i − t_i|² / |t_i|², one for each pair, over the tokens that there are."""
+    pairs = zip((s.float() for s in student), (t.float() for t in teacher), strict=True)
+    return torch.stack([(s - t).square().sum() / t.square().sum().clamp_min(1e-12) for s, t in pairs])
+
+
+def loss_of(parts: Tensor, inner_weight: float) -> Tensor:
+    """That of the states, the last of which count apart."""
     inner = parts[:-1].mean() if inner_weight and len(parts) > 1 else parts.new_zeros(())
     return parts[-1] + inner_weight * inner
 
 
-def apart(student: Any, teacher: Any, batch: Batch, inner_weight: float) -> Tensor:
-    """The loss of a batch, of which the student has gradients."""
-    with of_student(student) as ours, of_teacher(teacher) as theirs:
+def apart(student: Any, teacher: Any, batch: Batch, settings: DistillSettings) -> Tensor:
+    """The loss of a batch, see above, of which the student has gradients."""
+    with of_student(student) as s, of_teacher(teacher) as t, of_attention(student) as p, of_attention(teacher) as q:
         with torch.no_grad():
             teacher(**batch)
         student(**batch)
-    return loss_of([s.float() for s in ours], [t.float() for t in theirs], inner_weight)
+    loss = loss_of(relative(s, t), settings.inner_weight)
+    return loss + settings.attention_weight * relative(p, q).mean() if settings.attention_weight else loss
 
 
 class Distillation(training.Pretraining):
@@ -83,20 +104,20 @@ class Distillation(training.Pretraining):
 
     Args:
         teacher: its encoder.
-        inner_weight: w.
+        settings: of the loss.
         sentences: batches that the distance is measured on.
     """
 
-    def __init__(self, *args: Any, teacher: Any, inner_weight: float, sentences: Sequence[Batch], **kwargs: Any):
+    def __init__(self, *args: Any, teacher: Any, settings: DistillSettings, sentences: Sequence[Batch], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean, which accumulation has to divide
         self.teacher = teacher.to(self.args.device)
         self.student = encoder_of(self.model)
         self.sentences = [{name: t.to(self.args.device) for name, t in batch.items()} for batch in sentences]
-        self.inner_weight = inner_weight
+        self.settings = settings
 
     def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
-        loss = apart(self.student, self.teacher, inputs, self.inner_weight)
+        loss = apart(self.student, self.teacher, inputs, self.settings)
         return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -143,7 +164,7 @@ def trainer_of(
         eval_dataset=training.Passes(mapped(prepared / "valid.arrow"), 1, seed=None),  # see `evaluate`
         data_collator=Collator(teacher.tokenizer),
         teacher=teacher.encoder,
-        inner_weight=settings.distill.inner_weight,
+        settings=settings.distill,
         sentences=sentences,
     )
 
@@ -159,7 +180,7 @@ def updates_within(minutes: float, trainer: Distillation) -> tuple[int, float]:
         for first in range(n * size, (n + 1) * size, part):
             examples = trainer.train_dataset.__getitems__(range(first, first + part))
             batch = {name: t.to(trainer.args.device) for name, t in trainer.data_collator(examples).items()}
-            apart(model, trainer.teacher, batch, trainer.inner_weight).backward()
+            apart(model, trainer.teacher, batch, trainer.settings).backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)

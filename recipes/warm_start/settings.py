@@ -45,17 +45,18 @@ class DistillSettings:
     updates: int | None = option(None, "updates (default: 1000, or as many as --minutes allow)")
     minutes: float | None = option(None, "budget of the training; some updates are timed first, and then it is fixed")
     batch_size: int = option(32, "examples in an update")
-    lr: float = option(1e-4, "peak learning rate; a fitted start is near, and a higher one leaves it first")
+    lr: float = option(5e-4, "peak learning rate; a high one leaves a fitted start first, and ends nearer")
     warmup_fraction: float = option(0.05, "share of the updates that are linear warm-up")
     weight_decay: float = option(0.0, "decoupled weight decay")
     clip_norm: float = option(1.0, "largest norm of the gradient; 0: no clipping")
     inner_weight: float = option(1.0, "weight of the states within, beside the last ones")
+    attention_weight: float = option(1.0, "weight of the queries, keys and values")
     eval_every: int = option(200, "updates between measurements on the held-out sentences")
     precision: str = option("fp32", "arithmetic", ("fp32", "bf16"))
 
     def check(self) -> None:
         at_least(self, 1, "batch_size", "eval_every")
-        at_least(self, 0, "weight_decay", "clip_norm", "inner_weight", "seed")
+        at_least(self, 0, "weight_decay", "clip_norm", "inner_weight", "attention_weight", "seed")
         one_of(self, ("fp32", "bf16"), "precision")
         if self.updates is not None and self.minutes is not None:
             raise RecipeError(f"--updates {self.updates} and --minutes {self.minutes:g}: both are a budget; give one")

@@ -27,7 +27,7 @@ from macaron.bracketing import Widths
 from recipes.common.errors import RecipeError
 from recipes.warm_start import distill, fit
 from recipes.warm_start.__main__ import main
-from recipes.warm_start.settings import settings_of
+from recipes.warm_start.settings import DistillSettings, settings_of
 from recipes.warm_start.text import Collator, held_out
 
 WORDS = ["the", "a", "cat", "dog", "bird", "house", "tree", "sees", "finds", "likes", "has", "old", "new", "big", "red"]
@@ -264,6 +264,7 @@ def test_a_teacher_that_is_cut_off(run: Run, teacher: Path, tmp_path: Path, caps
     [
         (["--second-width", "49"], "do not divide an FFN of 48 neurons"),
         (["--lr", "0"], "lr is 0.0 but must be positive"),
+        (["--attention-weight", "-1"], "attention_weight is -1.0 but must be at least 0"),
         (["--minutes", "5"], "both are a budget"),
         (["--ridge", "nan"], "ridge is nan but must be a number"),
         (["--valid-fraction", "0"], "held out"),
@@ -325,13 +326,18 @@ def test_states_stand_beside_each_other(tokenizer: BertTokenizer) -> None:
     student = to_strang(lie, Widths(4, 48))
     batch = {"input_ids": torch.randint(5, len(WORDS) + 6, (3, 9))}
     with torch.no_grad():
-        assert distill.apart(student, lie, batch, 1.0) < 1e-8
-        with distill.of_student(student) as s, distill.of_teacher(lie) as t:
+        assert distill.apart(student, lie, batch, DistillSettings()) < 1e-8
+        with distill.of_student(student) as s, distill.of_teacher(lie) as t, distill.of_attention(student) as q:
             lie(**batch), student(**batch)
         student(**batch)  # is not listed any more
     assert len(s) == len(t) == 4
     torch.testing.assert_close(s, t, atol=1e-4, rtol=1e-4)
-    assert distill.loss_of([2 * x for x in t], t, 0.5) == pytest.approx(1.5)
+    assert distill.loss_of(distill.relative([2 * x for x in t], t), 0.5) == pytest.approx(1.5)
+    assert [x.shape[-1] for x in q] == [3 * 32, 3 * 32]
+    with torch.no_grad():  # keys of twice the size: seen where they are looked at, and in no state but those behind
+        student.layers[-1].flows[1].qkv_proj.weight[32:64] *= 2
+    without, half = (distill.apart(student, lie, batch, DistillSettings(attention_weight=a)) for a in (0.0, 0.5))
+    assert half > without > 0
 
 
 def test_every_other_pair_is_its_first_segment(tokenizer: BertTokenizer) -> None:
