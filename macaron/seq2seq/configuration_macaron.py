@@ -253,7 +253,8 @@ class MacaronConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """As in transformers; that of the decoder has as many layers as a cache of keys and values needs."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
-        if config is not self and decoder and not encoder:
+        # transformers asks what this returned once more, which has no layers of a decoder to count any more
+        if config is not self and decoder and not encoder and "decoder_layers" in vars(self):
             config.encoder_layers = self.cache_layers  # what it calls num_hidden_layers
         return config
 
