@@ -365,7 +365,7 @@ def _convert_bert(args: argparse.Namespace, state: dict[str, Any]) -> None:
             f"{args.input} is a BERT or classifier of the original, so its dictionary is needed for the tokenizer; "
             f"add --dict FILE, the dict.txt of the data that it was trained on"
         )
-    with _bert_side():
+    with _needs("bert"):
         from macaron.legacy.bert import convert_file
     model = convert_file(args.input, args.dict, args.output, codes=args.bpe_codes, force=args.force, state=state)
     kind = type(model).__name__
@@ -384,7 +384,7 @@ def _convert_to_transformers(args: argparse.Namespace) -> None:
     macaron.register_fairseq()  # torch and fairseq take seconds
     from macaron.user_dir.portable import describe
 
-    with _bert_side():
+    with _needs("seq2seq"):
         from macaron.seq2seq.conversion import convert
     model, notes = convert(describe(args.input, args.data, args.bpe_codes), args.output, force=args.force)
     kind = type(model).__name__
@@ -404,7 +404,7 @@ def _convert_published(args: argparse.Namespace) -> None:
     _refuse_idle(args, "a model of transformers", "its tokenizer lies beside it")
     if args.input.is_dir() and not (args.input / "config.json").is_file():
         raise FileNotFoundError(f"folder {args.input} has no config.json; {_TAKEN}")
-    with _bert_side():
+    with _needs("bert"):
         from macaron.bert.published import convert_published
     try:
         model, notes = convert_published(args.input, args.output, revision=args.revision, force=args.force)
@@ -497,7 +497,7 @@ def _refine_bert(args: argparse.Namespace) -> None:
         raise ValueError(f"--layers {'+'.join(map(str, args.layers))}: a BERT has one stack of layers; give one number")
     for part in _JSON_PARTS:
         _check_json(args.input / part)
-    with _bert_side():
+    with _needs("bert"):
         from macaron.bert.refinement import refine_folder
     found = refine_folder(args.input, args.layers[0], args.output, force=args.force)
     kept = (args.output / "optimizer.pt").is_file()
@@ -534,7 +534,7 @@ def _export(args: argparse.Namespace) -> None:
         )
     for part in _JSON_PARTS:
         _check_json(folder / part)
-    with _bert_side():
+    with _needs("bert"):
         from macaron.bert.deploy import export
     made = export(args.model, args.output, args.format, force=args.force)
     print(
@@ -556,7 +556,7 @@ def _export_hub(args: argparse.Namespace) -> None:
         raise FileExistsError(f"--output {args.output} exists; add --force to replace it, or choose another name")
     for part in _JSON_PARTS:
         _check_json(Path(args.model, part))
-    with _bert_side():
+    with _needs("seq2seq"):
         from transformers import AutoConfig
 
         from macaron import bert, seq2seq
@@ -567,13 +567,14 @@ def _export_hub(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _bert_side() -> Iterator[None]:
+def _needs(extra: str) -> Iterator[None]:
     """Around an import: says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"no module named {error.name!r}; install what the BERT side needs: pip install 'macaron-net[bert]'"
+            f"no module named {error.name!r}; install what models for transformers need: pip install "
+            f"'macaron-net[{extra}]'"
         ) from error
 
 

@@ -1,5 +1,7 @@
 """A translation model of fairseq, taken apart for another host."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,22 @@ def describe(place: Path, data: Path | None = None, codes: Path | None = None) -
     Raises:
         ValueError: another kind of model, a part that is missing or damaged, or what does not belong to a release.
     """
+    with _by_options():
+        return _describe(place, data, codes)
+
+
+@contextmanager
+def _by_options() -> Iterator[None]:
+    """What is an argument of `from_pretrained` elsewhere is an option of the command here."""
+    try:
+        yield
+    except ValueError as error:
+        if "data_name_or_path" not in str(error):
+            raise
+        raise ValueError(str(error).replace("data_name_or_path", "--data")) from error
+
+
+def _describe(place: Path, data: Path | None, codes: Path | None) -> Portable:
     if place.is_dir() and released.is_described(place):
         if data is not None or codes is not None:
             raise ValueError(f"{place}: a released model has its dictionaries and codes; leave out --data, --bpe-codes")

@@ -1,25 +1,20 @@
 """Configuration of Macaron BERT: checked once, derived values filled in."""
 
-import contextlib
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
 
 from macaron.dynamics.scheme import Scheme
-from macaron.dynamics.splitting import FFN, SELF_ATTENTION, Splitting, get_splitting
-from macaron.ops.act_dropout import check_activation
+from macaron.dynamics.splitting import FFN, SELF_ATTENTION, Splitting
+from macaron.hf.configuration import ParticleConfig, known_activation
 from macaron.particles.flows import FLOWS
-
-# transformers' names of activations that ours computes under another one.
-_SAME_ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
 
 HORIZONS = ("none", "fixed", "learned")
 
 
 @strict
-class MacaronBertConfig(PreTrainedConfig):
+class MacaronBertConfig(ParticleConfig):
     """Everything that defines a Macaron BERT. The defaults are `base` size, for new training.
 
     The layer is one step of `splitting`: with "strang" half an FFN, attention, half an FFN (Lu et al. 2019,
@@ -80,20 +75,12 @@ class MacaronBertConfig(PreTrainedConfig):
     """
 
     model_type = "macaron_bert"
+    remedy: ClassVar[str] = "make a Macaron BERT of a BERT or its like: macaron convert NAME_OR_FOLDER --output DIR"
 
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    splitting: str = "strang"
-    solver: str = "euler"
-    depth_rule: str = "euler"
-    dt: float | int = 1.0
-    multistep_init: float | int | str = 0.0
-    stochastic_depth: float | int = 0.0
-    stochastic_depth_schedule: str = "lm_resnet"
-    stochastic_depth_form: str = "scaled"
-    stochastic_depth_unit: str = "batch"
     horizon: str = "none"
     horizon_cost: float | int = 0.0
     intermediate_size: int | None = None
@@ -103,7 +90,6 @@ class MacaronBertConfig(PreTrainedConfig):
     normalize_before: bool = True
     final_norm: bool | None = None
     norm_affine: bool = True
-    layer_norm_eps: float = 1e-5
     position_embedding_type: Literal["learned", "sinusoidal", "none"] = "learned"
     position_offset: int = 0
     max_position_embeddings: int = 512
@@ -132,8 +118,6 @@ class MacaronBertConfig(PreTrainedConfig):
     mask_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        if __name__.startswith("macaron."):
-            kwargs.pop("auto_map", None)  # names files of code that saving an installed model does not write
         scheme = self.scheme()
         self.splitting = scheme.splitting.portable  # a saved model is read where nothing is registered
         self._check_ranges()
@@ -142,64 +126,28 @@ class MacaronBertConfig(PreTrainedConfig):
             self.intermediate_size = scheme.ffn_width(4 * self.hidden_size)
         if self.first_intermediate_size is None:
             self.first_intermediate_size = self.intermediate_size
-        self.hidden_act = _activation(self.hidden_act)
-        self.first_hidden_act = _activation(self.first_hidden_act or self.hidden_act)
-        self.mlm_act = None if self.mlm_act is None else _activation(self.mlm_act)
-        self.pooler_act = _activation(self.pooler_act)
+        self.hidden_act = known_activation(self.hidden_act)
+        self.first_hidden_act = known_activation(self.first_hidden_act or self.hidden_act)
+        self.mlm_act = None if self.mlm_act is None else known_activation(self.mlm_act)
+        self.pooler_act = known_activation(self.pooler_act)
         if self.final_norm is None:
             self.final_norm = self.normalize_before
         if self.embedding_norm is None:
             self.embedding_norm = not self.normalize_before
         if self.embedding_size == self.hidden_size:
             self.embedding_size = None
-        self._check_positive("intermediate_size", "first_intermediate_size")
+        self.check_positive("intermediate_size", "first_intermediate_size")
         super().__post_init__(**kwargs)
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The configuration of a `config.json`.
-
-        Raises:
-            ValueError: of another kind of model.
-        """
-        kind = config_dict.get("model_type", cls.model_type)
-        if kind != cls.model_type:
-            raise ValueError(
-                f"this is the configuration of a model of type {kind!r}, not {cls.model_type!r}; load it with "
-                f"transformers' Auto classes, which choose by this type, or make a Macaron BERT of a BERT or its like: "
-                f"macaron convert NAME_OR_FOLDER --output DIR"
-            )
-        return super().from_dict(config_dict, **kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in transformers; the name of a registered splitting that was given later is written out too."""
-        result = super().to_dict()
-        with contextlib.suppress(ValueError):  # building a model of it says what is wrong
-            result["splitting"] = get_splitting(self.splitting).portable
-        return result
-
-    def _check_positive(self, *names):
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-
     def _check_ranges(self):
-        self._check_positive(
+        self.check_positive(
             "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"
         )
-        if self.hidden_size % self.num_attention_heads != 0:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} does not divide into num_attention_heads={self.num_attention_heads}; "
-                f"choose a width that is a multiple of the number of heads"
-            )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value < 1.0:
-                raise ValueError(f"{name}={value} is not a probability in [0, 1); 0 switches it off")
-        if self.layer_norm_eps <= 0.0:
-            raise ValueError(
-                f"layer_norm_eps={self.layer_norm_eps} must be positive; it keeps norms from dividing by 0"
-            )
+        self.check_heads("hidden_size", "num_attention_heads")
+        self.check_rates(
+            *("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout")
+        )
+        self.check_eps()
         if self.position_embedding_type not in ("learned", "sinusoidal", "none"):
             raise ValueError(
                 f"position_embedding_type={self.position_embedding_type!r} is unknown; choose learned, sinusoidal, none"
@@ -210,7 +158,7 @@ class MacaronBertConfig(PreTrainedConfig):
                 f"negative; a learned table starts at 0"
             )
         if self.embedding_size is not None:
-            self._check_positive("embedding_size")
+            self.check_positive("embedding_size")
         if self.position_embedding_type == "sinusoidal" and self.embedding_width < 4:
             name = "hidden_size" if self.embedding_size is None else "embedding_size"
             raise ValueError(f"{name}={self.embedding_width} is too small for sinusoidal positions; take at least 4")
@@ -278,12 +226,6 @@ def check_cost(cost: Any) -> float:
     if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0.0 <= cost < math.inf:
         raise ValueError(f"horizon_cost={cost!r} is no price of a step; it must be finite and at least 0")
     return float(cost)
-
-
-def _activation(name: str) -> str:
-    name = _SAME_ACTIVATION.get(name, name)
-    check_activation(name)
-    return name
 
 
 __all__ = ["MacaronBertConfig"]

@@ -5,7 +5,7 @@ Shapes: B sentences, T particles, C channels, H heads, D = C / H, V words, N rea
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -25,7 +24,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -48,23 +47,22 @@ from macaron.dynamics.multistep import LinearMultistep
 from macaron.dynamics.solvers import Gate
 from macaron.dynamics.splitting import SELF_ATTENTION
 from macaron.hf.context import IsRecorded, LayerContext, eager_attention_forward, lookup
-from macaron.hf.loading import check_names, listed
 from macaron.hf.losses import IGNORED, element_losses, mean_cross_entropy, mean_loss, position_loss
 from macaron.hf.packing import Packing, first_particle, has_values, read_mask, sentence_numbers
 from macaron.hf.positions import count_positions, sinusoids
+from macaron.hf.pretrained import ParticleModel, Step
 from macaron.ops.act_dropout import act_dropout
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
 from macaron.particles.flows import FLOWS, FeedForward, SelfAttention
 from macaron.particles.layer import ParticleLayer
 from macaron.particles.surroundings import Mask, Packed, Surroundings
 
-_ENCODER = ("embeddings", "layers", "policy", "final_norm")  # its parts, by the names of their parameters
 _WITH_WEIGHTS = {"multistep", "rk2_learned", "heun_learned"}  # rules and solvers that have parameters
 _NUMERICS = {  # and their names, by option
     "depth_rule": re.compile(r"layers\.rule\.(bias$|gates\.)"),
     "solver": re.compile(r"layers\.\d+\.gates\."),
 }
-_POLICY = re.compile(r"(.*\.)?policy\.")
+_POLICY = re.compile(r"^(.*\.)?policy\.")
 _POOLER = [r"^(macaron_bert\.)?pooler\."]  # in checkpoints; heads without one leave it there
 
 
@@ -185,13 +183,6 @@ class MacaronBertLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[Lay
         return self.integrate(hidden_states, context)[0]
 
 
-class MacaronBertStep(IsRecorded):
-    """From the state before and after a step in depth to that after, where hidden states are recorded."""
-
-    def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        return after
-
-
 class BertDepth(Depth):
     """Layers in a row, whose systems are the sentences, also where these are packed."""
 
@@ -204,24 +195,14 @@ class BertDepth(Depth):
         return len(lengths), lambda values: values.repeat_interleave(lengths, output_size=x.size(0)).unsqueeze(-1)
 
 
-def _of_place(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What says where a model is, of the arguments of `from_pretrained`."""
-    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    return {name: kwargs[name] for name in names if name in kwargs}
-
-
-class MacaronBertPreTrainedModel(PreTrainedModel):
+class MacaronBertPreTrainedModel(ParticleModel):
     config: MacaronBertConfig
     config_class = MacaronBertConfig
     base_model_prefix = "macaron_bert"
     _no_split_modules = ["MacaronBertEmbeddings", "MacaronBertLayer"]  # noqa: RUF012
-    supports_gradient_checkpointing = True
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    always_there = ("embeddings", "layers", "policy", "final_norm")
     _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": MacaronBertStep,  # a rule across depth makes other states than its layers do
+        "hidden_states": Step,
         "attentions": MacaronBertSelfAttention,
     }
 
@@ -235,58 +216,18 @@ class MacaronBertPreTrainedModel(PreTrainedModel):
             with init.guard_torch_init_functions():  # what a checkpoint had stays
                 module.reset_parameters()
 
-    def __getstate__(self) -> dict[str, Any]:
-        # transformers' hooks, there once hidden states or attentions were asked for, cannot be pickled; they come back
-        return {**super().__getstate__(), "_output_capturing_hooks_installed": False}
-
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but nothing is left random or out in silence, save new heads and those of another model.
-
-        With `output_loading_info=True` the lists come back instead of the error, and the model with them.
-
-        Raises:
-            ValueError: the checkpoint lacks parameters of the encoder, or some of a head's, or all of them though it
-                was saved by this class; it has others than the encoder or head here; or it is of another `model_type`.
-            RuntimeError: tensors of another size, without `ignore_mismatched_sizes=True`.
-        """
-        config, source = kwargs.get("config"), pretrained_model_name_or_path
-        where = "the state_dict" if source is None else source
-        kind = getattr(config, "model_type", cls.config_class.model_type)
-        if kind != cls.config_class.model_type:
-            raise ValueError(
-                f"{cls.__name__} takes a {cls.config_class.__name__}, not one of model_type={kind!r}; to make a "
-                f"Macaron BERT of a BERT or its like: macaron convert NAME_OR_FOLDER --output DIR"
-            )
-        told = kwargs.pop("output_loading_info", False)
-        ignore = kwargs.pop("ignore_mismatched_sizes", False)
-        fresh = kwargs.get("state_dict") == {}  # asks for a new model
-        options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, report = super().from_pretrained(source, *args, **options)
-        if report["mismatched_keys"] and not ignore:
-            sizes = [f"{name} {tuple(there)} for {tuple(here)}" for name, there, here in report["mismatched_keys"]]
-            raise RuntimeError(
-                f"{where} does not fit {cls.__name__} and its configuration: it has {listed(sizes)}; if these are to "
-                f"begin anew, add ignore_mismatched_sizes=True"
-            )
-        if not told and not fresh:
-            stored = {} if source is None else PreTrainedConfig.get_config_dict(source, **_of_place(kwargs))[0]
-            if source is not None:
-                # a model of another rule or solver goes on with theirs as they begin, see `_init_weights`
-                begun = [
-                    names
-                    for option, names in _NUMERICS.items()
-                    if stored.get(option, "euler") not in (*_WITH_WEIGHTS, getattr(model.config, option))
-                ]
-                report["missing_keys"] = {
-                    name for name in report["missing_keys"] if not any(names.search(name) for names in begun)
-                }
-            if stored.get("horizon") != "learned" and source is not None:  # nor a policy, which begins with all steps
-                report["missing_keys"] = {name for name in report["missing_keys"] if not _POLICY.match(name)}
-            own = not isinstance(config, PreTrainedConfig) or config._name_or_path == str(source)
-            saved_by = (model.config.architectures or []) if own else []
-            check_names(model, report, str(where), complete=cls.__name__ in saved_by, encoder=_ENCODER)
-        return (model, report) if told else model
+    def lacking(cls, missing: Iterable[str], stored: dict[str, Any], config: Any) -> Iterable[str]:
+        """See `ParticleModel`. A model of another rule or solver goes on with theirs as they begin, see
+        `_init_weights`; nor is a policy missing, which begins with all steps."""
+        begun = [
+            names
+            for option, names in _NUMERICS.items()
+            if stored.get(option, "euler") not in (*_WITH_WEIGHTS, getattr(config, option))
+        ]
+        if stored.get("horizon") != "learned":
+            begun.append(_POLICY)
+        return (name for name in missing if not any(names.search(name) for names in begun))
 
 
 class MacaronBertPooler(nn.Module):
@@ -322,7 +263,7 @@ class MacaronBertModel(MacaronBertPreTrainedModel):
         scheme = config.scheme()
         layers = [MacaronBertLayer(config) for _ in range(depth if config.horizon == "none" else 1)]
         self.layers = BertDepth(layers, scheme.rule(depth, config.hidden_size), noise=scheme.noise(depth))
-        self.step = MacaronBertStep()
+        self.step = Step()
         self.policy = HorizonPolicy(config.hidden_size, depth) if config.horizon == "learned" else None
         dim, eps, affine = config.hidden_size, config.layer_norm_eps, config.norm_affine
         self.final_norm = nn.LayerNorm(dim, eps, elementwise_affine=affine) if config.final_norm else None

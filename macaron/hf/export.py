@@ -68,13 +68,32 @@ class Family(NamedTuple):
         return {auto: reference(c) for auto, c in entries.items()}
 
     def export(
-        self, model: PreTrainedModel | str | os.PathLike[str], out: str | os.PathLike[str], tokenizer: Any, force: bool
+        self,
+        model: PreTrainedModel | str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        tokenizer: Any = None,
+        *,
+        force: bool = False,
     ) -> Path:
-        """See `export_for_hub` of the packages of models.
+        """Write a model, its code and its tokenizer into one folder: `export_for_hub` of each kind of model.
+
+        `AutoModel…from_pretrained(out, trust_remote_code=True)` and `AutoTokenizer` then work where this package is
+        not installed: the model with nothing but transformers, a tokenizer of this package with what its settings ask
+        for (sacremoses, regex, subword-nmt, sentencepiece). The code is that of this package, one file a module.
+
+        Args:
+            model: one of this kind, or a folder or hub name that `from_pretrained` takes.
+            out: the folder to write; it appears when it is complete.
+            tokenizer: the tokenizer to put beside it, or where to load one from; None takes the one beside `model`, if
+                there is one.
+            force: replace `out` if it exists.
+
+        Returns:
+            The folder.
 
         Raises:
             FileExistsError: `out` exists, and not `force`.
-            ValueError: another kind of model, or one with a rule, solver or flow that other code registers.
+            ValueError: another kind of model, or one with a `depth_rule`, solver or flow that other code registers.
         """
         out = Path(out)
         if out.exists() and not force:

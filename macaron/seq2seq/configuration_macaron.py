@@ -1,19 +1,14 @@
 """Configuration of Macaron Net for `generate()`: checked once, derived values filled in."""
 
-import contextlib
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
 
 from macaron.dynamics.scheme import Scheme
 from macaron.dynamics.solvers import EULER
-from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION, get_splitting
-from macaron.ops.act_dropout import check_activation
-
-# transformers' names of activations that ours computes under another one.
-_SAME_ACTIVATION = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+from macaron.dynamics.splitting import CROSS_ATTENTION, FFN, SELF_ATTENTION
+from macaron.hf.configuration import ParticleConfig, known_activation
 
 Positions = Literal["sinusoidal", "learned", "none"]
 
@@ -42,7 +37,7 @@ class Side(NamedTuple):
 
 
 @strict
-class MacaronConfig(PreTrainedConfig):
+class MacaronConfig(ParticleConfig):
     """Everything that defines a Macaron Net of encoder and decoder. The defaults are `macaron_base`, for new training.
 
     A layer is one step of `splitting`: with "strang" half an FFN, attention, half an FFN (Lu et al. 2019,
@@ -87,6 +82,7 @@ class MacaronConfig(PreTrainedConfig):
     """
 
     model_type = "macaron"
+    remedy: ClassVar[str] = "make one of a released model: macaron convert RELEASE --to transformers --output DIR"
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
         "hidden_size": "d_model",
@@ -110,21 +106,11 @@ class MacaronConfig(PreTrainedConfig):
     decoder_ffn_dim: int | None = None
     encoder_first_ffn_dim: int | None = None
     decoder_first_ffn_dim: int | None = None
-    splitting: str = "strang"
-    solver: str = "euler"
-    depth_rule: str = "euler"
-    dt: float | int = 1.0
-    multistep_init: float | int | str = 0.0
-    stochastic_depth: float | int = 0.0
-    stochastic_depth_schedule: str = "lm_resnet"
-    stochastic_depth_form: str = "scaled"
-    stochastic_depth_unit: str = "batch"
     activation_function: str = "relu"
     encoder_normalize_before: bool = True
     decoder_normalize_before: bool = True
     encoder_final_norm: bool | None = None
     decoder_final_norm: bool | None = None
-    layer_norm_eps: float = 1e-5
     scale_embedding: bool = True
     layernorm_embedding: bool = False
     encoder_position_embedding_type: Positions = "sinusoidal"
@@ -146,8 +132,6 @@ class MacaronConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 2
 
     def __post_init__(self, **kwargs):
-        if __name__.startswith("macaron."):
-            kwargs.pop("auto_map", None)  # names files of code that saving an installed model does not write
         for name, own in self.attribute_map.items():  # before anything is derived from them
             if name in kwargs:
                 setattr(self, own, kwargs.pop(name))
@@ -155,9 +139,7 @@ class MacaronConfig(PreTrainedConfig):
         self.splitting = scheme.splitting.portable  # a saved model is read where nothing is registered
         for side in ("encoder", "decoder"):
             scheme.check_increments(getattr(self, f"{side}_normalize_before"))
-        activation = _SAME_ACTIVATION.get(self.activation_function, self.activation_function)
-        check_activation(activation)
-        self.activation_function = activation
+        self.activation_function = known_activation(self.activation_function)
         self._fill(scheme)
         self._check()
         super().__post_init__(**kwargs)
@@ -185,25 +167,14 @@ class MacaronConfig(PreTrainedConfig):
         for side in ("encoder", "decoder"):
             sizes += [f"{side}_{what}" for what in ("layers", "attention_heads", "ffn_dim", "first_ffn_dim")]
         sizes += [f"decoder_{what}" for what in ("d_model", "input_dim", "output_dim", "max_position_embeddings")]
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name, heads in (("d_model", "encoder"), ("decoder_d_model", "decoder")):
-            width, number = getattr(self, name), getattr(self, f"{heads}_attention_heads")
-            if width % number:
-                raise ValueError(
-                    f"{name}={width} does not divide into {heads}_attention_heads={number}; choose a width that is a "
-                    f"multiple of the number of heads"
-                )
-            if getattr(self, f"{heads}_position_embedding_type") == "sinusoidal" and width < 4:
+        self.check_positive(*sizes)
+        for name, side in (("d_model", "encoder"), ("decoder_d_model", "decoder")):
+            self.check_heads(name, f"{side}_attention_heads")
+            width = getattr(self, name)
+            if getattr(self, f"{side}_position_embedding_type") == "sinusoidal" and width < 4:
                 raise ValueError(f"{name}={width} is too small for sinusoidal positions; take at least 4")
-        for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}={getattr(self, name)} is not a probability in [0, 1); 0 switches it off")
-        if self.layer_norm_eps <= 0.0:
-            raise ValueError(
-                f"layer_norm_eps={self.layer_norm_eps} must be positive; it keeps norms from dividing by 0"
-            )
+        self.check_rates("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
+        self.check_eps()
         if self.position_offset < 0:
             raise ValueError(f"position_offset={self.position_offset} is negative; fairseq's is 2")
         words = min(self.side("encoder").words, self.side("decoder").words)
@@ -227,33 +198,11 @@ class MacaronConfig(PreTrainedConfig):
                 f"its own with share_encoder_decoder_embeddings=False"
             )
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The configuration of a `config.json`.
-
-        Raises:
-            ValueError: of another kind of model.
-        """
-        kind = config_dict.get("model_type", cls.model_type)
-        if kind != cls.model_type:
-            raise ValueError(
-                f"this is the configuration of a model of type {kind!r}, not {cls.model_type!r}; load it with "
-                f"transformers' Auto classes, which choose by this type, or make one of a released model: "
-                f"macaron convert RELEASE --to transformers --output DIR"
-            )
-        return super().from_dict(config_dict, **kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in transformers; the name of a registered splitting that was given later is written out too."""
-        result = super().to_dict()
-        with contextlib.suppress(ValueError):  # building a model of it says what is wrong
-            result["splitting"] = get_splitting(self.splitting).portable
-        return result
-
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
         """As in transformers; that of the decoder has as many layers as a cache of keys and values needs."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
-        if config is not self and decoder and not encoder:
+        # transformers asks what this returned once more, which has no layers of a decoder to count any more
+        if config is not self and decoder and not encoder and "decoder_layers" in vars(self):
             config.encoder_layers = self.cache_layers  # what it calls num_hidden_layers
         return config
 

@@ -29,6 +29,7 @@ _FOREIGN = {
     "no_cross_attention": False,
     "base_layers": 0,
     "quant_noise_pq": 0,
+    "quant_noise_scalar": 0,  # evaluates with rounded weights
 }
 _ACTIVATIONS = {"gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh"}
 _SCHEME = (

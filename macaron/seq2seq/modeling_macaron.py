@@ -23,7 +23,7 @@ from transformers.modeling_outputs import (
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.deprecation import deprecate_kwarg
@@ -35,9 +35,9 @@ from macaron.dynamics.multistep import LinearMultistep
 from macaron.dynamics.solvers import Gate
 from macaron.dynamics.splitting import SELF_ATTENTION
 from macaron.hf.context import IsRecorded, eager_attention_forward
-from macaron.hf.loading import check_names, listed
 from macaron.hf.losses import IGNORED, mean_cross_entropy
 from macaron.hf.positions import count_positions, sinusoids
+from macaron.hf.pretrained import ParticleModel, Step
 from macaron.particles.dropout import Dropout
 from macaron.particles.flows import CrossAttention, FeedForward, SelfAttention
 from macaron.particles.layer import ParticleLayer
@@ -173,13 +173,6 @@ class MacaronLayer(GradientCheckpointingLayer, IsRecorded, ParticleLayer[Context
         return self.integrate(hidden_states, context._replace(memory=memory))[0]
 
 
-class MacaronStep(IsRecorded):
-    """From the state before and after a step in depth to that after, where hidden states are recorded."""
-
-    def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        return after
-
-
 class DecodingDepth(Depth):
     """Layers in a row, of which a cache has a place for each evaluation."""
 
@@ -187,16 +180,12 @@ class DecodingDepth(Depth):
         return (args[0]._replace(evaluation=times), *args[1:]), kwargs
 
 
-class MacaronPreTrainedModel(PreTrainedModel):
+class MacaronPreTrainedModel(ParticleModel):
     config: MacaronConfig
     config_class = MacaronConfig
     base_model_prefix = "model"
     _no_split_modules = ["MacaronLayer"]  # noqa: RUF012
-    supports_gradient_checkpointing = True
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    always_there = ("encoder", "decoder")
     _can_compile_fullgraph = True
 
     @torch.no_grad()
@@ -217,38 +206,6 @@ class MacaronPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (Gate, LinearMultistep)):
             with init.guard_torch_init_functions():
                 module.reset_parameters()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # transformers' hooks, there once hidden states or attentions were asked for, cannot be pickled; they come back
-        return {**super().__getstate__(), "_output_capturing_hooks_installed": False}
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but nothing is left random or out in silence.
-
-        With `output_loading_info=True` the lists come back instead of the error, and the model with them.
-
-        Raises:
-            ValueError: the checkpoint lacks parameters, or has others; or it is of another `model_type`.
-            RuntimeError: tensors of another size, without `ignore_mismatched_sizes=True`.
-        """
-        source = pretrained_model_name_or_path
-        told = kwargs.pop("output_loading_info", False)
-        ignore = kwargs.pop("ignore_mismatched_sizes", False)
-        fresh = kwargs.get("state_dict") == {}  # asks for a new model
-        options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, report = super().from_pretrained(source, *args, **options)
-        where = "the state_dict" if source is None else str(source)
-        if report["mismatched_keys"] and not ignore:
-            sizes = [f"{name} {tuple(there)} for {tuple(here)}" for name, there, here in report["mismatched_keys"]]
-            raise RuntimeError(
-                f"{where} does not fit {cls.__name__} and its configuration: it has {listed(sizes)}; if these are to "
-                f"begin anew, add ignore_mismatched_sizes=True"
-            )
-        if not told and not fresh:
-            saved_by = model.config.architectures or []
-            check_names(model, report, where, complete=cls.__name__ in saved_by, encoder=("encoder", "decoder"))
-        return (model, report) if told else model
 
 
 class MacaronStack(MacaronPreTrainedModel):
@@ -278,7 +235,7 @@ class MacaronStack(MacaronPreTrainedModel):
             noise=scheme.noise(sizes.layers),
             layerdrop=sizes.layerdrop,
         )
-        self.step = MacaronStep()
+        self.step = Step()
         self.layer_norm = nn.LayerNorm(dim, eps=eps) if sizes.final_norm else None
         self.gradient_checkpointing = False
 
@@ -336,7 +293,7 @@ class MacaronEncoder(MacaronStack):
 
     side = "encoder"
     _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": MacaronStep,  # a rule across depth makes other states than its layers do
+        "hidden_states": Step,
         "attentions": MacaronSelfAttention,
     }
 
@@ -364,7 +321,7 @@ class MacaronDecoder(MacaronStack):
 
     side = "decoder"
     _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": MacaronStep,
+        "hidden_states": Step,
         "attentions": MacaronSelfAttention,
         "cross_attentions": MacaronCrossAttention,
     }

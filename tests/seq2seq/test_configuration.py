@@ -27,6 +27,7 @@ def test_what_is_left_open_is_filled_in():
     "options, layers",
     [
         ({}, 6),
+        ({"decoder_layers": 8, "solver": "midpoint"}, 16),
         ({"splitting": "lie", "depth_rule": "multistep"}, 6),
         ({"solver": "rk4"}, 24),
         ({"depth_rule": "rk2"}, 12),
@@ -37,7 +38,9 @@ def test_what_is_left_open_is_filled_in():
 )
 def test_a_cache_has_a_place_for_each_evaluation(options, layers):
     config = MacaronConfig(**options, encoder_layers=2)
-    assert config.cache_layers == config.get_text_config(decoder=True).num_hidden_layers == layers
+    of_decoder = config.get_text_config(decoder=True)
+    assert config.cache_layers == of_decoder.num_hidden_layers == layers
+    assert of_decoder.get_text_config(decoder=True).num_hidden_layers == layers
     assert config.get_text_config() is config
     assert config.num_hidden_layers == 2
 

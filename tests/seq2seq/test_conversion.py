@@ -11,12 +11,13 @@ import pytest
 import torch
 from macaron.user_dir.models.macaron import MacaronModel as FairseqModel
 from macaron.user_dir.portable import describe
+from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from macaron import cli
 from macaron.hf.loading import listed
 from macaron.seq2seq import MacaronForConditionalGeneration, MacaronTokenizer
-from macaron.seq2seq.conversion import CLOSE, check_equal, convert
+from macaron.seq2seq.conversion import CLOSE, check_equal, config_of, convert
 
 APART = {"joined_dictionary": False}
 RELEASES: dict[str, dict[str, Any]] = {
@@ -34,7 +35,7 @@ RELEASES: dict[str, dict[str, Any]] = {
     },
     "learned solver, dt, norms": {
         **{"solver": "heun_learned", "dt": 0.5, "layernorm_embedding": True, "no_scale_embedding": True},
-        **{"no_decoder_final_norm": True, "activation_fn": "gelu_accurate"},
+        **{"no_decoder_final_norm": True, "activation_fn": "gelu_accurate", "decoder_layerdrop": 0.2},
         "text": {"lowercase": True, "aggressive_hyphens": True},
         "search": {"unnormalized": True},
     },
@@ -117,6 +118,22 @@ def test_a_checkpoint_with_its_dictionaries(make_release, tmp_path, capsys):
     assert check_equal(model, whole) <= CLOSE
 
 
+def test_the_originals_models_give_their_own_numbers(golden, tmp_path):
+    """Converted straight from checkpoints of the original, against the logits that it computed itself."""
+    checkpoints = sorted(golden.glob("translation/*/checkpoint.pt"))
+    assert checkpoints, "the folder of golden models has none of translation"
+    for path in checkpoints:
+        data = golden / "data" / json.loads((path.parent / "meta.json").read_text())["data"]
+        model, _ = convert(describe(path, data), tmp_path / path.parent.name)
+        batch, outputs = (load_file(path.parent / f"{name}.safetensors") for name in ("batch", "outputs"))
+        source, real = batch["src_tokens"], batch["target"].ne(1)
+        with torch.no_grad():
+            logits = model(source, source.ne(1).long(), decoder_input_ids=batch["prev_output_tokens"]).logits
+        torch.testing.assert_close(logits[real], outputs["decoder_logits"][real], rtol=0, atol=2e-5)
+        reloaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / path.parent.name)
+        assert all(torch.equal(t, reloaded.state_dict()[name]) for name, t in model.state_dict().items())
+
+
 def _converted(release: Path, out: Path) -> Path:
     convert(describe(release), out)
     return out
@@ -162,7 +179,8 @@ def test_what_cannot_be_converted(make_release, refused, tmp_path):
     assert "model.pt is not what was released" in refused(cut, *to)
     bare = damaged("bare", lambda folder: (folder / "text.json").unlink())
     (bare / "SHA256SUMS").unlink()
-    assert "dictionary" in refused(bare / "model.pt", *to, "--data", tmp_path / "empty")
+    told = refused(bare / "model.pt", *to, "--data", tmp_path / "empty")
+    assert "no dictionary (dict.*.txt) there" in told and "as --data (now" in told and "data_name_or_path" not in told
     _edit_options(bare / "model.pt", cross_self_attention=True)
     assert "--cross-self-attention True, for which there is no counterpart" in refused(bare / "model.pt", *to)
     state = torch.load(bare / "model.pt", weights_only=True)
@@ -192,6 +210,13 @@ def test_a_model_that_computes_something_else_is_not_written(make_release, tmp_p
         convert(found._replace(tensors=less), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert listed([]) == ""
+    for name, value in (
+        *(("adaptive_softmax_cutoff", "100,200"), ("adaptive_input", True), ("no_cross_attention", True)),
+        *(("quant_noise_pq", 0.1), ("quant_noise_scalar", 0.5), ("base_layers", 1), ("char_inputs", True)),
+    ):
+        told = f"was trained with --{name.replace('_', '-')} {value}, for which there is no counterpart"
+        with pytest.raises(ValueError, match=told):
+            config_of(found._replace(options={**found.options, name: value}))
 
 
 def test_the_recipes_search_becomes_generates(make_release, tmp_path, capsys):

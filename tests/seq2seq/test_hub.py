@@ -80,6 +80,10 @@ def test_what_is_no_model_of_this_kind(tmp_path):
         export_for_hub(tmp_path / "bert", tmp_path / "out")
     with pytest.raises(ValueError, match=r"'macaron_bert', not 'macaron'; load it with"):
         MacaronForConditionalGeneration.from_pretrained(tmp_path / "bert")
+    with pytest.raises(
+        ValueError, match="takes a MacaronConfig, not one of model_type='macaron_bert'; to make one of a"
+    ):
+        MacaronForConditionalGeneration.from_pretrained(tmp_path / "bert", config=bert.config)
     with pytest.raises(FileExistsError, match="exists; choose another folder"):
         export_for_hub(bert, tmp_path / "bert")
     assert json.loads((tmp_path / "bert" / "config.json").read_text())["model_type"] == "macaron_bert"

@@ -84,7 +84,7 @@ def test_assisted_decoding_is_greedy_decoding(options):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"solver": "heun"}], ids=str)
+@pytest.mark.parametrize("options", [{"decoder_layers": 7}, {"solver": "heun"}], ids=str)
 def test_caches_of_transformers(options):
     model, given = build(**options), batch()
     config, decoded = model.config, torch.randint(4, 50, (3, 6))
@@ -106,8 +106,10 @@ def test_caches_of_transformers(options):
     with new if CACHE == "cache" else contextlib.nullcontext():
         again = model(**given, decoder_input_ids=decoded[:, :1], past_key_values=copy.deepcopy(kept), use_cache=True)
     assert again[CACHE].get_seq_length() == 7
+    generated = model.generate(**given, **LONG, return_dict_in_generate=True)
+    assert len(generated[CACHE].self_attention_cache) == config.cache_layers
     static_found = model.generate(**given, **LONG, cache_implementation="static", disable_compile=True)
-    assert torch.equal(static_found, model.generate(**given, **LONG))
+    assert torch.equal(static_found, generated.sequences)
 
 
 def test_a_rule_of_ones_own_that_evaluates_more_often_than_it_says():
