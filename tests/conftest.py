@@ -88,7 +88,7 @@ def golden(shared: Path) -> Path:
 # Long files first, so that no worker is left with one when the others have finished.
 LONG = ("recipes", "user_dir/test_translation_cli.py", "test_packaging.py", "user_dir", "bert/test_training.py")
 # One worker for the files that share a training.
-TOGETHER = ("recipes/translation/test_pipeline.py", "recipes/translation/test_re")
+TOGETHER = tuple(f"recipes/translation/test_{name}" for name in ("pipeline.py", "noise.py", "re"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,9 @@
 
 `versions` makes an environment for each in .versions/, as `make install` does: Python 3.10 to 3.13, of pyenv or on the
 PATH, and `lowest`, Python 3.11 with the lowest torch and transformers that pyproject.toml allows. An environment that
-is complete is used again. A run replaces the row of its kind, and a part of a suite is recorded nowhere.
+is complete is used again, and for its own version the one that this Python is of. A run replaces the row of its kind,
+and a part of a suite is recorded nowhere. Interrupted? The same command goes on: what this commit passed is not run
+again, unless it is named.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs" / "runs.md"
 ENVIRONMENTS = ROOT / ".versions"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+OWN = ".".join(map(str, sys.version_info[:2]))
 LOWEST, LOWEST_PYTHON = "lowest", "3.11"
 BOUNDED = ("torch", "transformers")  # of these `lowest` takes the lower bounds
 COLUMNS = ("suite", "date (UTC)", "commit", "Python", "torch", "transformers", "outcome", "minutes", "remarks")
@@ -99,6 +102,14 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git clone)"
     return head.strip() + (" with local changes" if changed.strip() else "")
+
+
+def passed(path: Path, suite: str, at: str) -> bool:
+    """Whether the last run of that suite was of this very commit, whole, and without a failure."""
+    return " " not in at and any(  # neither "unknown (…" nor "… with local changes", which may be others by now
+        (row["suite"], row["commit"]) == (suite, at) and re.fullmatch(r"\d+ passed(, \d+ skipped)?", row["outcome"])
+        for row in read(path)
+    )
 
 
 # --- a suite ------------------------------------------------------------------------------------------------------
@@ -220,14 +231,18 @@ def versions(chosen: Sequence[str], workers: str, record: Path) -> int:
         version = LOWEST_PYTHON if name == LOWEST else name
         bounds = lower_bounds((ROOT / "pyproject.toml").read_text(encoding="utf-8")) if name == LOWEST else {}
         title = f"default suite, lowest {' and '.join(bounds)}" if bounds else f"default suite, Python {version}"
+        at = commit()
+        if not chosen and passed(record, title, at):
+            print(f"{title}: passed at {at}, not run again; name it to do so")
+            continue
         python = find_python(version)
         if python is None:
             print(f"{title}: no python{version} in pyenv or on the PATH; left out", file=sys.stderr)
             worst = worst or 1
             continue
-        begin, at = time.monotonic(), commit()
+        begin = time.monotonic()
         try:
-            inside = environment(name, python, bounds)
+            inside = Path(sys.executable) if name == OWN else environment(name, python, bounds)
         except subprocess.CalledProcessError as error:
             blank = dict.fromkeys(COLUMNS, "–") | {"Python": version, "torch": bounds.get("torch", "–")}
             date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")

@@ -141,8 +141,9 @@ def test_an_environment_that_cannot_be_installed_is_recorded_and_ends_no_other(
     monkeypatch.setattr(runs, "environment", environment)
     monkeypatch.setattr(runs, "run_suite", run_suite)
     monkeypatch.setattr(runs, "find_python", lambda version: None if version == "3.13" else Path(sys.executable))
+    monkeypatch.setattr(runs, "OWN", "3.12")  # which has an environment
     assert runs.versions([], "1", record) == 1
-    assert [name for name, _ in asked] == ["3.10", "3.11", "3.12", "lowest"]
+    assert [name for name, _ in asked] == ["3.10", "3.11", "lowest"]
     assert asked[-1][1] == {"torch": "2.6.0", "transformers": "5.4.0"}
     assert [(row["suite"], row["outcome"]) for row in runs.read(record)] == [
         ("default suite, Python 3.10", "**could not be installed** (make install ended with status 2)"),
@@ -150,3 +151,27 @@ def test_an_environment_that_cannot_be_installed_is_recorded_and_ends_no_other(
         ("default suite, Python 3.12", "x"),
         ("default suite, lowest torch and transformers", "x"),
     ]
+
+
+def test_what_this_commit_passed_is_run_again_when_it_is_named_only(
+    runs: ModuleType, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = {
+        "Python 3.10": ("abc", "5 passed, 1 skipped"), "Python 3.11": ("abc", "5 passed, **1 failed**"),
+        "Python 3.12": ("older", "6 passed"), "Python 3.13": ("abc", "6 passed, **ended with status 5**"),
+        "lowest torch and transformers": ("abc with local changes", "6 passed"),
+    }  # fmt: skip
+    for name, (at, outcome) in outcomes.items():
+        suite = f"default suite, {name}"
+        runs.add(record, dict.fromkeys(runs.COLUMNS, "x") | {"suite": suite, "commit": at, "outcome": outcome})
+    done: list[str] = []
+    monkeypatch.setattr(runs, "environment", lambda *_: Path(sys.executable))
+    monkeypatch.setattr(runs, "find_python", lambda version: Path(sys.executable))
+    monkeypatch.setattr(runs, "run_suite", lambda name, *_: done.append(name.removeprefix("default suite, ")) or 0)
+    monkeypatch.setattr(runs, "commit", lambda: "abc")
+    assert runs.versions([], "1", record) == 0
+    assert done == [name for name in outcomes if name != "Python 3.10"]
+    assert runs.versions(["3.10"], "1", record) == 0 and done[-1] == "Python 3.10"
+    done.clear()
+    monkeypatch.setattr(runs, "commit", lambda: "abc with local changes")  # which may be others than then
+    assert runs.versions([], "1", record) == 0 and len(done) == 5

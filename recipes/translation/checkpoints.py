@@ -10,12 +10,17 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from macaron.checkpoint import CheckpointError, load
-
 from ..common.errors import RecipeError
 from . import commands
 
 __all__ = ["average", "distinct", "load", "mend_last", "newest_first", "sweep"]
+
+
+def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """`macaron.checkpoint.load`; torch is imported by the first checkpoint, not by `--help`."""
+    from macaron import checkpoint
+
+    return checkpoint.load(path, mmap=mmap)
 
 
 def mend_last(folder: Path) -> None:
@@ -25,6 +30,8 @@ def mend_last(folder: Path) -> None:
     checkpoint_last.pt.corrupt and the newest readable checkpoint takes its place. Once there is a good one after it,
     what was set aside goes.
     """
+    from macaron.checkpoint import CheckpointError
+
     last = folder / "checkpoint_last.pt"
     if not last.exists():
         others = newest_first(folder)
@@ -41,6 +48,8 @@ def mend_last(folder: Path) -> None:
 
 
 def replace_last(last: Path, candidates: list[Path], why: str) -> None:
+    from macaron.checkpoint import CheckpointError
+
     print(f"train     {why}", file=sys.stderr)
     for candidate in candidates:
         try:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macaron.checkpoint import CheckpointError
 from macaron.files import digest
 
 from ..common.errors import RecipeError
@@ -67,7 +66,7 @@ def read(folder: Path) -> Release:
         description = released.read(folder)
         state = load(folder / released.MODEL, mmap=True)
         hub.check_settings(folder / released.MODEL, state, macaron.MacaronModel)
-    except (ValueError, KeyError, CheckpointError) as error:
+    except (ValueError, KeyError) as error:
         raise RecipeError(f"--init-from {folder}: no released model that can be used: {error}") from error
     options: dict[str, Any] = state["cfg"]["model"]
     arch = str(options["_name"])

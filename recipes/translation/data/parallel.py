@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 from ...common.errors import RecipeError
@@ -29,9 +29,12 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
     """map(function, items) by `workers` processes. A few items are read ahead, so that any corpus fits in memory.
 
     Processes are spawned, not forked: the parent may hold threads of torch or tqdm. They end with it, even if it is
-    killed.
+    killed. A single item is done in this one, since a process takes longer to start than a chunk takes.
     """
-    if workers <= 1:
+    iterator = iter(items)
+    first = list(islice(iterator, 2))
+    items = chain(first, iterator)
+    if workers <= 1 or len(first) < 2:
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")

@@ -1,18 +1,27 @@
-"""One tiny run through the real command line, killed while it trains and resumed, for all tests that need a result."""
+"""One tiny run, killed while it trains and resumed, for all tests that need a result.
+
+It begins with the real command line; what a new interpreter adds to a command is then left out, which is seconds each.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import macaron.cli
+from recipes.translation import cli, commands
 
 # macaron_tiny on 60 synthetic sentences; two batches an update.
 SETTINGS = [
@@ -57,6 +66,62 @@ def recipe_command(project_root: Path, recipe_environment: dict[str, str]) -> Co
     return run
 
 
+@contextlib.contextmanager
+def forking(fairseq_cli: Any) -> Iterator[list[str]]:
+    """Pipelines of this process run fairseq's commands in forks, `macaron` here, and name them in what is yielded.
+
+    Their arguments, their folder and what is read off their output are those of the commands that they replace.
+    """
+    done: list[str] = []
+
+    def run(command: list[str], log: Path, lock: Any, what: str) -> None:
+        assert command[:2] == [sys.executable, "-m"]
+        seen = log.stat().st_size if log.exists() else 0
+        if command[2] == "macaron":
+            status, text = macaron.cli.main(command[3:]), ""
+        else:
+            name = command[2].replace("fairseq_cli.", "fairseq-").replace("_", "-")
+            result = fairseq_cli(name, *command[3:], cwd=log.parent, expect=None)
+            status, text = result.returncode, result.stdout
+        done.append(command[2])
+        with log.open("a", encoding="utf-8") as file:
+            file.write(text)
+        commands.check(status, what, log, seen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "run", run)
+        patch.setattr(commands, "run_with_progress", lambda command, log, lock, total: run(command, log, lock, "train"))
+        yield done
+
+
+@pytest.fixture(scope="module")
+def forks(fairseq_cli: Any) -> Iterator[list[str]]:
+    """The names of the commands that were run, each in a fork."""
+    with forking(fairseq_cli) as done:
+        yield done
+
+
+@pytest.fixture(scope="session")
+def recipe_here(fairseq_cli: Any) -> Command:
+    """`recipe_command` without its new interpreters: the recipe runs in this process, fairseq's commands in forks."""
+
+    def run(*options: object) -> subprocess.CompletedProcess[str]:
+        words, output = [*SETTINGS, *map(str, options)], io.StringIO()
+        handler = signal.getsignal(signal.SIGTERM)
+        with (
+            forking(fairseq_cli),
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(output),
+        ):
+            patch.setattr(sys, "argv", ["iwslt14_de_en", *words])  # which the report quotes
+            status = cli.main("iwslt14_de_en", words)
+        signal.signal(signal.SIGTERM, handler)
+        return subprocess.CompletedProcess(words, status, output.getvalue())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def corpus_folder(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_corpus` as raw text: cased, with full stops."""
@@ -71,13 +136,13 @@ def corpus_folder(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def finished(
-    recipe_command: Command,
+    recipe_here: Command,
     recipe_environment: dict[str, str],
     corpus_folder: Path,
     project_root: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Finished:
-    """A whole run. Recipe and training were killed at the first checkpoint, and that checkpoint cut in half."""
+    """A whole run. Its command and training were killed at the first checkpoint, and that checkpoint cut in half."""
     out = tmp_path_factory.mktemp("run") / "out"
     options = ["--out", str(out), "--data-dir", str(corpus_folder)]
     command = [sys.executable, "-m", "recipes.iwslt14_de_en", "train", *options, *SETTINGS]
@@ -101,6 +166,6 @@ def finished(
     assert not (out / "stamps" / "train.json").exists()
     last = out / "checkpoints" / "checkpoint_last.pt"
     last.write_bytes(last.read_bytes()[:5000])  # as if the kill had come in the middle of writing it
-    done = recipe_command(*options)
+    done = recipe_here(*options)
     assert done.returncode == 0, done.stdout
     return Finished(out, corpus_folder, done.stdout)

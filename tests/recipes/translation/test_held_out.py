@@ -81,12 +81,12 @@ def test_limits_of_training_batches_are_none_of_the_test_set(folder: Path) -> No
     check_held_out(RECIPE.changed(max_tokens=50), folder)
 
 
-def test_by_command_before_the_training(recipe_command: Any, corpus_folder: Path, tmp_path: Path) -> None:
+def test_by_command_before_the_training(recipe_here: Any, corpus_folder: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(corpus_folder, tmp_path / "data"))
     lines = (data / "valid.de").read_text(encoding="utf-8").splitlines()
     lines[6] = "ab " * 200
     (data / "valid.de").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    done = recipe_command("--out", tmp_path / "out", "--data-dir", data)
+    done = recipe_here("--out", tmp_path / "out", "--data-dir", data)
     assert done.returncode == 1, done.stdout
     assert "raw/valid.de: line 7 (" in done.stdout and "longer than dataset.max_tokens = 120" in done.stdout
     assert "Traceback" not in done.stdout

@@ -73,11 +73,11 @@ def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_finished_run_is_scored_with_noise_beside_the_clean_source(finished, recipe_command, tmp_path: Path) -> None:
+def test_a_finished_run_is_scored_with_noise_beside_the_clean_source(finished, recipe_here, tmp_path: Path) -> None:
     """And only that is done, and its report again; another share is another score, and stays without the option."""
     copy = tmp_path / "out"
     shutil.copytree(finished.folder, copy)
-    done = recipe_command("report", "--out", copy, "--noise=0.2")
+    done = recipe_here("report", "--out", copy, "--noise=0.2")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("done before") == 5 and "noise     done in" in done.stdout
     result = read_json(copy / "report" / "result.json")

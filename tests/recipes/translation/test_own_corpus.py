@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import macaron.cli
 from recipes.common.workspace import read_json, read_lines
 from recipes.translation import cli, commands, release
 from recipes.translation.pipeline import STAGES
@@ -43,30 +40,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "".join(pair[side] + "\r\n" for pair in pairs)
         (folder / f"fables.{language}").write_bytes(text.encode("utf-8-sig"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def forks(fairseq_cli: Any) -> Iterator[list[str]]:
-    """The names of the commands that were run, each in a fork."""
-    done: list[str] = []
-
-    def run(command: list[str], log: Path, lock: Any, what: str) -> None:
-        seen = log.stat().st_size if log.exists() else 0
-        if command[2] == "macaron":
-            status, text = macaron.cli.main(command[3:]), ""
-        else:
-            name = command[2].replace("fairseq_cli.", "fairseq-").replace("_", "-")
-            result = fairseq_cli(name, *command[3:], cwd=log.parent, expect=None)
-            status, text = result.returncode, result.stdout
-        done.append(command[2])
-        with log.open("a", encoding="utf-8") as file:
-            file.write(text)
-        commands.check(status, what, log, seen)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "run", run)
-        patch.setattr(commands, "run_with_progress", lambda command, log, lock, total: run(command, log, lock, "train"))
-        yield done
 
 
 @pytest.fixture(scope="module")

@@ -71,8 +71,8 @@ def test_finished_work_is_left_alone(finished, recipe_command) -> None:
     assert state() == before
 
 
-def test_other_settings_are_refused(finished, recipe_command) -> None:
-    done = recipe_command("--out", finished.folder, "--seed=2")
+def test_other_settings_are_refused(finished, recipe_here) -> None:
+    done = recipe_here("--out", finished.folder, "--seed=2")
     assert done.returncode == 1
     assert "common.seed = 1 there, 2 now" in done.stdout and "--restart" in done.stdout
 
@@ -119,11 +119,11 @@ def fake_slurm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_nodes_under_slurm_make_the_same_model(
-    finished, recipe_command, recipe_settings, recipe_environment, project_root, fake_slurm, tmp_path: Path
+    finished, recipe_here, recipe_settings, recipe_environment, project_root, fake_slurm, tmp_path: Path
 ) -> None:
     """The ready script on two nodes of one process each, against one process: the effective batch is the same."""
     options = ["--prepared", str(finished.folder), "--max-update=6", "--splitting=lie"]
-    alone = recipe_command("train", "--out", tmp_path / "one", *options)
+    alone = recipe_here("train", "--out", tmp_path / "one", *options)
     assert alone.returncode == 0 and "prepare   shared with" in alone.stdout, alone.stdout
     environment = {
         **recipe_environment,
@@ -154,8 +154,8 @@ def test_two_nodes_under_slurm_make_the_same_model(
     assert (finished.folder / "data-bin" / "codes").stat().st_nlink == 3, "shared, not copied"
 
 
-def test_data_prepared_otherwise_is_not_shared(finished, recipe_command, tmp_path: Path) -> None:
-    done = recipe_command("prepare", "--out", tmp_path / "out", "--prepared", finished.folder, "--units=70")
+def test_data_prepared_otherwise_is_not_shared(finished, recipe_here, tmp_path: Path) -> None:
+    done = recipe_here("prepare", "--out", tmp_path / "out", "--prepared", finished.folder, "--units=70")
     assert done.returncode == 1
     assert "prepared otherwise (text.units = 60 there, 70 here)" in done.stdout
 

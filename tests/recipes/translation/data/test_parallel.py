@@ -20,6 +20,11 @@ def test_results_come_in_order(workers: int) -> None:
     assert list(in_order(abs, range(-40, 0), workers)) == list(range(40, 0, -1))
 
 
+def test_one_item_needs_no_process() -> None:
+    assert list(in_order(lambda n: (n, os.getpid()), [7], 2)) == [(7, os.getpid())]
+    assert list(in_order(abs, iter(()), 2)) == []
+
+
 def test_chunks() -> None:
     assert list(chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
 

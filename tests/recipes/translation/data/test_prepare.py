@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from recipes.translation import commands
 from recipes.translation.data import binary, subword
 from recipes.translation.data.corpus import Corpus, Input, Rules
 from recipes.translation.data.files import lines
+from recipes.translation.data.parallel import chunks
 from recipes.translation.data.prepare import Preparation, entries, prepare, unknown_pieces
 from recipes.translation.text import Codec, Pieces, TextSettings
 
+pytestmark = pytest.mark.usefixtures("forks")  # fairseq-preprocess comes from a process that has imported fairseq
+
 SETTINGS = TextSettings("de", "en", lowercase=True, units=50)
+PAIRS, CHUNK = 430, 100  # so that there are several chunks
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     for language, house in (("de", "Haus"), ("en", "house")):
         pairs = [
-            f"{house} {n}, {n % 9}." + (" x" * 20 if n % 7 == 0 and language == "en" else "") for n in range(4_300)
+            f"{house} {n}, {n % 9}." + (" x" * 20 if n % 7 == 0 and language == "en" else "") for n in range(PAIRS)
         ]
         (folder / f"all.{language}").write_text("".join(f"{line}\n" for line in pairs))
         (folder / f"test.{language}").write_text("".join(f"{house} {n}?\n" for n in range(5)))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("prepare", "sentences", "subword"):
+        monkeypatch.setattr(f"recipes.translation.data.{module}.chunks", partial(chunks, size=CHUNK))
 
 
 def run(folder: Path, data: Path, workers: int, **options: Any) -> dict[str, Any]:
@@ -78,8 +89,8 @@ def test_all_of_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     assert facts["kind"] == "toy"
     assert facts["sizes"]["test"] == 5
-    assert facts["sizes"]["train"] + facts["sizes"]["valid"] + sum(facts["dropped"].values()) == 4_300
-    assert facts["dropped"] == {"one side over 1.5 times as long as the other": 615}
+    assert facts["sizes"]["train"] + facts["sizes"]["valid"] + sum(facts["dropped"].values()) == PAIRS
+    assert facts["dropped"] == {"one side over 1.5 times as long as the other": 62}  # every 7th
     assert facts["dictionary"]["de"] == facts["dictionary"]["en"] > 10
     assert facts["unknown"]["train.de"] == "0.0%"
     columns = [read_lines(one / kind / f"valid.{side}") for kind in ("raw", "text", "bpe") for side in ("de", "en")]
