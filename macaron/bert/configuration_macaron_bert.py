@@ -196,9 +196,9 @@ class MacaronBertConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 1.0:
                 raise ValueError(f"{name}={value} is not a probability in [0, 1); 0 switches it off")
-        if self.layer_norm_eps <= 0.0:
+        if not 0.0 < self.layer_norm_eps < math.inf:
             raise ValueError(
-                f"layer_norm_eps={self.layer_norm_eps} must be positive; it keeps norms from dividing by 0"
+                f"layer_norm_eps={self.layer_norm_eps} must be positive and finite; it keeps norms from dividing by 0"
             )
         if self.position_embedding_type not in ("learned", "sinusoidal", "none"):
             raise ValueError(
