@@ -402,7 +402,7 @@ def _is_hub_name(path: Path) -> bool:
 
 def _convert_published(args: argparse.Namespace) -> None:
     _refuse_idle(args, "a model of transformers", "its tokenizer lies beside it")
-    if args.input.is_dir() and not (args.input / "config.json").is_file():
+    if args.input.is_dir() and not any((args.input / f"{name}config.json").is_file() for name in ("", "adapter_")):
         raise FileNotFoundError(f"folder {args.input} has no config.json; {_TAKEN}")
     with _needs("bert"):
         from macaron.bert.published import convert_published

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -60,7 +61,8 @@ def export(folder: Path, out: Path, form: str, *, force: bool = False) -> list[s
             f"format {form!r} is not for a translation model; choose one of {', '.join(FORMATS)} (8 bits: macaron "
             f"translate --precision int8, or ctranslate2 with compute_type='int8')"
         )
-    if out.resolve() == folder.resolve():
+    out = Path(os.path.realpath(out))  # a link to a folder stays one
+    if out == folder.resolve():
         raise ValueError(f"{out} is the release itself; name another folder")
     check_free(out, force)
     if form == "ctranslate2":

@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from macaron.bert.auto import AUTO_CLASSES
 from macaron.bert.configuration_macaron_bert import MacaronBertConfig
 from macaron.bert.hub import load
 from macaron.bert.modeling_macaron_bert import MacaronBertForMultipleChoice, MacaronBertModel
+from macaron.bert.published import check_vocabulary
 from macaron.decoding.weights import choose_precision, packed
 from macaron.hf.export import reference, sources
 from macaron.hf.folders import check_free, put
@@ -70,7 +71,7 @@ def export(source: str | os.PathLike[str], out: str | os.PathLike[str], form: st
     """Write a Macaron BERT into a folder for where it is used, and compare it there with what it comes from.
 
     A folder of sentence-transformers, with mean or first-token pooling, becomes a model with one more output,
-    `sentence_embedding`.
+    `sentence_embedding`; prompts, which go before a text, are in the README.md.
 
     Args:
         source: a folder that `save_pretrained` wrote.
@@ -87,10 +88,10 @@ def export(source: str | os.PathLike[str], out: str | os.PathLike[str], form: st
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown for a Macaron BERT; choose one of {', '.join(FORMATS)}")
-    out = Path(out)
+    out = Path(os.path.realpath(out))  # a link to a folder stays one
     if not Path(source).is_dir():
         raise FileNotFoundError(f"there is no folder {source}; of a model on the hub, `hf download` makes one")
-    if out.resolve() == Path(source).resolve():
+    if out == Path(source).resolve():
         raise ValueError(f"{out} is the model itself; name another folder")
     check_free(out, force)
     if form.startswith("onnx"):
@@ -103,7 +104,7 @@ def export(source: str | os.PathLike[str], out: str | os.PathLike[str], form: st
             f"{source} has horizon='learned', which looks at its sentences to decide how deep to go, as no fixed "
             f"program can; export a model with horizon='fixed' or 'none'"
         )
-    tokenizer = _tokenizer(source)
+    tokenizer = _tokenizer(source, model.config)
     plain = Plain(model, Pooling.of(Path(source), tokenizer), _inputs(model, tokenizer))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
@@ -124,10 +125,13 @@ class Pooling:
     Fields:
         mode: "mean" or "cls".
         normalize: to length 1.
+        prompts: what goes before a text, by their names; prompt: that which goes before every text, if none is named.
     """
 
     mode: str
     normalize: bool
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    prompt: str = ""
 
     @classmethod
     def of(cls, folder: Path, tokenizer: Any) -> Pooling | None:
@@ -149,17 +153,36 @@ class Pooling:
         if path in ("", "..") or path != Path(path).name:
             raise ValueError(f"{folder / 'modules.json'} names {path!r}, which is no folder beside it")
         mode = cls._mode(folder / path / "config.json")
-        if (folder / "sentence_bert_config.json").is_file():
-            settings = _json(folder / "sentence_bert_config.json", dict)
+        prompts, prompt = cls._prompts(folder, folder / path / "config.json")
+        for file in sorted(folder.glob("sentence_*_config.json")):  # named after the encoder by older versions
+            settings = _json(file, dict)
             if settings.get("do_lower_case"):
                 raise ValueError(
-                    f"{folder / 'sentence_bert_config.json'} has do_lower_case, which no tokenizer file says; set it "
-                    f"to false and lower the text yourself"
+                    f"{file} has do_lower_case, which no tokenizer file says; set it to false and lower the text "
+                    f"yourself"
                 )
             longest = settings.get("max_seq_length")
             if tokenizer is not None and type(longest) is int and longest > 0:
                 tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
-        return cls(mode, kinds[2:] == ["Normalize"])
+        return cls(mode, kinds[2:] == ["Normalize"], prompts, prompt)
+
+    @staticmethod
+    def _prompts(folder: Path, pooling: Path) -> tuple[dict[str, str], str]:
+        """Those of a folder by their names, and the one that goes before every text."""
+        file = folder / "config_sentence_transformers.json"
+        settings = _json(file, dict) if file.is_file() else {}
+        found, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
+        if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+            raise ValueError(f"{file}: prompts is {found!r}, expected names and their texts; copy the folder again")
+        if default is not None and default not in found:
+            raise ValueError(f"{file}: default_prompt_name is {default!r}, which is none of {listed(found) or 'none'}")
+        prompts = {str(name): text for name, text in found.items() if text}
+        if prompts and not _json(pooling, dict).get("include_prompt", True):
+            raise ValueError(
+                f"{pooling} leaves the prompts ({listed(prompts)}) out of the mean, for which an export has no input; "
+                f"to export the encoder alone, copy the folder without modules.json"
+            )
+        return prompts, found.get(default, "")
 
     @staticmethod
     def _mode(path: Path) -> str:
@@ -319,10 +342,14 @@ def load_int8(folder: str | os.PathLike[str]) -> PreTrainedModel:
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
-def _tokenizer(source: str | os.PathLike[str]) -> Any:
+def _tokenizer(source: str | os.PathLike[str], config: MacaronBertConfig) -> Any:
+    """That of a folder, which cuts what is too long for the model; None where there is none."""
     if not any(Path(source, name).is_file() for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json")):
         return None
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    check_vocabulary(tokenizer, source)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    return tokenizer
 
 
 def _inputs(model: PreTrainedModel, tokenizer: Any) -> list[str]:
@@ -353,24 +380,31 @@ def _readme(plain: Plain, form: str, tokenizer: Any, difference: float) -> str:
     trust = ", trust_remote_code=True" if type(tokenizer).__module__.startswith("macaron.") else ""
     kind = "pt" if form.startswith("torch") else "np"
     lines = [f'tokenizer = AutoTokenizer.from_pretrained("."{trust})']
-    text = 'batch = tokenizer(["One sentence.", "Another one."], padding=True, truncation=True, return_tensors="{}")'
+    pooling, config = plain.pooling, plain.model.config
+    prompt = "" if pooling is None else pooling.prompt
+    given = json.dumps([f"{prompt}One sentence.", f"{prompt}Another one."], ensure_ascii=False)
+    if type(plain.model) is MacaronBertForMultipleChoice:
+        given = '["A question?"] * 2, ["One answer.", "Another one."]'
+    text = f'batch = tokenizer({given}, padding=True, truncation=True, return_tensors="{kind}")'
+    if type(plain.model) is MacaronBertForMultipleChoice:
+        text += "\nbatch = {name: rows[None] for name, rows in batch.items()}  # (questions, choices, tokens)"
     if tokenizer is None:
         lines, text = [], "batch = ...  # this model came without a tokenizer: numbers of words, by the names of inputs"
     if form.startswith("onnx"):
         needs = "onnxruntime"
-        lines += ['session = onnxruntime.InferenceSession("model.onnx")', text.format(kind)]
+        lines += ['session = onnxruntime.InferenceSession("model.onnx")', text]
         lines += ['given = {i.name: batch[i.name].astype("int64") for i in session.get_inputs()}']
         lines += ["found = dict(zip([o.name for o in session.get_outputs()], session.run(None, given)))"]
         head = ["import onnxruntime"]
     elif form == "torch-export":
         needs = "torch"
-        lines += ['model = torch.export.load("model.pt2").module()', text.format(kind)]
+        lines += ['model = torch.export.load("model.pt2").module()', text]
         lines += [f"given = {{name: batch[name] for name in {plain.inputs!r}}}"]
         lines += [f"found = dict(zip({plain.outputs!r}, model(**given)))"]
         head = ["import torch"]
     else:
         needs = "torch and macaron-net[bert]"
-        lines += ['model = load_int8(".")', text.format(kind), "with torch.no_grad():", "    found = model(**batch)"]
+        lines += ['model = load_int8(".")', text, "with torch.no_grad():", "    found = model(**batch)"]
         head = ["import torch", "from macaron.bert import load_int8"]
         if plain.pooling is not None:
             lines += ["x, real = found.last_hidden_state, batch['attention_mask'][..., None]"]
@@ -381,7 +415,8 @@ def _readme(plain: Plain, form: str, tokenizer: Any, difference: float) -> str:
             ]
     wanted = plain.outputs[0]
     lines += [f'print(found["{wanted}"].shape)']
-    if plain.model.config.architectures and "Classification" in name and tokenizer is not None:
+    one_of_several = config.num_labels > 1 and config.problem_type in (None, "single_label_classification")
+    if "Classification" in name and one_of_several and tokenizer is not None:
         lines += ['print([labels[str(i)] for i in found["logits"].argmax(-1).ravel().tolist()])']
         lines.insert(0, 'labels = json.load(open("config.json"))["id2label"]')
         head.insert(0, "import json")
@@ -389,10 +424,12 @@ def _readme(plain: Plain, form: str, tokenizer: Any, difference: float) -> str:
         needs += " and transformers"
         head.append("from transformers import AutoTokenizer")
     code = "\n".join([*head, "", *lines])
+    prompts = {} if pooling is None else pooling.prompts
+    more = f"\nPrompts, to be put before a text: {json.dumps(prompts, ensure_ascii=False)}\n" if prompts else ""
     return (
         f"# {name}, {form}\n\nInputs: {', '.join(plain.inputs)}. Outputs: {', '.join(plain.outputs)}; the greatest "
         f"difference from the model in float32 was {difference:.1e} when this was written. Needs {needs}; run in this "
-        f"folder:\n\n```python\n{code}\n```\n"
+        f"folder:\n\n```python\n{code}\n```\n{more}"
     )
 
 

@@ -351,6 +351,10 @@ def from_transformers(model: PreTrainedModel) -> MacaronBertPreTrainedModel:
     config = to_macaron_config(model.config, head, family)
     prefix = "" if type(model).__name__.endswith("Model") else f"{model.base_model_prefix}."
     tensors, left = to_macaron_names(model.state_dict(), model.config, head, family, prefix)
+    table = tensors.get(f"{'' if head.model is MacaronBertModel else 'macaron_bert.'}embeddings.word_embeddings.weight")
+    decoder = tensors.get("mlm_head.decoder.weight")
+    if decoder is not None and table is not None and not decoder.is_meta and not torch.equal(decoder, table):
+        config.tie_word_embeddings = False  # as in transformers: what a file has apart is not tied, whatever it says
     has_pooler = any(name.endswith("pooler.dense.weight") for name in tensors)
     # a head that needs none leaves it to later ones, which then begin with a new one, as in transformers
     keeps_none = head.model not in _POOLING and head.model is not MacaronBertModel

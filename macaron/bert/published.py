@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -11,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from safetensors import safe_open
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
@@ -22,7 +26,7 @@ from macaron import checkpoint
 from macaron.bert.foreign import Family, Head, find_family, find_head, from_transformers, kinds, to_macaron_config
 from macaron.bert.modeling_macaron_bert import MacaronBertPreTrainedModel
 from macaron.hf.folders import check_free, put
-from macaron.hf.loading import listed
+from macaron.hf.loading import listed, not_finite
 
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -30,6 +34,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.js
 _TEXT = ("*.json", "*.txt", "*.model", "*.codes")
 _OTHER_FORMATS = ("onnx/*", "openvino/*", "coreml/*")
 _BUFFERS = ("position_ids", "token_type_ids")  # in checkpoints of old versions
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _AGAIN = "copy or download it again"
 
 
@@ -47,7 +52,8 @@ def convert_published(
 
     With its head, its labels, its tokenizer, and what sentence-transformers keeps beside it. `config.json` says where
     it came from: `converted_from`. Weights are in safetensors or torch's files, whole or in shards; torch's are read
-    by its safe loader. Code that lies in the folder is not run.
+    by its safe loader. They keep their type; where a file has several, that which holds all of them. Code that lies
+    in the folder is not run, so that a model which is computed by some is refused.
 
     Args:
         source: a folder, from which alone is read, or a name on the hub, which huggingface_hub fetches or has in its
@@ -61,7 +67,9 @@ def convert_published(
         FileExistsError: something is in `folder`.
         ValueError: a model that has no counterpart here, or files that are damaged or do not fit each other.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))  # a link to a folder stays one
+    if folder == Path(source).resolve():
+        raise ValueError(f"{folder} is the model itself; name another folder")
     check_free(folder, force)
     origin: dict[str, Any] = {"name": Path(source).resolve().name}
     if Path(source).is_dir():
@@ -77,7 +85,7 @@ def convert_published(
     model.config.converted_from = {**origin, "architecture": type(theirs).__name__}
     tokenizer = _tokenizer(here, model, find_family(theirs.config.model_type), notes)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as scratch:
         complete = Path(scratch, "complete")
         model.save_pretrained(complete)
         if tokenizer is not None:
@@ -113,9 +121,20 @@ def load_published(here: Path) -> tuple[PreTrainedModel, list[str]]:
     Raises:
         FileNotFoundError, ValueError: as `convert_published`.
     """
+    if (here / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{here} has an adapter of PEFT, which changes the model that it was trained on; put it into that one by "
+            f"PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(FOLDER) and give that folder"
+        )
     stored = _read_json(here / "config.json")
     if not isinstance(stored, dict):
         raise ValueError(f"{here / 'config.json'} holds a {type(stored).__name__}, but a configuration is an object")
+    _check_no_code(here / "config.json", stored)
+    if stored.get("quantization_config") is not None:
+        raise ValueError(
+            f"{here / 'config.json'} has a quantization_config, so these are no weights in floating point; give the "
+            f"model that was quantized"
+        )
     family = find_family(stored.get("model_type"))
     names = stored.get("architectures") or [f"{family.stem}Model"]
     if not isinstance(names, list) or not isinstance(names[0], str):
@@ -127,11 +146,11 @@ def load_published(here: Path) -> tuple[PreTrainedModel, list[str]]:
         raise ValueError(f"{here / 'config.json'} is no configuration of {names[0]}: {error}") from error
     to_macaron_config(config, head, family)  # says what has no counterpart, before the weights are read
     config.dtype = None  # that of the tensors counts
-    _check_weights(here)
-    model, report = _load(here, names[0], config)
+    dtype = _type_of(here, _check_weights(here))
+    model, report = _load(here, names[0], config, dtype)
     pairs = f"{family.stem}ForPreTraining"
     if names[0].endswith("ForMaskedLM") and any("seq_relationship" in name for name in report["unexpected_keys"]):
-        whole, full = _load(here, pairs, config)  # published by the name of one of its two heads
+        whole, full = _load(here, pairs, config, dtype)  # published by the name of one of its two heads
         if not full["missing_keys"]:
             model, report = whole, full
     missing = sorted(report["missing_keys"])
@@ -145,6 +164,8 @@ def load_published(here: Path) -> tuple[PreTrainedModel, list[str]]:
     deep = [name for name in over if _is_of_encoder(name, model, family)]
     if deep:
         wrong.append(f"has {listed(deep)}, which its configuration does not speak of")
+    if lost := not_finite(dict(model.named_parameters())):
+        wrong.append(f"has NaN or infinities in {listed(lost)}")
     if wrong:
         raise ValueError(f"{here} is not a whole {type(model).__name__}: it {', and '.join(wrong)}; {_AGAIN}")
     left = [f"{listed(over)} of the file is left out, as {type(model).__name__} has no place for it"] if over else []
@@ -157,13 +178,53 @@ def _is_of_encoder(name: str, model: PreTrainedModel, family: Family) -> bool:
     return name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] in tops
 
 
-def _load(here: Path, name: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
-    options: dict[str, Any] = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
+def _load(
+    here: Path, name: str, config: PreTrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with _reading(here), _quiet():
+        return getattr(transformers, name).from_pretrained(here, config=config, local_files_only=True, **options)
+
+
+def _type_of(here: Path, files: list[Path]) -> torch.dtype:
+    """The type that holds all tensors, where transformers would take that of the first.
+
+    Raises:
+        ValueError: files that cannot be read, or tensors that are no floating-point numbers.
+    """
+    types: dict[str, torch.dtype | str] = {}
+    for file in files:
+        with _reading(here):
+            if file.suffix == ".bin":
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
+                types |= {name: tensor.dtype for name, tensor in tensors.items()}
+            else:
+                with safe_open(file, "pt") as held:
+                    kinds_of = {name: held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
+                types |= {name: _FLOATS.get(kind, kind) for name, kind in kinds_of.items()}
+    types = {name: kind for name, kind in types.items() if not name.endswith(_BUFFERS)}
+    if odd := [f"{name} ({kind})" for name, kind in types.items() if kind not in _FLOATS.values()]:
+        raise ValueError(
+            f"the weights in {here} are not all in floating point, but have {listed(odd)}; they are quantized, or of "
+            f"another program: give the model that they were made from"
+        )
+    return functools.reduce(torch.promote_types, types.values(), next(iter(types.values()), torch.float32))  # type: ignore[arg-type]
+
+
+@contextmanager
+def _reading(here: Path) -> Iterator[None]:
     try:
-        with _quiet():
-            return getattr(transformers, name).from_pretrained(here, config=config, local_files_only=True, **options)
+        yield
     except Exception as error:  # safetensors, torch and transformers each have their own kinds
         raise ValueError(f"the weights in {here} cannot be read: {_first_line(error)}; {_AGAIN}") from error
+
+
+def _check_no_code(path: Path, settings: dict[str, Any]) -> None:
+    if found := settings.get("auto_map"):
+        raise ValueError(
+            f"{path} has auto_map, so code beside it says what is computed ({found}), which is not run here; where the "
+            f"classes of transformers compute the same, take auto_map out of it"
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -181,8 +242,8 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _check_weights(here: Path) -> None:
-    """There are weights, every shard is there, and torch's files have the checksums that torch does not look at."""
+def _check_weights(here: Path) -> list[Path]:
+    """The files of the weights: every shard is there, and torch's have the checksums that torch does not look at."""
     found = [name for name in (*_SAFE, *_TORCH) if (here / name).is_file()]
     if not found:
         there = listed(path.name for path in here.iterdir())
@@ -206,6 +267,7 @@ def _check_weights(here: Path) -> None:
     for file in files:
         if file.suffix == ".bin":
             checkpoint.check_records(file)
+    return files
 
 
 def _read_json(path: Path) -> Any:
@@ -224,10 +286,15 @@ def _tokenizer(here: Path, model: MacaronBertPreTrainedModel, family: Family, no
     if not any(path.is_file() for pattern in _TOKENIZERS for path in here.glob(pattern)):
         notes.append("there is no tokenizer in it")
         return None
+    if (here / "tokenizer_config.json").is_file():
+        settings = _read_json(here / "tokenizer_config.json")
+        if isinstance(settings, dict):
+            _check_no_code(here / "tokenizer_config.json", settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(here, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of any kind, as with weights
         raise ValueError(f"the tokenizer in {here} cannot be read: {_first_line(error)}; {_AGAIN}") from error
+    check_vocabulary(tokenizer, here)
     config = model.config
     ids = tokenizer.get_vocab().values()
     if max(ids, default=0) >= config.vocab_size:
@@ -247,6 +314,23 @@ def _tokenizer(here: Path, model: MacaronBertPreTrainedModel, family: Family, no
     for name in ("cls", "sep", "mask"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
+    """Refuse what transformers makes where the file of the words is missing or empty: special tokens alone.
+
+    Raises:
+        ValueError: it is of that kind.
+    """
+    words = [word for word in tokenizer.get_vocab() if not (word in _EMPTY or re.fullmatch(r"[\[<].+[\]>].*", word))]
+    if not words:
+        raise ValueError(
+            f"the tokenizer in {folder} has no words but {listed(tokenizer.get_vocab())}: tokenizer.json, vocab.txt, "
+            f"vocab.json or a SentencePiece model is missing, empty or of another kind; {_AGAIN}"
+        )
+
+
+_EMPTY = ("", "\u2581", "\u0120")  # the space of SentencePiece and of byte-level BPE
 
 
 def _module_folders(modules: Any) -> list[str] | None:

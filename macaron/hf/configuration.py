@@ -1,6 +1,7 @@
 """What the configurations of models for transformers share."""
 
 import contextlib
+import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -100,11 +101,11 @@ class ParticleConfig(PreTrainedConfig):
     def check_eps(self) -> None:
         """
         Raises:
-            ValueError: `layer_norm_eps` is not positive.
+            ValueError: `layer_norm_eps` is not positive, or not finite.
         """
-        if self.layer_norm_eps <= 0.0:
+        if not 0.0 < self.layer_norm_eps < math.inf:
             raise ValueError(
-                f"layer_norm_eps={self.layer_norm_eps} must be positive; it keeps norms from dividing by 0"
+                f"layer_norm_eps={self.layer_norm_eps} must be positive and finite; it keeps norms from dividing by 0"
             )
 
 

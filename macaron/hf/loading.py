@@ -1,8 +1,9 @@
 """What a checkpoint must hold for a model to be loaded from it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 
@@ -39,6 +40,11 @@ def check_names(
             f"download it again, or load it by the class and configuration that it was saved with; "
             f"output_loading_info=True returns these lists instead of this error"
         )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of those that hold NaN or an infinity, which no trained model does."""
+    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
 
 
 def listed(names: Iterable[str], most: int = 6) -> str:

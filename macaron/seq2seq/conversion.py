@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,7 @@ def convert(found: Portable, folder: Path, *, force: bool = False) -> Converted:
         FileExistsError: something is in `folder`.
         ValueError: parts that have no counterpart here, parameters that do not fit, or outputs that differ.
     """
+    folder = Path(os.path.realpath(folder))  # a link to a folder stays one
     check_free(folder, force)
     notes: list[str] = []
     config = config_of(found)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from macaron.bert import (
     MacaronBertForMaskedLM,
+    MacaronBertForMultipleChoice,
     MacaronBertForPreTraining,
     MacaronBertForQuestionAnswering,
     MacaronBertForSequenceClassification,
@@ -120,6 +121,62 @@ def test_sentence_embeddings(build, tmp_path):
     with pytest.raises(ValueError, match=r"Normalize, Dense; an export knows"):
         deploy.export(folder, tmp_path / "other", "torch-export")
     assert not (tmp_path / "other").exists()
+
+
+@needs_int8
+def test_what_sentence_transformers_says_of_the_text(build, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    build(MacaronBertModel, num_hidden_layers=1).save_pretrained(folder)
+    text = tokenizer()
+    text.model_max_length = 10**30
+    text.save_pretrained(folder)
+    names = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in names.items()]
+    files = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"pooling_mode": "cls"},
+        "sentence_roberta_config.json": {"max_seq_length": 4},
+        "config_sentence_transformers.json": {"prompts": {"query": "one ", "none": ""}, "default_prompt_name": "query"},
+    }
+    (folder / "1_Pooling").mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    deploy.export(folder, tmp_path / "out", "torch-int8")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert 'Prompts, to be put before a text: {"query": "one "}' in readme
+    monkeypatch.chdir(tmp_path / "out")
+    found: dict = {}
+    exec(code_of(tmp_path / "out"), found)  # our own text
+    assert found["batch"]["input_ids"].shape == (2, 4)  # cut off
+    assert found["batch"]["input_ids"][0].tolist() == [2, 4, 1, 3] == found["tokenizer"]("one One")["input_ids"]
+
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean", "include_prompt": False}))
+    with pytest.raises(ValueError, match=r"leaves the prompts \(query\) out of the mean"):
+        deploy.export(folder, tmp_path / "other", "torch-int8")
+    (folder / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
+    with pytest.raises(ValueError, match=r"default_prompt_name is 'query', which is none of none"):
+        deploy.export(folder, tmp_path / "other", "torch-int8")
+    (folder / "modules.json").unlink()  # the encoder alone, which takes as many tokens as it has positions
+    deploy.export(folder, tmp_path / "other", "torch-int8")
+    longest = AutoTokenizer.from_pretrained(tmp_path / "other").model_max_length
+    assert longest == AutoConfig.from_pretrained(folder).max_position_embeddings
+
+
+@needs_int8
+@pytest.mark.parametrize(
+    ("head", "options", "shape"),
+    [
+        (MacaronBertForMultipleChoice, {}, (1, 2)),
+        (MacaronBertForSequenceClassification, {"num_labels": 1}, (2, 1)),
+    ],
+)
+def test_the_code_of_other_heads(head, options, shape, build, tmp_path, monkeypatch, capsys):
+    build(head, num_hidden_layers=1, **options).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    deploy.export(tmp_path / "model", tmp_path / "out", "torch-int8")
+    monkeypatch.chdir(tmp_path / "out")
+    exec(code_of(tmp_path / "out"), {})  # our own text
+    assert capsys.readouterr().out == f"torch.Size({list(shape)})\n"
 
 
 def test_torch_export_of_a_model_without_a_tokenizer(build, tmp_path):

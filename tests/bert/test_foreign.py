@@ -209,6 +209,21 @@ def test_attention_weights_and_embeddings_given(kind: str) -> None:
     assert len(got.attentions) == model.config.num_hidden_layers
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+def test_what_a_file_has_apart_is_not_tied(kind: str, tmp_path: Any) -> None:
+    """As in transformers, which warns of a file that has other rows in the decoder than its configuration says."""
+    model = theirs(kind, "ForMaskedLM", tie_word_embeddings=True)
+    decoder = model.get_output_embeddings()
+    decoder.weight = nn.Parameter(torch.randn_like(decoder.weight))
+    made = from_transformers(model)
+    made.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=torch.double).eval()
+    ids = torch.randint(4, 30, (2, T))
+    for ours in (made, again):
+        assert ours.config.tie_word_embeddings is False
+        torch.testing.assert_close(ours(ids).logits, model(ids).logits, **EXACT)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_copy_in_its_own_type_and_mode(dtype: torch.dtype) -> None:
     model = theirs("bert", "ForMaskedLM", tie_word_embeddings=True).to(dtype).train()

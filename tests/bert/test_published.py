@@ -174,6 +174,22 @@ def test_the_type_is_that_of_the_tensors(published, tmp_path):
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "ours", dtype="auto").dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_of_several_types_the_one_that_holds_all(form, published, ids, tmp_path):
+    folder = published()
+    theirs = transformers.BertForMaskedLM.from_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("bert.embeddings.word_embeddings.weight", LAYER):  # the first is what transformers goes by
+        tensors[name] = tensors[name].half()
+        theirs.get_parameter(name).data = tensors[name].float()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if form == "torch":
+        torch_file(folder)
+    ours, _ = convert_published(folder, tmp_path / "ours")
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(logits_of(ours, ids), logits_of(theirs, ids), **F32)
+
+
 def test_both_heads_of_pre_training_whatever_the_file_calls_itself(published, ids, tmp_path):
     folder = published("BertForPreTraining")
     config = json.loads((folder / "config.json").read_text())
@@ -325,6 +341,36 @@ DAMAGE = {
         lambda f: tokenizer_of([*WORDS, *(f"x{i}" for i in range(20))]).save_pretrained(f),
         "has ids up to 50, but the embeddings have 40 rows; it is of another model",
     ),
+    "its own code": (
+        lambda f: edit_config(f, auto_map={"AutoModel": "modeling_own.BertModel"}),
+        "config.json has auto_map, so code beside it says what is computed ({'AutoModel': 'modeling_own.BertModel'})",
+    ),
+    "a tokenizer's own code": (
+        lambda f: (f / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["own.Own", null]}}'),
+        "tokenizer_config.json has auto_map",
+    ),
+    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "has an adapter of PEFT, which changes"),
+    "an adapter alone": (
+        lambda f: (f / "config.json").rename(f / "adapter_config.json"),
+        "merge_and_unload().save_pretrained(FOLDER) and give that folder",
+    ),
+    "quantized": (lambda f: edit_config(f, quantization_config={"quant_method": "fp8"}), "has a quantization_config"),
+    "whole numbers": (
+        lambda f: edit_weights(f, lambda t: t.update({LAYER: t[LAYER].to(torch.int8)})),
+        f"are not all in floating point, but have {LAYER} (I8); they are quantized",
+    ),
+    "whole numbers in torch's file": (
+        lambda f: (
+            edit_weights(f, lambda t: t.update({LAYER: t[LAYER].to(torch.int8)})),
+            torch_file(f),
+        ),
+        f"but have {LAYER} (torch.int8); they are quantized",
+    ),
+    "no words": (
+        lambda f: ((f / "tokenizer.json").unlink(), (f / "tokenizer_config.json").write_text("{}")),
+        "has no words but [CLS], [MASK], [PAD], [SEP], [UNK]: tokenizer.json, vocab.txt, vocab.json or a Sent",
+    ),
+    "no number": (lambda f: edit_config(f, layer_norm_eps=float("nan")), "layer_norm_eps=nan must be positive and fin"),
     "a damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "the tokenizer in "),
 }
 
@@ -376,6 +422,19 @@ def test_writes_over_nothing_unasked_and_leaves_no_remains(published, tmp_path, 
     names = {path.name for path in out.iterdir()}
     assert "notes.md" in names and not names & {"model-00001-of-00002.safetensors", "modules.json"}
     assert AutoModelForMaskedLM.from_pretrained(out).config.model_type == "macaron_bert"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "link").symlink_to(folder)
+    for itself in (folder, tmp_path / "link"):
+        assert main(["convert", str(folder), "--output", str(itself), "--force"]) == 1
+        assert "is the model itself; name another folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_link_to_a_folder_stays_one(published, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    convert_published(published(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "config.json").is_file()
 
 
 # -- sentence-transformers
