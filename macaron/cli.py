@@ -71,7 +71,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         message = ""
     except Exception as error:  # what a damaged file leads to can be of any kind
-        known = isinstance(error, (ValueError, OSError, ImportError)) and str(error)
+        known = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)) and str(error)
         message = str(error) if known else f"unexpected {type(error).__name__}: {error}"
     try:
         if sys.stdout is not None:

@@ -28,6 +28,7 @@ from macaron.decoding import BeamSearch, Hypothesis, Lattice, Options, Source, S
 from macaron.decoding.lattice import MemoryCache, SelfCache
 from macaron.dynamics.splitting import CROSS_ATTENTION
 
+from .generation import ONE_WORD
 from .layers import MacaronDecoderLayer, MemorySelfAttention
 
 logger = logging.getLogger(__name__)
@@ -183,8 +184,6 @@ def unknown(models: list[Any], generator: SequenceGenerator) -> str:
         return "a language model beside the model"
     if generator.token_indices_to_suppress is not None:
         return "words that are suppressed"
-    if generator.repeat_ngram_blocker is not None and generator.repeat_ngram_blocker.no_repeat_ngram_size < 2:
-        return "--no-repeat-ngram-size 1"
     if generator.vocab_size - 1 < 2 * generator.beam_size:
         return "a beam of half the vocabulary"
     if not isinstance(encoder, MacaronEncoder) or not isinstance(decoder, MacaronDecoder):
@@ -209,18 +208,28 @@ def _warn(message: str) -> None:
     logger.warning("%s", message)
 
 
-def _say(what: str) -> None:
-    _warn(f"{what} is left to fairseq's generator, which is slower")
+def _say(what: str, models: list[Any]) -> None:
+    asked = {getattr(model, "inference_precision", None) or os.environ.get(PRECISION) for model in models}
+    asked |= {getattr(model, "released_precision", None) for model in models if asked <= {None, ""}}
+    fewer = sorted(filter(None, asked - {"fp32"}))
+    unused = f" and computes with the parameters as they are: precision {', '.join(fewer)} is not used" if fewer else ""
+    _warn(f"{what} is left to fairseq's generator, which is slower{unused}")
 
 
 class Generator(SequenceGenerator):
-    """fairseq's generator, with our search in the place of its own wherever that gives the same."""
+    """fairseq's generator, with our search in the place of its own wherever that gives the same.
+
+    Raises:
+        ValueError: n-grams of one word, which fairseq would ignore.
+    """
 
     def __init__(self, models: list[Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(models, *args, **kwargs)
+        if self.repeat_ngram_blocker is not None and self.repeat_ngram_blocker.no_repeat_ngram_size < 2:
+            raise ValueError(f"--no-repeat-ngram-size 1: {ONE_WORD}")
         self._unknown = unknown(list(self.model.models), self)
         if self.left:
-            _say(self.left)
+            _say(self.left, models)
 
     @property
     def left(self) -> str:
@@ -318,13 +327,16 @@ def generator_class(models: list[Any], options: Any) -> type[SequenceGenerator] 
     """`Generator` where fairseq would take its `SequenceGenerator` for models of ours; else None."""
     from .models.macaron import MacaronModel
 
-    if os.environ.get(SWITCH, "auto") == "fairseq" or not models:
+    chosen = os.environ.get(SWITCH) or "auto"
+    if chosen not in ("auto", "fairseq"):
+        raise ValueError(f"{SWITCH}={chosen} in the environment is unknown; give auto or fairseq, or unset it")
+    if chosen == "fairseq" or not models:
         return None
     if not all(isinstance(model, MacaronModel) for model in models):
         return None
     if not hasattr(options, "print_alignment"):
         return None  # no configuration of fairseq's, but a caller's own options: who may read the attention
     if options.print_alignment:
-        _say("--print-alignment")
+        _say("--print-alignment", models)
         return None
     return Generator

@@ -14,6 +14,13 @@ TYPES = {f.name: get_type_hints(GenerationConfig)[f.name] for f in fields(Genera
 # Whole numbers and numbers that fairseq itself does not check: the smallest that make sense.
 _LEAST = {"beam": 1, "nbest": 1, "max_len_a": 0, "max_len_b": 0, "min_len": 0, "no_repeat_ngram_size": 0}
 
+# What fairseq's command does with data or models of its own; from Python it would do nothing, or fail.
+_DEFAULTS = {f.name: f.default for f in fields(GenerationConfig)}
+_OF_THE_COMMAND = ("constraints", "prefix_size", "score_reference", "replace_unk", "lm_path", "retain_dropout",
+                   "retain_dropout_modules", "decoding_format")  # fmt: skip
+
+ONE_WORD = "no word twice, not even a comma, is no rule that fairseq has; give 2 or more, or 0 for none"
+
 
 def check(options: Mapping[str, Any], where: str) -> None:
     """
@@ -33,6 +40,14 @@ def check(options: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {name} {value!r} must be {wanted}")
         if name in _LEAST and value < _LEAST[name]:
             raise ValueError(f"{where}: {name} {value} must be at least {_LEAST[name]}")
+        if name in _OF_THE_COMMAND and value != _DEFAULTS[name]:
+            raise ValueError(f"{where}: {name} {value!r} is known to fairseq-generate alone; leave it out")
+        if name == "sampling_topp" and value != _DEFAULTS[name] and not 0 < value <= 1:
+            raise ValueError(f"{where}: sampling_topp {value} must be a probability above 0, or -1 for all words")
+        if name == "sampling_topk" and value != _DEFAULTS[name] and value < 1:
+            raise ValueError(f"{where}: sampling_topk {value} must be at least 1, or -1 for all words")
+        if name == "no_repeat_ngram_size" and value == 1:
+            raise ValueError(f"{where}: no_repeat_ngram_size 1: {ONE_WORD}")
         if name == "temperature" and value <= 0:
             raise ValueError(f"{where}: temperature {value} must be positive")
 

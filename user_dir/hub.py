@@ -159,6 +159,12 @@ class HubModel(hub_utils.GeneratorHubInterface):
         others = ("inference_step_args", "prefix_allowed_tokens_fn", "seed")
         given = {name: value for name, value in options.items() if name not in others}
         generation.check({"beam": beam, **given}, "options of the generation")
+        words = len(self.task.target_dictionary)
+        if given.get("sampling_topk", -1) > words:
+            raise ValueError(
+                f"options of the generation: sampling_topk {given['sampling_topk']}: the model has {words:,} words; "
+                f"give fewer, or -1 for all"
+            )
 
     def _fitting(self, sentences: list[LongTensor], skip: bool) -> list[int]:
         """Indices of the sentences that the model can take."""

@@ -54,13 +54,13 @@ class Description:
             raise ValueError(f"generation {self.generation!r} must be options of the beam search by name")
         generation.check(self.generation, "generation")
         self.generation["beam"]  # must be said
-        if type(self.format) is not int or not 1 <= self.format <= FORMAT:
-            raise ValueError(f"format {self.format!r} is unknown; this version of macaron reads 1 to {FORMAT}")
+        check_format(self.format)
         if self.precision not in STORED:
             raise ValueError(f"precision {self.precision!r} must be one of {', '.join(STORED)}")
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> "Description":
+        check_format(content.get("format", 1))  # first: a later one may have other settings
         own = {"generation", "format", "precision"}
         text = {name: value for name, value in content.items() if name not in own}
         for f in fields(TextSettings):
@@ -83,6 +83,24 @@ class Description:
         """The files beside the checkpoint that a model needs."""
         dictionaries = [f"dict.{language}.txt" for language in self.text.languages]
         return [DESCRIPTION, self.text.released_name, *dictionaries]
+
+
+class FormatError(ValueError):
+    """A folder of another version; copying it again does not help."""
+
+
+def check_format(found: Any) -> None:
+    """
+    Raises:
+        FormatError: of a later version, or of none.
+    """
+    if type(found) is not int or found < 1:
+        raise ValueError(f"format {found!r} is unknown; this version of macaron reads 1 to {FORMAT}")
+    if found > FORMAT:
+        raise FormatError(
+            f"is of format {found}, and this version of macaron reads 1 to {FORMAT}; update it: pip install --upgrade "
+            f"macaron-net"
+        )
 
 
 def is_described(folder: Path) -> bool:
@@ -116,6 +134,8 @@ def read(folder: Path, checkpoint_file: str = MODEL) -> Description:
         raise ValueError(f"{folder}: {DESCRIPTION} missing, which says how text becomes pieces; {_AGAIN}")
     try:
         description = Description.of(read_json(path))
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
     except (KeyError, ValueError) as error:
         kind = "" if isinstance(error, TextError) else f"{type(error).__name__}: "
         raise ValueError(f"{path}: does not describe a released model ({kind}{error}); {_AGAIN}") from error

@@ -23,6 +23,7 @@ from macaron.decoding.lattice import Lattice
 
 _BLOCK = 128  # words of which the best is looked at first
 _PLAIN = 4096  # up to so many continuations are sorted at once
+_LEAST, _MOST = 1e-34, 1e34  # of n^α, for which float32 has the quotient
 _SHORTEST = 16  # tokens that a sentence counts for at least, since its translation may be so long
 
 
@@ -210,6 +211,8 @@ class _Batch:
         self.lattice = search.stepper.begin(self.beam)
         self.sources: list[Source] = []
         self.found: list[list[Hypothesis]] = []
+        self.steps: list[int] = []  # taken; the device counts them too, but an answer would have to be waited for
+        self._lists: tuple[list[Any], ...] = (self.sources, self.found, self.steps)
         self.full = 0  # sentences when others last joined
         self.device = self.lattice.device
 
@@ -240,6 +243,7 @@ class _Batch:
             lattice["prefix"][rows] = torch.stack([s.prefix for s in sources if s.prefix is not None])
         self.sources += sources
         self.found += [[] for _ in sources]
+        self.steps += [0] * len(sources)
         self.stepper.read(lattice, [source.tokens for source in sources])
         self.full = len(self.sources)
 
@@ -249,8 +253,10 @@ class _Batch:
             order = torch.tensor([float(one.score) for one in found]).sort(descending=True)[1]
             yield self.sources[row].name, [found[i] for i in order.tolist()]
         for origin, to in self.lattice.leave(rows):
-            self.sources[to], self.found[to] = self.sources[origin], self.found[origin]
-        del self.sources[self.lattice.sentences :], self.found[self.lattice.sentences :]
+            for kept in self._lists:
+                kept[to] = kept[origin]
+        for kept in self._lists:
+            del kept[self.lattice.sentences :]
 
     # --- one step ---
 
@@ -275,8 +281,9 @@ class _Batch:
             values, words, places = (t.gather(1, going) for t in (values, words, places))
         else:
             values, words, places = values[:, :beam], words[:, :beam], places[:, :beam]
-        finished += self._overdue(steps, finished)
+        finished += self._overdue(finished)
         lattice.advance(places)
+        self.steps[:] = [n + 1 for n in self.steps]
         lattice["tokens"][:, lattice.now] = words
         lattice["scores"][:, lattice.now] = values
         if finished:
@@ -306,16 +313,18 @@ class _Batch:
         over = steps >= lattice["most"]
         early = steps < options.min_len
         forced = torch.zeros_like(over)
-        if "prefix" in lattice and lattice.now < lattice["prefix"].size(1):
+        prefixed = "prefix" in lattice and lattice.now < lattice["prefix"].size(1)
+        if prefixed:
             forced = ~over  # fairseq's prefixes take the place of the least length, as padding too
         by_place = logits.view(len(steps), beam, -1)
-        if bool(over.any()):
+        ended = [n >= source.most for n, source in zip(self.steps, self.sources, strict=True)]
+        if any(ended):
             kept = by_place[over, :, end]
             by_place[over] = -math.inf
             by_place[over, :, end] = kept
-        if bool((early & ~forced).any()):
+        if min(self.steps) < options.min_len:
             by_place[early & ~forced, :, end] = -math.inf
-        if bool(forced.any()):
+        if prefixed and not all(ended):
             self._force(by_place, norm, scores, lattice["prefix"][:, lattice.now])
         if options.no_repeat_ngram_size:
             self._forbid_repeats(logits)
@@ -406,9 +415,7 @@ class _Batch:
         each = sums[:, 1:] - sums[:, :-1]
         score = total
         if options.normalize:
-            score = total / torch.tensor(
-                [n**options.lenpen for n in length.tolist()], dtype=total.dtype, device=self.device
-            )
+            score = total / torch.tensor(self._penalties(length.tolist()), dtype=total.dtype, device=self.device)
         if options.match_source_len:
             score = torch.where(length - 1 > lattice["lengths"][rows], -math.inf, score)
         done = []
@@ -420,16 +427,34 @@ class _Batch:
                     done.append(row)
         return done
 
-    def _overdue(self, steps: Tensor, finished: list[int]) -> list[int]:
-        over = (steps >= self.lattice["most"]).nonzero()[:, 0].tolist()
+    def _penalties(self, lengths: list[int]) -> list[float]:
+        """n^α; without these, all scores would be 0 or −∞ and their order chance."""
+        power = self.options.lenpen
+        try:
+            penalties = [float(n) ** power for n in lengths]
+        except OverflowError:
+            penalties = [math.inf]
+        if not all(_LEAST < penalty < _MOST for penalty in penalties):
+            raise ValueError(
+                f"lenpen {power}: {max(lengths)} tokens to this power are beyond the numbers that scores have; the "
+                f"length penalty is usually from 0 to 2"
+            )
+        return penalties
+
+    def _overdue(self, finished: list[int]) -> list[int]:
+        over = [row for row, source in enumerate(self.sources) if self.steps[row] >= source.most]
         rest = [row for row in over if row not in finished]
         for row in rest:
             if not self.found[row]:
-                raise FloatingPointError(
-                    f"the model's scores are no numbers for sentence {self.sources[row].name}; its weights, or "
-                    f"their precision, are broken"
-                )
+                name = self.sources[row].name
+                raise FloatingPointError(f"no hypothesis of sentence {name} is left: {self._reason()}")
         return rest
+
+    def _reason(self) -> str:
+        broken = "the model's scores are no numbers, since its weights, or their precision, are broken"
+        if self.options.no_repeat_ngram_size:
+            return f"no_repeat_ngram_size {self.options.no_repeat_ngram_size} forbids whatever may follow, or {broken}"
+        return broken
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:

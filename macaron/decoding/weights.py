@@ -1,7 +1,8 @@
 """Weights as a processor multiplies with them fastest, and in fewer bits: of a copy of a model's modules.
 
 fp32   the numbers that are there, with matrices that lie as products of few rows want them
-bf16   matrices in bfloat16; sums, normalisations and what is between the products stay float32
+bf16   matrices in bfloat16; sums, normalisations and what is between the products stay float32, and so do logits:
+       a product comes out of torch with 8 bits, 1/32 beside logits of 8 to 16, which chooses another word in 200
 int8   whole numbers of 8 bits, one scale for each row of a matrix, W ≈ s_w Q_w, and for each particle at the time of
        the product, x ≈ s_x q_x, so that no sentence depends on its neighbours; embeddings and projection included
 """
@@ -69,9 +70,9 @@ def packed(module: nn.Module, precision: str) -> nn.Module:
         raise ValueError(f"precision {precision}: is made of float32, and these parameters are {found}; leave it out")
     made: dict[int, nn.Module] = {}
 
-    def walk(module: nn.Module) -> nn.Module:
+    def walk(module: nn.Module, name: str = "") -> nn.Module:
         if id(module) not in made:
-            made[id(module)] = _packed(module, precision) or _shallow(module, walk)
+            made[id(module)] = _packed(module, precision, name) or _shallow(module, walk)
         return made[id(module)]
 
     with torch.no_grad():
@@ -80,27 +81,36 @@ def packed(module: nn.Module, precision: str) -> nn.Module:
 
 def _shallow(module: nn.Module, walk) -> nn.Module:  # type: ignore[no-untyped-def]
     twin = copy.copy(module)
-    twin._modules = {name: None if child is None else walk(child) for name, child in module._modules.items()}
+    twin._modules = {name: None if child is None else walk(child, name) for name, child in module._modules.items()}
     for bound in ("integrate", "velocity"):  # of a compiled layer: they know the layer itself
         vars(twin).pop(bound, None)
     return twin
 
 
-def _packed(module: nn.Module, precision: str) -> nn.Module | None:
+def _packed(module: nn.Module, precision: str, name: str) -> nn.Module | None:
     if type(module) is nn.Embedding and precision == "int8" and module.max_norm is None:
         return Int8Embedding(module)
     if not isinstance(module, nn.Linear) or type(module) is not nn.Linear or module.weight.dtype != torch.float32:
         return None
-    if precision == "bf16":
+    if precision == "bf16" and name != _LOGITS:
         return Bf16Linear(module)
     if precision == "int8":
         return Int8Linear(module)
     if module.weight.device.type != "cpu":
         return None
+    if precision == "bf16" and _half(module.weight):
+        return HalfLinear(module)
     return PackedLinear(module) if module.out_features >= _MANY and _onednn() else TransposedLinear(module)
 
 
+def _half(weight: Tensor) -> bool:
+    """Whether fbgemm is there to multiply with, and float16 has numbers of that size."""
+    engine = torch.backends.quantized.engine in ("x86", "fbgemm")
+    return engine and float(weight.abs().max()) <= torch.finfo(torch.float16).max
+
+
 _MANY = 4096  # words of a projection, from which on a copy in oneDNN's own order pays
+_LOGITS = "output_projection"  # fairseq's name for the module whose results are logits
 
 
 class PackedLinear(nn.Module):
@@ -141,6 +151,18 @@ class Bf16Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x.to(torch.bfloat16), self.weight).to(x.dtype)  # type: ignore[arg-type]
         return y if self.bias is None else y.add_(self.bias)
+
+
+class HalfLinear(nn.Module):
+    """x Wᵀ + b with W in float16; x, sums and the result are float32. By fbgemm, on a CPU."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.quantized.linear_prepack_fp16(linear.weight.detach(), linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.weight)
+        return y
 
 
 class Int8Linear(nn.Module):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..common.device import device_of
 from ..common.errors import RecipeError
 from ..common.main import command_line, positive, run_command
 
@@ -237,7 +238,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if args.clock == "cpu" and (device.type != "cpu" or args.threads != 1):
         raise RecipeError(
             "--clock cpu adds up the time of all threads and knows none of a GPU; use --threads 1 on a CPU"

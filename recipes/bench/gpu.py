@@ -73,6 +73,15 @@ JOBS = (
     ),
     _bench("projection and loss, bf16", "loss --tokens 16384 --precision bf16 --seconds 30", 30, 90),
     _bench("BERT, bf16", "bert --precision bf16 --seconds 30", 45, 150),
+    *(
+        _bench(
+            f"beam search, {number} sentence{'s' * (number > 1)}",
+            f"decode --sentences {number} --seconds 20 --contenders fairseq macaron macaron:bf16",
+            45,
+            120,
+        )
+        for number in (32, 1)
+    ),
     _bench(
         "cost over vocabulary, bf16",
         "cost --over vocabulary --max-tokens 8192 --precision bf16 --seconds 15 --contenders fairseq macaron",

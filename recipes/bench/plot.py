@@ -92,18 +92,23 @@ def draw_curves(rows: list[Row], path: Path) -> None:
     shape = (len(panels), len(varied))
     figure, axes = plt.subplots(*shape, figsize=(5.5 * len(varied), 7), squeeze=False, layout="constrained")
     for column, over in enumerate(varied):
+        points = [row for row in rows if row["case"].split()[0] == over]
+        common = held(points, over)
         lines: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            if row["case"].split()[0] == over:
-                name = row["contender"].partition(":")[0]
-                lines[f"{name}, {row['precision']}"].append(row)
-        for axis, (text, value) in zip(axes[:, column], panels, strict=True):
+        for row in points:
+            own = [one for one in held([row], over) if one not in common]
+            lines[", ".join([row["contender"].partition(":")[0], row["precision"], *own])].append(row)
+        ticks = sorted({value(row) for row in points})
+        axes[0, column].set_title(", ".join(common), fontsize=9)
+        for axis, (text, height) in zip(axes[:, column], panels, strict=True):
             for name, line in lines.items():
-                line.sort(key=lambda row: int(row["case"].split()[1]))
-                axis.plot([int(row["case"].split()[1]) for row in line], list(map(value, line)), "o-", label=name)
+                line.sort(key=value)
+                axis.plot([value(row) for row in line], list(map(height, line)), "o-", label=name)
             axis.set_xscale("log", base=2)
+            axis.set_xticks(ticks, [str(tick) for tick in ticks], rotation=30 if max(ticks) > 9999 else 0)
+            axis.minorticks_off()
             axis.set_ylim(bottom=0)
-            axis.set_xlabel({"length": "tokens of a sentence", "vocabulary": "vocabulary"}.get(over, over))
+            axis.set_xlabel({"length": "tokens of a sentence"}.get(over, over))
             axis.set_ylabel(text)
             axis.legend()
     finish(figure, rows, path)
@@ -133,6 +138,18 @@ def draw_published(rows: list[Row], path: Path) -> None:
 
 
 DRAWN = {"cost": draw_curves, "decode_curves": draw_curves, "published_bert": draw_published}  # others: bars
+
+
+def value(row: Row) -> int:
+    """Of what a curve goes over."""
+    return int(row["case"].split()[1])
+
+
+def held(rows: list[Row], over: str) -> list[str]:
+    """What all these points of a curve have in common: settings, threads and clock."""
+    found = [{**json.loads(row["settings"]), **{key: row[key] for key in ("threads", "clock")}} for row in rows]
+    names = [name for name, setting in found[0].items() if name != over and setting is not None]
+    return [f"{name} {found[0][name]}" for name in names if all(one.get(name) == found[0][name] for one in found)]
 
 
 def pyplot() -> Any:

@@ -156,7 +156,7 @@ def test_scores_that_are_no_numbers(value) -> None:
     found = dict(BeamSearch(Broken(slice(0, 1), value), SYMBOLS, options)(sources))
     assert all(math.isfinite(float(one.score)) for hypotheses in found.values() for one in hypotheses)
     assert [len(hypotheses) for hypotheses in found.values()] == [3, 3]
-    with pytest.raises(FloatingPointError, match="scores are no numbers for sentence 0"):
+    with pytest.raises(FloatingPointError, match="no hypothesis of sentence 0 is left: the model's scores are no"):
         dict(BeamSearch(Broken(slice(0, 3), value), SYMBOLS, options)(sources))
 
 
@@ -173,6 +173,26 @@ def test_scores_that_are_no_numbers(value) -> None:
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         BeamSearch(Table(50), SYMBOLS, Options(**options)).options.most(2)
+
+
+@pytest.mark.parametrize("lenpen", [400.0, 30.0, -30.0])
+def test_a_length_penalty_beyond_all_numbers(lenpen) -> None:
+    """Scores of 0 or −∞ would come in any order; what can be told apart is sorted as ever."""
+    source = Source(0, torch.tensor([5, 2]), 30)
+    with pytest.raises(ValueError, match=rf"lenpen {lenpen}: \d+ tokens to this power are beyond"):
+        dict(BeamSearch(Table(50), SYMBOLS, Options(beam=3, min_len=20, lenpen=lenpen))([source]))
+    options = Options(beam=3, lenpen=math.copysign(10, lenpen))
+    (found,) = dict(BeamSearch(Table(50), SYMBOLS, options)([source])).values()
+    scores = [float(one.score) for one in found]
+    assert scores == sorted(scores, reverse=True) and all(-math.inf < score < 0 for score in scores)
+
+
+def test_what_leaves_no_word_is_named() -> None:
+    """A prefix that repeats itself, where nothing may be repeated."""
+    prefix = torch.tensor([5, 6, 5, 6])
+    options = Options(beam=2, no_repeat_ngram_size=2)
+    with pytest.raises(FloatingPointError, match="is left: no_repeat_ngram_size 2 forbids whatever may follow, or the"):
+        dict(BeamSearch(Table(50), SYMBOLS, options)([Source(0, torch.tensor([5, 2]), 9, prefix=prefix)]))
 
 
 @pytest.mark.parametrize("shape", [(3, 10), (40, 9000), (1, 300_000)])

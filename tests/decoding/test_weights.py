@@ -83,6 +83,29 @@ def test_bf16_rounds_the_factors_alone() -> None:
     assert not torch.allclose(found, linear(x), atol=1e-5)
 
 
+def test_logits_keep_more_than_8_bits() -> None:
+    """Of a projection, by its name: rounded to bfloat16, logits of 8 to 16 are 1/16 apart, and words tie."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.output_projection = nn.Linear(40, 24), nn.Linear(40, 24)
+            self.output_projection.weight.data.mul_(20)
+
+    decoder = Decoder()
+    made = packed(decoder, "bf16")
+    x = torch.randn(7, 40)
+    found, expected = made.output_projection(x), decoder.output_projection(x)
+    assert type(made.fc1) is weights.Bf16Linear and found.dtype == torch.float32
+    # a weight of float16 is off by 2^-11 at most
+    bound = 2**-11 * (x.abs() @ decoder.output_projection.weight.abs().t()) + 1e-5
+    assert ((found - expected).abs() <= bound).all()
+    assert (found != found.bfloat16().float()).any()
+    decoder.output_projection.weight.data[0, 0] = 1e5  # more than float16 has
+    huge = packed(decoder, "bf16").output_projection(x)
+    torch.testing.assert_close(huge, decoder.output_projection(x), rtol=1e-5, atol=1e-4)
+
+
 @needs_int8
 def test_embeddings() -> None:
     embedding = nn.Embedding(30, 40, padding_idx=1)

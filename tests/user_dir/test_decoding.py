@@ -123,6 +123,19 @@ def test_a_large_vocabulary_in_float32() -> None:
     compare(*build(words=5000, double=False), batch(words=5000), 1e-4, beam_size=5, max_len_b=12)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu(precision) -> None:
+    model, made = build(words=5000, double=False)
+    model._is_generation_fast, model.inference_precision = True, precision
+    sample, options = batch(words=5000), {"beam_size": 5, "max_len_b": 12, "min_len": 12}
+    expected = SequenceGenerator([model], made, **options).generate([model], sample)
+    sample["net_input"] = {name: value.cuda() for name, value in sample["net_input"].items()}
+    found = Generator([model.cuda()], made, **options).generate([model], sample)
+    gaps = [abs(float(a[0]["score"]) - float(b[0]["score"])) for a, b in zip(found, expected, strict=True)]
+    assert max(gaps) < (1e-3 if precision == "fp32" else 0.05)  # products may be TF32; 8 bits of each factor
+
+
 def test_a_start_of_its_own() -> None:
     compare(*build(), batch(), beam_size=3, max_len_b=8, run={"bos_token": 9})
 
@@ -170,7 +183,6 @@ def test_the_memory_of_a_sentence_is_kept_once() -> None:
         ({"sampling": True}, "sampling"),
         ({"diverse_beam_groups": 2, "beam": 4}, "a diverse beam search"),
         ({"diversity_rate": 0.5}, "a search with a diversity rate"),
-        ({"no_repeat_ngram_size": 1}, "--no-repeat-ngram-size 1"),
         ({"beam": 30}, "a beam of half the vocabulary"),
         ({"print_alignment": "hard"}, "--print-alignment"),
     ],
@@ -190,6 +202,29 @@ def test_what_is_left_to_fairseq_is_said_once(options, left, caplog) -> None:
     assert said == [f"{left} is left to fairseq's generator, which is slower"]
 
 
+def test_a_precision_that_fairseq_does_not_compute_in_is_said(caplog) -> None:
+    model, made = build(double=False)
+    for attribute in ("released_precision", "inference_precision"):
+        decoding._warn.cache_clear()
+        caplog.clear()
+        setattr(model, attribute, "int8")
+        with caplog.at_level(logging.WARNING):
+            Generator([model, model], made)
+        assert "which is slower and computes with the parameters as they are: precision int8 is not" in caplog.text
+    model.inference_precision = "fp32"  # as asked, whatever the release's
+    decoding._warn.cache_clear()
+    caplog.clear()
+    Generator([model, model], made)
+    assert "which is slower" in caplog.text and "precision" not in caplog.text
+
+
+def test_n_grams_of_one_word_are_refused() -> None:
+    """fairseq's own search ignores them."""
+    model, made = build(double=False)
+    with pytest.raises(ValueError, match="--no-repeat-ngram-size 1: no word twice, not even a comma, is no rule"):
+        Generator([model], made, no_repeat_ngram_size=1)
+
+
 def test_who_gets_which_generator(monkeypatch) -> None:
     model, made = build(double=False)
     task = FairseqTask.__new__(FairseqTask)
@@ -204,6 +239,9 @@ def test_who_gets_which_generator(monkeypatch) -> None:
     assert type(task.build_generator([model], config, Own)) is Own
     monkeypatch.setenv(decoding.SWITCH, "fairseq")
     assert type(task.build_generator([model], config)) is SequenceGenerator
+    monkeypatch.setenv(decoding.SWITCH, "Fairseq")
+    with pytest.raises(ValueError, match="MACARON_GENERATOR=Fairseq in the environment is unknown; give auto or"):
+        task.build_generator([model], config)
 
 
 # --- precision ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 
 from macaron.decoding import choose_precision
 from macaron.particles import ParticleLayer
-from recipes.bench import bert, lengths, ops, record
+from recipes.bench import bert, lengths, ops, plot, record
 from recipes.bench.__main__ import main
 from recipes.bench.loss import LOSSES
 from recipes.bench.measure import Contender, Plan, Timing, check_equal, flops, interleaved, peak_mib, product
@@ -159,6 +159,27 @@ def test_cost_over_length_and_vocabulary(bench, tmp_path):
     assert [json.loads(row["settings"])["vocabulary"] for row in written[::2]] == [200, 200, 100, 200]
     assert main(["plot", "--out", str(tmp_path / "results.csv")]) == 0
     assert (tmp_path / "cost_cpu.png").stat().st_size > 20_000
+
+
+def test_curves_of_other_settings_are_lines_of_their_own(tmp_path, monkeypatch):
+    def row(beam, size, name, tokens):
+        settings = json.dumps({"beam": beam, "length": 30, "size": size, "vocabulary": None})
+        common = {"benchmark": "decode_curves", "GPU": "none", "processor": "x", "torch": "2", "peak_mib": "5"}
+        mine = {"case": f"beam {beam}", "contender": name, "precision": name.partition(":")[2] or "fp32"}
+        return {**common, **mine, "settings": settings, "tokens_per_s": tokens, "threads": "1", "clock": "cpu"}
+
+    points = [row(beam, size, name, "10") for beam in (8, 1) for size in ("tiny", "base") for name in ("a", "a:int8")]
+    drawn = []
+    monkeypatch.setattr(plot, "finish", lambda figure, rows, path: drawn.append(figure))
+    plot.draw_curves(points, tmp_path / "x.png")
+    axis = drawn[0].axes[0]
+    assert axis.get_title() == "length 30, threads 1, clock cpu"
+    assert {line.get_label() for line in axis.get_lines()} == {
+        f"a, {precision}, size {size}" for precision in ("fp32", "int8") for size in ("tiny", "base")
+    }
+    assert all(line.get_xdata().tolist() == [1, 8] for line in axis.get_lines())
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "8"]
+    plot.pyplot().close(drawn[0])
 
 
 def test_flops_are_those_of_the_products():

@@ -271,7 +271,7 @@ def test_files_beside_the_model_change_nothing(copy: Path, finished) -> None:
         ({"lowercase": "no"}, "lowercase 'no': must be true or false"),
         ({"units": "60"}, "units '60': must be a whole number"),
         ({"bpe": "x"}, r"unknown fields \['bpe'\]"),
-        ({"format": 4}, "format 4 is unknown; this version of macaron reads 1 to 3"),
+        ({"format": 0}, "format 0 is unknown; this version of macaron reads 1 to 3"),
         ({"format": True}, "format True is unknown"),
         ({"format": "2"}, "format '2' is unknown"),
         ({"precision": "int4"}, "precision 'int4' must be one of fp32, bf16, int8"),
@@ -286,6 +286,13 @@ def test_files_beside_the_model_change_nothing(copy: Path, finished) -> None:
 def test_descriptions_that_make_no_sense(copy: Path, values: dict[str, Any], message: str) -> None:
     describe(copy, **values)
     with pytest.raises(ValueError, match=rf"text\.json: does not describe a released model.*{message}"):
+        MacaronModel.from_pretrained(copy)
+
+
+def test_a_folder_of_a_later_version(copy: Path) -> None:
+    """Whatever else is new in it; another copy would not help."""
+    describe(copy, format=4, compression="zstd")
+    with pytest.raises(ValueError, match=r"text\.json: is of format 4, and .* reads 1 to 3; update it: pip install"):
         MacaronModel.from_pretrained(copy)
 
 
