@@ -68,7 +68,7 @@ class ParticleModel(PreTrainedModel):
                 f"{where} does not fit {cls.__name__} and its configuration: it has {listed(sizes)}; if these are to "
                 f"begin anew, add ignore_mismatched_sizes=True"
             )
-        if cls.can_generate() and Path(where, kwargs.get("subfolder", ""), GENERATION_CONFIG_NAME).is_file():
+        if cls.can_generate() and Path(where, kwargs.get("subfolder") or "", GENERATION_CONFIG_NAME).is_file():
             GenerationConfig.from_pretrained(source, **_of_place(kwargs))  # or a damaged one is left out in silence
         if not told and not fresh:
             stored = {} if source is None else PreTrainedConfig.get_config_dict(source, **_of_place(kwargs))[0]
