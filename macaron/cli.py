@@ -380,6 +380,8 @@ def _convert_to_transformers(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{args.input} does not exist; {_TAKEN}")
     from macaron.hf.folders import check_free
 
+    if args.output.resolve() == args.input.resolve():
+        raise ValueError(f"--output {args.output} is what is converted, which stays as it is; name another folder")
     check_free(args.output, args.force)
     macaron.register_fairseq()  # torch and fairseq take seconds
     from macaron.user_dir.portable import describe

@@ -1,11 +1,15 @@
 """What models for transformers share, whatever they are made of."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from macaron.hf.context import IsRecorded
 from macaron.hf.loading import check_names, listed
@@ -38,7 +42,8 @@ class ParticleModel(PreTrainedModel):
 
         Raises:
             ValueError: the checkpoint lacks parameters of the encoder (and decoder), or some of a head's, or all of
-                them though it was saved by this class; it has others than those here; or it is of another `model_type`.
+                them though it was saved by this class; it has others than those here, or is damaged; or it is of
+                another `model_type`.
             RuntimeError: tensors of another size, without `ignore_mismatched_sizes=True`.
         """
         config, source = kwargs.get("config"), pretrained_model_name_or_path
@@ -53,13 +58,18 @@ class ParticleModel(PreTrainedModel):
         ignore = kwargs.pop("ignore_mismatched_sizes", False)
         fresh = kwargs.get("state_dict") == {}  # asks for a new model
         options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, report = super().from_pretrained(source, *args, **options)
+        try:
+            model, report = super().from_pretrained(source, *args, **options)
+        except SafetensorError as error:
+            raise ValueError(f"{where}: its weights cannot be read ({error}); copy or download it again") from error
         if report["mismatched_keys"] and not ignore:
             sizes = [f"{name} {tuple(there)} for {tuple(here)}" for name, there, here in report["mismatched_keys"]]
             raise RuntimeError(
                 f"{where} does not fit {cls.__name__} and its configuration: it has {listed(sizes)}; if these are to "
                 f"begin anew, add ignore_mismatched_sizes=True"
             )
+        if cls.can_generate() and Path(where, kwargs.get("subfolder") or "", GENERATION_CONFIG_NAME).is_file():
+            GenerationConfig.from_pretrained(source, **_of_place(kwargs))  # or a damaged one is left out in silence
         if not told and not fresh:
             stored = {} if source is None else PreTrainedConfig.get_config_dict(source, **_of_place(kwargs))[0]
             if source is not None:

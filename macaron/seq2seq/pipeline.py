@@ -17,32 +17,41 @@ TASK = "macaron-translation"
 
 
 class TranslationPipeline(Pipeline):
-    """A sentence, or any number of them, → `{"translation_text": …}` for each.
+    """A sentence, or any number of them, → `{"translation_text": …}` for each; a list of these for each where
+    `num_return_sequences` asks for several.
 
-    Options of `generate()` go to the constructor or to a call. A sentence without anything to be seen stays empty, as
-    in `macaron translate`.
+    Options of `generate()` go to the constructor or to a call, and `truncation=True`, which cuts off what is longer
+    than the model takes. A sentence without anything to be seen stays empty, as in `macaron translate`.
     """
 
     _load_processor = _load_image_processor = _load_feature_extractor = False
     _load_tokenizer = True
     _pipeline_calls_generate = True
 
-    def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        return {}, options, {}
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        return [] if inputs == [] else super().__call__(inputs, **options)
 
-    def preprocess(self, text: Any) -> Any:
+    def _sanitize_parameters(
+        self, truncation: Any = None, **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return {} if truncation is None else {"truncation": truncation}, options, {}
+
+    def preprocess(self, text: Any, **options: Any) -> Any:
         if not isinstance(text, str):
             raise TypeError(f"a sentence must be a string, not {text!r}")
-        return self.tokenizer("" if is_blank(text) else text, return_tensors="pt")
+        return self.tokenizer("" if is_blank(text) else text, return_tensors="pt", **options)
 
     def _forward(self, inputs: Any, **options: Any) -> dict[str, Any]:
-        return {"found": self.model.generate(**inputs, **options), "source": inputs["input_ids"]}
+        source, found = inputs["input_ids"], self.model.generate(**inputs, **options)
+        found = getattr(found, "sequences", found)
+        return {"found": found.view(len(source), -1, found.size(1)), "source": source}
 
-    def postprocess(self, output: Any) -> dict[str, str]:
+    def postprocess(self, output: Any) -> Any:
         nothing = {self.tokenizer.pad_token_id, self.tokenizer.eos_token_id}
         seen = not nothing.issuperset(output["source"].flatten().tolist())
-        text = self.tokenizer.decode(output["found"][0], skip_special_tokens=True) if seen else ""
-        return {"translation_text": text}
+        texts = self.tokenizer.batch_decode(output["found"][0], skip_special_tokens=True)
+        rows = [{"translation_text": text if seen else ""} for text in texts]
+        return rows if len(rows) > 1 else rows[0]
 
 
 if TASK not in PIPELINE_REGISTRY.supported_tasks:

@@ -1,5 +1,6 @@
 """Raw text to the numbers of fairseq's dictionaries, and back, for a model of two languages."""
 
+import hashlib
 import json
 import shutil
 from functools import cached_property
@@ -13,6 +14,7 @@ from macaron.text import RELEASED_NAMES, Pieces, TextSettings, Words
 SOURCE_VOCAB, TARGET_VOCAB = "source_vocab.json", "target_vocab.json"
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first symbols, in its order
 _KEPT = ("words", "pieces")  # what is built of files, and not pickled
+_AGAIN = "copy the tokenizer's folder again, or convert the model anew"
 
 
 class MacaronTokenizer(PreTrainedTokenizer):
@@ -29,10 +31,11 @@ class MacaronTokenizer(PreTrainedTokenizer):
             target's, None is the same.
         codes_file: of subword-nmt; sentencepiece_file: a model of it; the one that `text` asks for.
         text: the fields of `macaron.text.TextSettings`; None takes text that has been split into pieces already.
+        checksum: of vocabularies and sub-word model, as `tokenizer_config.json` keeps it.
 
     Raises:
-        ValueError: a vocabulary that does not begin with fairseq's special symbols, settings that make no sense, or a
-            sub-word model that is missing.
+        ValueError: a vocabulary that does not begin with fairseq's special symbols, settings that make no sense, a
+            file that is missing, or files that are not those that were saved.
     """
 
     vocab_files_names = {  # noqa: RUF012
@@ -45,13 +48,16 @@ class MacaronTokenizer(PreTrainedTokenizer):
 
     def __init__(
         self,
-        source_vocab_file: str,
+        source_vocab_file: str | None = None,
         target_vocab_file: str | None = None,
         codes_file: str | None = None,
         sentencepiece_file: str | None = None,
         text: dict[str, Any] | None = None,
+        checksum: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if source_vocab_file is None:
+            raise ValueError(f"{SOURCE_VOCAB} is missing; {_AGAIN}")
         self.symbols = (_read(source_vocab_file), _read(target_vocab_file or source_vocab_file))
         self.numbers = tuple({symbol: i for i, symbol in enumerate(symbols)} for symbols in self.symbols)
         self.separate = target_vocab_file is not None
@@ -62,14 +68,30 @@ class MacaronTokenizer(PreTrainedTokenizer):
             if given is None or not Path(given).is_file():
                 raise ValueError(
                     f"the text settings ask for {self.settings.subword}, but {self.settings.released_name} is missing; "
-                    f"copy the tokenizer's folder again"
+                    f"{_AGAIN}"
                 )
             self.subword_file = given
+        found = self._checksum()
+        if checksum not in (None, found):
+            raise ValueError(
+                f"the files of the tokenizer beside {source_vocab_file} are not those that were saved with it; {_AGAIN}"
+                f" (if they were changed on purpose, take `checksum` out of tokenizer_config.json)"
+            )
         self.side = 0
         special = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
         super().__init__(
-            **{**special, "split_special_tokens": True, "special_tokens_pattern": "eos", **kwargs, "text": text}
+            **{**special, "split_special_tokens": True, "special_tokens_pattern": "eos", **kwargs, "text": text},
+            checksum=found,
         )
+
+    def _checksum(self) -> str:
+        """Of all that decides about numbers; short codes split words in silence where a part of them is gone."""
+        digest = hashlib.sha256(
+            "\n".join("\0".join(symbols) for symbols in self.symbols).encode("utf-8", "surrogatepass")
+        )
+        if self.subword_file is not None:
+            digest.update(Path(self.subword_file).read_bytes())
+        return digest.hexdigest()
 
     @cached_property
     def words(self) -> tuple[Words, Words] | None:
@@ -85,7 +107,15 @@ class MacaronTokenizer(PreTrainedTokenizer):
         return {name: value for name, value in self.__dict__.items() if name not in _KEPT}
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        """The pieces of a sentence: of a source as of a test set, of a target as in training."""
+        """The pieces of a sentence: of a source as of a test set, of a target as in training.
+
+        Raises:
+            ValueError: it is no Unicode.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text!r} is no valid Unicode ({error.reason}); decode it anew") from error
         if self.words is None or self.pieces is None:
             return text.split()
         words = self.words[1].training(text) if self.side else self.words[0].encode(text)
@@ -161,15 +191,14 @@ class MacaronTokenizer(PreTrainedTokenizer):
 
 
 def _read(path: str) -> list[str]:
-    again = "copy the tokenizer's folder again, or convert the model anew"
     try:
         symbols = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON ({error}); {again}") from error
+        raise ValueError(f"{path}: no JSON ({error}); {_AGAIN}") from error
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
-        raise ValueError(f"{path}: not a list of symbols; {again}")
+        raise ValueError(f"{path}: not a list of symbols; {_AGAIN}")
     if tuple(symbols[: len(SPECIAL)]) != SPECIAL:
-        raise ValueError(f"{path}: does not begin with {' '.join(SPECIAL)}, as fairseq's dictionaries do; {again}")
+        raise ValueError(f"{path}: does not begin with {' '.join(SPECIAL)}, as fairseq's dictionaries do; {_AGAIN}")
     return symbols
 
 

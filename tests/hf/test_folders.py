@@ -30,6 +30,7 @@ def test_a_folder_is_free_if_nothing_is_in_it(tmp_path):
 def test_what_an_earlier_conversion_wrote_and_this_one_did_not_goes_away(tmp_path):
     folder = make(tmp_path / "out", config_json="old", tokenizer_json="old", notes="mine", pooling__config_json="old")
     (folder / "pooling" / "weights").write_text("old")
+    make(folder, target_vocab_json="of two dictionaries", generation_config_json="old", bpecodes="old")
     put(make(tmp_path / "new", config_json="new", pooling__config_json="new"), folder)
     names = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
     assert names == {"config.json": "new", "notes": "mine", "pooling/config.json": "new"}

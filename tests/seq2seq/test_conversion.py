@@ -162,6 +162,7 @@ def test_what_cannot_be_converted(make_release, refused, tmp_path):
         tmp_path / "empty", *to
     )
     assert "leave out --data" in refused(release, *to, "--data", release)
+    assert "which stays as it is" in refused(release, "--to", "transformers", "--output", release, "--force")
     assert "--revision main" in refused(release, *to, "--revision", "main")
     assert "goes with --to transformers" in refused(release, "--output", out, "--data", release)
 

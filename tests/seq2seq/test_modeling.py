@@ -231,6 +231,16 @@ def test_what_is_loaded_is_whole(tmp_path):
     model.config.save_pretrained(tmp_path)
     with pytest.raises((ValueError, RuntimeError), match="does not fit"):
         MacaronForConditionalGeneration.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "cut")
+    for name, bytes_, message in [
+        ("generation_config.json", 20, r"generation_config\.json' is not a valid JSON"),
+        ("model.safetensors", 9000, r"cut: its weights cannot be read .*; copy or download it again"),
+    ]:
+        content = (tmp_path / "cut" / name).read_bytes()
+        (tmp_path / "cut" / name).write_bytes(content[:bytes_])
+        with pytest.raises((OSError, ValueError), match=message):
+            MacaronForConditionalGeneration.from_pretrained(tmp_path / "cut")
+        (tmp_path / "cut" / name).write_bytes(content)
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)  # no buffers of positions in it
     assert not [name for name in torch.load(io.BytesIO(buffer.getvalue())) if "sinusoids" in name]

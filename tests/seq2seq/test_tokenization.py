@@ -55,6 +55,14 @@ def test_saved_and_pickled(folder, texts, tmp_path):
 
 def test_damaged_files(folder, tmp_path):
     MacaronTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    codes = (tmp_path / "bpecodes").read_text(encoding="utf-8")
+    (tmp_path / "bpecodes").write_text(codes[: codes.index("\n", 99) + 1], encoding="utf-8")  # a whole line's end
+    with pytest.raises(ValueError, match=r"are not those that were saved with it; copy the tokenizer's folder again"):
+        AutoTokenizer.from_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert len(settings.pop("checksum")) == 64
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))  # on purpose, or by an earlier version
+    AutoTokenizer.from_pretrained(tmp_path)
     for content, message in [
         ("[", "source_vocab.json: no JSON"),
         ('{"a": 1}', "not a list of symbols"),
@@ -66,4 +74,7 @@ def test_damaged_files(folder, tmp_path):
     (tmp_path / "source_vocab.json").write_text(json.dumps(["<s>", "<pad>", "</s>", "<unk>", "a"]))
     (tmp_path / "bpecodes").unlink()
     with pytest.raises(ValueError, match="ask for subword_nmt, but bpecodes is missing"):
+        AutoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "source_vocab.json").unlink()
+    with pytest.raises(ValueError, match=r"source_vocab\.json is missing; copy"):
         AutoTokenizer.from_pretrained(tmp_path)
