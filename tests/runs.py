@@ -6,9 +6,9 @@
 
 `versions` makes an environment for each in .versions/, as `make install` does: Python 3.10 to 3.13, of pyenv or on the
 PATH, and `lowest`, Python 3.11 with the lowest torch and transformers that pyproject.toml allows. An environment that
-is complete is used again, and for its own version the one that this Python is of. A run replaces the row of its kind,
-and a part of a suite is recorded nowhere. Interrupted? The same command goes on: what this commit passed is not run
-again, unless it is named.
+is complete is used again, and for its own version the one that this Python is of. A run replaces the row of its
+kind, and a part of a suite is recorded nowhere. Interrupted? The same command goes on: what this commit passed is not
+run again, unless it is named.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 OWN = ".".join(map(str, sys.version_info[:2]))
 LOWEST, LOWEST_PYTHON = "lowest", "3.11"
 BOUNDED = ("torch", "transformers")  # of these `lowest` takes the lower bounds
+OF_THEIR_TIME = ("numpy<2.4",)  # Triton 3.2, torch 2.6's, interprets kernels with no later one
 COLUMNS = ("suite", "date (UTC)", "commit", "Python", "torch", "transformers", "outcome", "minutes", "remarks")
 HEAD = """# The record of runs
 
@@ -217,7 +218,8 @@ def environment(name: str, python: Path, bounds: Mapping[str, str]) -> Path:
     words = ["make", "install", f"VENV={home.relative_to(ROOT)}", f"PYTHON={python}"]
     if bounds:
         constraints = ENVIRONMENTS / f"{name}.txt"
-        constraints.write_text("".join(f"{package}=={version}\n" for package, version in bounds.items()))
+        lines = [f"{package}=={version}" for package, version in bounds.items()]
+        constraints.write_text("".join(f"{line}\n" for line in (*lines, *OF_THEIR_TIME)))
         settings["PIP_CONSTRAINT"] = str(constraints)
         words.append(f"TORCH=torch=={bounds['torch']}")
     subprocess.run(words, cwd=ROOT, env=settings, check=True)

@@ -82,17 +82,41 @@ ORDERS = {
 }
 
 
+# Runs codes one after another, each in a fork of an interpreter that has imported what fairseq imports, and no more.
+FORKS = """if True:
+    import hydra, numpy, omegaconf, os, sacrebleu, sklearn.metrics, sys, torch, torch.distributed, torch.utils.data
+    assert not {"fairseq", "macaron", "user_dir"} & set(sys.modules)
+    for code in CODES:
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
+            sys.stdout.flush()
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            print("failed:", code)
+        print("--")
+    """
+
+
+@pytest.fixture(scope="module")
+def printed(project_root, tmp_path_factory) -> dict[str, list[str]]:
+    """What each of `ORDERS` prints, and "folder": `--user-dir user_dir`, then the package."""
+    codes = {order: code + LOOK + AGAIN.format(user_dir=FOLDER) + LOOK for order, code in ORDERS.items()}
+    codes["folder"] = AGAIN.format(user_dir=str(project_root / "user_dir")) + LOOK
+    codes["folder"] += "import sys, macaron; macaron.register_fairseq(); print('macaron.user_dir' in sys.modules)"
+    said = run_python(f"CODES = {list(codes.values())!r}\n{FORKS}", tmp_path_factory.mktemp("printed"))
+    return dict(zip(codes, [part.split() for part in said.split("--")], strict=False))
+
+
 @pytest.mark.parametrize("order", ORDERS)
-def test_models_are_registered_in_any_order(order, tmp_path):
-    code = ORDERS[order] + LOOK + AGAIN.format(user_dir=FOLDER) + LOOK
-    assert run_python(code, tmp_path).splitlines() == ["True", "True"]
+def test_models_are_registered_in_any_order(order, printed):
+    assert printed[order] == ["True", "True"]
 
 
-def test_folder_and_package_do_not_register_twice(project_root, tmp_path):
+def test_folder_and_package_do_not_register_twice(printed):
     """`--user-dir user_dir` imports the same files under another name; importing macaron must not clash."""
-    code = AGAIN.format(user_dir=str(project_root / "user_dir")) + LOOK
-    code += "import sys, macaron; macaron.register_fairseq(); print('macaron.user_dir' in sys.modules)"
-    assert run_python(code, tmp_path).splitlines() == ["True", "False"]
+    assert printed["folder"] == ["True", "False"]
 
 
 def test_register_without_fairseq_says_what_to_install(tmp_path):
@@ -122,9 +146,11 @@ def test_register_in_a_clone_that_is_not_installed_says_to_install(project_root,
 TRAIN = "--arch macaron_tiny --cpu --optimizer adam --lr 1e-3 --max-tokens 200 --max-update 1 --disable-validation"
 
 
-def train_one_update(fairseq_cli, data_bin: Path, user_dir: str, cwd: Path, save_dir: Path) -> None:
+def train_one_update(
+    fairseq_cli, data_bin: Path, user_dir: str, cwd: Path, save_dir: Path, fresh: bool = False
+) -> None:
     arguments = [*TRAIN.split(), "--user-dir", user_dir, "--save-dir", save_dir]
-    assert "done training" in fairseq_cli("fairseq-train", data_bin, *arguments, cwd=cwd, fresh=True).stdout
+    assert "done training" in fairseq_cli("fairseq-train", data_bin, *arguments, cwd=cwd, fresh=fresh).stdout
 
 
 @pytest.mark.parametrize("user_dir", ["macaron", "user_dir"])
@@ -134,7 +160,7 @@ def test_fairseq_train_takes_both_folders_from_a_clone(user_dir, project_root, t
 
 def test_fairseq_train_takes_the_printed_path_from_anywhere(tiny_data_bin, fairseq_cli, tmp_path):
     path = run_python("from macaron.cli import main; main(['user-dir'])", tmp_path)
-    train_one_update(fairseq_cli, tiny_data_bin, path, cwd=tmp_path, save_dir=tmp_path)
+    train_one_update(fairseq_cli, tiny_data_bin, path, cwd=tmp_path, save_dir=tmp_path, fresh=True)
 
 
 # -- who may import whom

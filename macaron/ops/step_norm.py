@@ -11,7 +11,17 @@ from torch import Tensor
 
 from macaron.ops._backend import use_triton
 from macaron.ops._dropout import draw_seed, dropout_reference, keep
-from macaron.ops._triton import OPTIONS, as_rows, ceil_div, device_of, jit, next_power_of_2, resident_programs, tl
+from macaron.ops._triton import (
+    OPTIONS,
+    Flags,
+    as_rows,
+    ceil_div,
+    device_of,
+    jit,
+    next_power_of_2,
+    resident_programs,
+    tl,
+)
 
 # Shapes: C channels; "..." is (T, B) under fairseq and (B, T) under Hugging Face; N = T · B rows.
 
@@ -318,7 +328,7 @@ def _step_norm_backward(
     step: float,
     dropout: float,
     v_dtype: torch.dtype,
-    sums: list[bool],
+    sums: Flags,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     dv = torch.empty(y.shape, dtype=v_dtype, device=y.device)
@@ -336,7 +346,7 @@ def _(
     step: float,
     dropout: float,
     v_dtype: torch.dtype,
-    sums: list[bool],
+    sums: Flags,
 ) -> tuple[Tensor, Tensor, Tensor]:
     reduced = y.new_empty(sum(sums), y.size(-1), dtype=torch.float32)
     return y.new_empty(y.shape), y.new_empty(y.shape, dtype=v_dtype), reduced

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -121,3 +124,17 @@ def test_interpreter_switched_on_too_late_is_an_error():
         "except RuntimeError as error: print(error)"
     )
     assert "set it in the environment before Python starts" in run_python(code)
+
+
+@pytest.mark.parametrize("module", ["_dropout", "act_dropout", "linear_cross_entropy", "step_norm"])
+def test_the_lowest_torch_reads_the_types_of_our_operators(module):
+    """torch 2.6 makes schemas of annotations, and of lists it knows `typing.List`, not `list`."""
+    operators = [
+        value
+        for value in vars(importlib.import_module(f"macaron.ops.{module}")).values()
+        if isinstance(value, torch.library.CustomOpDef)
+    ]
+    assert operators
+    for operator in operators:
+        for name, parameter in inspect.signature(operator._init_fn).parameters.items():
+            assert type(parameter.annotation) not in (types.GenericAlias, str), (operator, name)

@@ -41,10 +41,11 @@ def test_the_list_waits_for_nothing() -> None:
     assert done.returncode == 1 and done.stderr.startswith("recipes: 'soup' is no recipe")
 
 
-@pytest.mark.parametrize("name", ["glue", "bert_pretrain", "pde_net", "bench", "trajectories"])
+@pytest.mark.parametrize("name", ["glue", "bert_pretrain", "pde_net", "bench", "trajectories", "translation"])
 def test_help_is_alike_and_waits_for_nothing(name: str) -> None:
+    place, made = ("cli", "parser('translation')") if name == "translation" else ("__main__", "parser()")
     code = (
-        f"import sys; from recipes.{name}.__main__ import parser; print(parser().format_help()); "
+        f"import sys; from recipes.{name}.{place} import parser; print({made}.format_help()); "
         "print({'torch', 'fairseq'} & set(sys.modules))"
     )
     said = python("-c", code).stdout

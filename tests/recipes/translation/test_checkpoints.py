@@ -51,7 +51,7 @@ def test_checkpoints_of_updates_are_ordered_among_those_of_epochs(folder: Path) 
     ("count", "kind", "expected"),
     [(2, "epoch", 9.5), (9, "epoch", 9.5), (2, "update", 4.0), (1, "epoch", 11.0), (1, "update", 11.0)],
 )
-def test_average_of_the_newest(folder: Path, count: int, kind: str, expected: float) -> None:
+def test_average_of_the_newest(forks: list[str], folder: Path, count: int, kind: str, expected: float) -> None:
     for name, number in (("_9_95", 3), ("_10_99", 5)):
         save(folder / f"checkpoint{name}.pt", number)
     with (folder / ".lock").open("w") as lock:
@@ -81,7 +81,7 @@ def test_a_flipped_bit_counts_as_damage(folder: Path, name: str, capsys: pytest.
     assert "the checksum of record" in capsys.readouterr().err
 
 
-def test_what_was_set_aside_goes_once_there_is_a_good_one(folder: Path) -> None:
+def test_what_was_set_aside_goes_once_there_is_a_good_one(forks: list[str], folder: Path) -> None:
     truncate(folder / "checkpoint_last.pt")
     (folder / "checkpoint_last.pt.part").touch()
     mend_last(folder)
@@ -126,7 +126,9 @@ def test_nothing_there_yet(tmp_path: Path) -> None:
         ("lowest", 2, 2.5, ["bleu_9.5000", "bleu_9.5001"]),
     ],
 )
-def test_the_best_are_averaged(folder: Path, kind: str, count: int, expected: float, names: list[str]) -> None:
+def test_the_best_are_averaged(
+    forks: list[str], folder: Path, kind: str, count: int, expected: float, names: list[str]
+) -> None:
     for name, number in (("bleu_9.5000", 2), ("bleu_9.5001", 3), ("bleu_10.0000", 4)):
         save(folder / f"checkpoint.best_{name}.pt", number)
     with (folder / ".lock").open("w") as lock:
