@@ -192,7 +192,7 @@ def _type_of(here: Path, files: list[Path]) -> torch.dtype:
     Raises:
         ValueError: files that cannot be read, or tensors that are no floating-point numbers.
     """
-    types: dict[str, torch.dtype | str] = {}
+    types: dict[str, Any] = {}  # a name, where it is none of `_FLOATS`
     for file in files:
         with _reading(here):
             if file.suffix == ".bin":
@@ -202,13 +202,13 @@ def _type_of(here: Path, files: list[Path]) -> torch.dtype:
                 with safe_open(file, "pt") as held:
                     kinds_of = {name: held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
                 types |= {name: _FLOATS.get(kind, kind) for name, kind in kinds_of.items()}
-    types = {name: kind for name, kind in types.items() if not name.endswith(_BUFFERS)}
-    if odd := [f"{name} ({kind})" for name, kind in types.items() if kind not in _FLOATS.values()]:
+    found = {name: kind for name, kind in types.items() if not name.endswith(_BUFFERS)}
+    if odd := [f"{name} ({kind})" for name, kind in found.items() if kind not in _FLOATS.values()]:
         raise ValueError(
             f"the weights in {here} are not all in floating point, but have {listed(odd)}; they are quantized, or of "
             f"another program: give the model that they were made from"
         )
-    return functools.reduce(torch.promote_types, types.values(), next(iter(types.values()), torch.float32))  # type: ignore[arg-type]
+    return functools.reduce(torch.promote_types, found.values()) if found else torch.float32
 
 
 @contextmanager
