@@ -196,8 +196,7 @@ def _type_of(here: Path, files: list[Path]) -> torch.dtype:
     for file in files:
         with _reading(here):
             if file.suffix == ".bin":
-                tensors = torch.load(file, map_location="cpu", weights_only=True)
-                types |= {name: tensor.dtype for name, tensor in tensors.items()}
+                types |= {name: tensor.dtype for name, tensor in _torch_file(file).items()}
             else:
                 with safe_open(file, "pt") as held:
                     kinds_of = {name: held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
@@ -209,6 +208,16 @@ def _type_of(here: Path, files: list[Path]) -> torch.dtype:
             f"another program: give the model that they were made from"
         )
     return functools.reduce(torch.promote_types, found.values()) if found else torch.float32
+
+
+def _torch_file(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(checkpoint.describe_load_failure(file.name, error)) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{file.name} holds other things than tensors by their names")
+    return tensors
 
 
 @contextmanager

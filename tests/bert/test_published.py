@@ -335,7 +335,14 @@ DAMAGE = {
         "names ../x.safetensors",
     ),
     "no index": (lambda f: (shards(f), (f / "model.safetensors.index.json").write_text("{}")), "is no index of shards"),
-    "code": (lambda f: torch_file(f, {"x": Evil()}), "cannot be read: "),
+    "code": (
+        lambda f: torch_file(f, {"x": Evil()}),
+        "cannot be read: ValueError: pytorch_model.bin: refused, because it refers to ",
+    ),
+    "a training's file": (
+        lambda f: torch_file(f, {"model": load_file(f / "model.safetensors")}),
+        "pytorch_model.bin holds other things than tensors by their names",
+    ),
     "a damaged torch file": (lambda f: flip(torch_file(f)), "not a readable checkpoint; the file is truncated or corr"),
     "not a torch file": (lambda f: torch_file(f).write_bytes(pickle.dumps({"a": 1})), "cannot be read: "),
     "another tokenizer": (
