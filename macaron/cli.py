@@ -17,6 +17,7 @@ Checkpoints are read by `macaron.checkpoint.load`, that is with torch's safe loa
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -73,6 +74,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except Exception as error:  # what a damaged file leads to can be of any kind
         known = isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)) and str(error)
         message = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+        if _is_full(error):
+            message = f"the disk or the quota is full ({error}); make room, and run the same command again"
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -81,6 +84,13 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     if message:
         print(f"{parser.prog.removeprefix('python -m ')} {args.command}: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a file had no room; safetensors says so in words alone."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return (error.errno if isinstance(error, OSError) else int(said[1]) if said else 0) in codes
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -205,7 +205,8 @@ class Pooling:
     def __call__(self, x: Tensor, real: Tensor) -> Tensor:
         """(B, T, C), (B, T) → (B, C)."""
         if self.mode == "cls":
-            y = x[:, 0]
+            first = real.long().argmax(1)[:, None, None]  # padding may stand on the left
+            y = x.gather(1, first.expand(-1, 1, x.size(-1))).squeeze(1)
         else:
             weight = real.unsqueeze(-1).to(x.dtype)
             y = (x * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
@@ -408,8 +409,9 @@ def _readme(plain: Plain, form: str, tokenizer: Any, difference: float) -> str:
         head = ["import torch", "from macaron.bert import load_int8"]
         if plain.pooling is not None:
             lines += ["x, real = found.last_hidden_state, batch['attention_mask'][..., None]"]
+            first = "y = x[torch.arange(len(x)), batch['attention_mask'].argmax(1)]"
             lines += [
-                "y = (x * real).sum(1) / real.sum(1)" if plain.pooling.mode == "mean" else "y = x[:, 0]",
+                "y = (x * real).sum(1) / real.sum(1)" if plain.pooling.mode == "mean" else first,
                 "found['sentence_embedding'] = "
                 + ("torch.nn.functional.normalize(y)" if plain.pooling.normalize else "y"),
             ]

@@ -192,23 +192,32 @@ def _type_of(here: Path, files: list[Path]) -> torch.dtype:
     Raises:
         ValueError: files that cannot be read, or tensors that are no floating-point numbers.
     """
-    types: dict[str, torch.dtype | str] = {}
+    types: dict[str, Any] = {}  # a name, where it is none of `_FLOATS`
     for file in files:
         with _reading(here):
             if file.suffix == ".bin":
-                tensors = torch.load(file, map_location="cpu", weights_only=True)
-                types |= {name: tensor.dtype for name, tensor in tensors.items()}
+                types |= {name: tensor.dtype for name, tensor in _torch_file(file).items()}
             else:
                 with safe_open(file, "pt") as held:
                     kinds_of = {name: held.get_slice(name).get_dtype() for name in held.keys()}  # noqa: SIM118
                 types |= {name: _FLOATS.get(kind, kind) for name, kind in kinds_of.items()}
-    types = {name: kind for name, kind in types.items() if not name.endswith(_BUFFERS)}
-    if odd := [f"{name} ({kind})" for name, kind in types.items() if kind not in _FLOATS.values()]:
+    found = {name: kind for name, kind in types.items() if not name.endswith(_BUFFERS)}
+    if odd := [f"{name} ({kind})" for name, kind in found.items() if kind not in _FLOATS.values()]:
         raise ValueError(
             f"the weights in {here} are not all in floating point, but have {listed(odd)}; they are quantized, or of "
             f"another program: give the model that they were made from"
         )
-    return functools.reduce(torch.promote_types, types.values(), next(iter(types.values()), torch.float32))  # type: ignore[arg-type]
+    return functools.reduce(torch.promote_types, found.values()) if found else torch.float32
+
+
+def _torch_file(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(checkpoint.describe_load_failure(file.name, error)) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{file.name} holds other things than tensors by their names")
+    return tensors
 
 
 @contextmanager

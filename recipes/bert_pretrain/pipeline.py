@@ -45,7 +45,19 @@ class ExamplePreparation:
         """All stages that are not done; waits when another run is preparing the same folder."""
         stages = (Stage("clean", self.clean), Stage("tokenizer", self.tokenizer), Stage("examples", self.examples))
         with Workspace(self.folder, self.settings, wait=True) as space:
+            self.check_text()
             space.run(stages)
+
+    def check_text(self) -> None:
+        """The files are still those that were cleaned: their names and sizes, which are settings, do not say it."""
+        stamp = self.folder / "stamps" / "clean.json"
+        sources = read_json(stamp)["sources"] if self.files and stamp.exists() else []
+        for path, source in zip(self.files, sources, strict=False):
+            if digest(path) != source["sha256"]:
+                raise RecipeError(
+                    f"--text {path}: has changed since {self.folder} was prepared from it; results are not mixed. Put "
+                    f"it back, or give another folder"
+                )
 
     def path(self, kind: str, split: str) -> Path:
         return self.folder / f"{kind}.{split}.arrow"

@@ -12,7 +12,8 @@ from transformers.utils import logging
 
 from macaron.bert.bracketing import check_lie
 from macaron.bert.hub import load
-from macaron.bert.published import convert_published
+from macaron.bert.published import check_vocabulary, convert_published
+from macaron.hf.loading import listed, not_finite
 
 from ..common.errors import RecipeError
 from ..common.workspace import digest, read_json
@@ -73,7 +74,8 @@ def converted(folder: Path, out: Path) -> list[str]:
 def read_teacher(folder: Path) -> Teacher:
     """
     Raises:
-        RecipeError: a model whose layers are not read as Strang's, or whose tokenizer is missing or another's.
+        RecipeError: a model whose layers are not read as Strang's, a damaged one, or a tokenizer that is missing or
+            another's.
     """
     problem = f"--teacher {folder}:"
     before = logging.get_verbosity()
@@ -82,11 +84,14 @@ def read_teacher(folder: Path) -> Teacher:
         model: Any = load(folder)
         check_lie(model.config)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_vocabulary(tokenizer, folder)
     except Exception as error:  # safetensors, torch, tokenizers and transformers have kinds of their own
         raise RecipeError(f"{problem} {' '.join(str(error).split())[:500]}") from error
     finally:
         logging.set_verbosity(before)
     config = model.config
+    if damaged := not_finite(model.state_dict()):
+        raise RecipeError(f"{problem} it has NaN or infinities in {listed(damaged)}; copy or download it again")
     if config.normalize_before:
         raise RecipeError(
             f"{problem} its layers are pre-norm, and the fit of the start is written for post-norm ones, as BERT's "

@@ -15,9 +15,10 @@ from ..bert_pretrain.pipeline import TOKENIZER_FILES, ExamplePreparation
 from ..bert_pretrain.settings import ExampleSettings
 from ..bert_pretrain.text import sentences
 from ..common.errors import RecipeError
-from ..common.workspace import Made
+from ..common.workspace import Made, read_json
 
 Batch = dict[str, torch.Tensor]
+PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "added_tokens")  # what decides of a text's pieces
 CHARACTERS = range(20, 401)  # of a sentence that is measured on
 
 
@@ -28,6 +29,20 @@ class TeachersText(ExamplePreparation):
         super().__init__(data, files, folder)
         self.given = tokenizer
         self.settings["tokenizer"] = vocabulary(tokenizer)
+
+    def run(self) -> None:
+        super().run()
+        self.check_tokenizer()
+
+    def check_tokenizer(self) -> None:
+        """Of one vocabulary there are several tokenizers, with and without capitals for instance."""
+        held = read_json(self.folder / "tokenizer" / "tokenizer.json")
+        now = json.loads(self.given.backend_tokenizer.to_str())
+        if differing := [part for part in PARTS if held.get(part) != now.get(part)]:
+            raise RecipeError(
+                f"{self.folder}: prepared with another tokenizer than the teacher's ({', '.join(differing)} differ); "
+                f"results are not mixed. Name another --data"
+            )
 
     def tokenizer(self) -> Made:
         folder = self.folder / "tokenizer"

@@ -162,6 +162,11 @@ def test_what_sentence_transformers_says_of_the_text(build, tmp_path, monkeypatc
     assert longest == AutoConfig.from_pretrained(folder).max_position_embeddings
 
 
+def test_the_first_token_behind_padding():
+    x, real = torch.randn(2, 4, 3), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    assert torch.equal(deploy.Pooling("cls", False)(x, real), torch.stack([x[0, 2], x[1, 0]]))
+
+
 @needs_int8
 @pytest.mark.parametrize(
     ("head", "options", "shape"),

@@ -14,6 +14,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -334,7 +335,14 @@ DAMAGE = {
         "names ../x.safetensors",
     ),
     "no index": (lambda f: (shards(f), (f / "model.safetensors.index.json").write_text("{}")), "is no index of shards"),
-    "code": (lambda f: torch_file(f, {"x": Evil()}), "cannot be read: "),
+    "code": (
+        lambda f: torch_file(f, {"x": Evil()}),
+        "cannot be read: ValueError: pytorch_model.bin: refused, because it refers to ",
+    ),
+    "a training's file": (
+        lambda f: torch_file(f, {"model": load_file(f / "model.safetensors")}),
+        "pytorch_model.bin holds other things than tensors by their names",
+    ),
     "a damaged torch file": (lambda f: flip(torch_file(f)), "not a readable checkpoint; the file is truncated or corr"),
     "not a torch file": (lambda f: torch_file(f).write_bytes(pickle.dumps({"a": 1})), "cannot be read: "),
     "another tokenizer": (
@@ -428,6 +436,20 @@ def test_writes_over_nothing_unasked_and_leaves_no_remains(published, tmp_path, 
         assert main(["convert", str(folder), "--output", str(itself), "--force"]) == 1
         assert "is the model itself; name another folder" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_full_disk_leaves_nothing(kind, published, tmp_path, capsys, monkeypatch):
+    folder, out = published(), tmp_path / "new" / "ours"
+    arguments = (28, "No space left on device") if kind is OSError else ("I/O error: No space left (os error 28)",)
+
+    def full(self: Any, *_: Any, **__: Any) -> None:
+        raise kind(*arguments)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)  # behind the weights
+    message = fails(folder, out, capsys)
+    assert message.startswith("the disk or the quota is full (") and "No space left" in message
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_link_to_a_folder_stays_one(published, tmp_path):

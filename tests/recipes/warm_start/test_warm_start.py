@@ -28,7 +28,7 @@ from recipes.common.errors import RecipeError
 from recipes.warm_start import distill, fit
 from recipes.warm_start.__main__ import main
 from recipes.warm_start.settings import DistillSettings, settings_of
-from recipes.warm_start.text import Collator, held_out
+from recipes.warm_start.text import Collator, TeachersText, held_out
 
 WORDS = ["the", "a", "cat", "dog", "bird", "house", "tree", "sees", "finds", "likes", "has", "old", "new", "big", "red"]
 WORDS += ["small", "green", "and", "or", "not"]
@@ -220,6 +220,12 @@ def strang(**changed: Any) -> MacaronBertModel:
     return MacaronBertModel(MacaronBertConfig(**{**size, **changed}))
 
 
+def no_number(model: Any) -> Any:
+    with torch.no_grad():
+        next(model.parameters())[1, 0] = float("nan")
+    return model
+
+
 def decoder() -> BertModel:
     return BertModel(BertConfig(vocab_size=len(WORDS) + 6, is_decoder=True, **SIZE))
 
@@ -233,12 +239,14 @@ def pre_norm() -> RobertaPreLayerNormModel:
     [
         (strang, "splitting='strang': only a BERT of attention and FFN, lie"),
         (lambda: strang(splitting="lie", embedding_size=16), "embedding_size=16 puts a linear layer"),
+        (lambda: no_number(strang(splitting="lie")), "has NaN or infinities in embeddings.word_embeddings.weight; cop"),
+        (lambda: no_number(random_bert()), "has NaN or infinities in embeddings.word_embeddings.weight; copy or down"),
         (decoder, "is_decoder=True makes it a decoder"),
         (pre_norm, "its layers are pre-norm"),
         (lambda: strang(splitting="lie", vocab_size=10), "ids up to 25, but its embeddings have 10 rows"),
         (lambda: strang(splitting="lie", max_position_embeddings=16), "max_length is 32, but the teacher has 16 pos"),
     ],
-    ids=["strang", "projection", "decoder", "pre-norm", "vocabulary", "positions"],
+    ids=["strang", "projection", "no number", "no number of theirs", "decoder", "pre-norm", "vocabulary", "positions"],
 )
 def test_teachers_that_do_not_fit(
     make: Any, message: str, run: Run, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -289,6 +297,18 @@ def test_other_text_in_the_same_folder(
     other.write_text(text.read_text() + "\n\n\nthe cat sees the dog and the bird.")
     assert main(["--teacher", str(teacher), "--text", str(other), "--out", str(finished), *QUICK]) == 1
     assert "made with other settings" in capsys.readouterr().err
+    other.write_text(text.read_text().replace("cat", "dog"))
+    assert main(["--teacher", str(teacher), "--text", str(other), "--out", str(finished), *QUICK]) == 1
+    assert "text.txt: has changed since" in capsys.readouterr().err
+
+
+def test_text_of_another_tokenizer_of_the_same_words(tokenizer: BertTokenizer, text: Path, tmp_path: Path) -> None:
+    data = settings_of(max_length=32, valid_fraction=0.2).text.examples("mlm", len(tokenizer))
+    for _ in range(2):
+        TeachersText(data, [text], tmp_path / "data", tokenizer).run()
+    cased = BertTokenizer(vocab=dict(tokenizer.get_vocab()), do_lower_case=False)
+    with pytest.raises(RecipeError, match=r"another tokenizer than the teacher's \(normalizer differ\)"):
+        TeachersText(data, [text], tmp_path / "data", cased).run()
 
 
 # -- its parts
