@@ -64,7 +64,10 @@ def test_what_cannot_be_written_is_one_line_and_not_tried_again(tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-m", "macaron", "user-dir"], stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
-    assert done.stderr == b"macaron user-dir: [Errno 28] No space left on device\n"
+    assert done.stderr == (
+        b"macaron user-dir: the disk or the quota is full ([Errno 28] No space left on device); make room, and run the "
+        b"same command again\n"
+    )
 
 
 def test_a_reader_that_has_gone_is_told_nothing():
@@ -287,7 +290,11 @@ def test_one_line_for_errors_of_every_kind(capsys):
         (ValueError("two\nlines"), "macaron.some thing: two lines\n"),
         (KeyError("a"), "macaron.some thing: unexpected KeyError: 'a'\n"),
         (MemoryError(), "macaron.some thing: unexpected MemoryError:\n"),
-        (OSError(28, "No space left on device", "f"), "macaron.some thing: [Errno 28] No space left on device: 'f'\n"),
+        (
+            OSError(28, "No space left on device", "f"),
+            "macaron.some thing: the disk or the quota is full ([Errno 28] No space left on device: 'f'); make room, "
+            "and run the same command again\n",
+        ),
     ):
         parser.set_defaults(error=error)
         assert run(parser, ["thing"]) == 1
