@@ -200,6 +200,13 @@ class WarmStart:
         write_metrics(self.folder / "metrics.csv", trainer.state.log_history, COLUMNS)
         trainer.state.save_to_json(str(self.folder / "trainer_state.json"))
         last = {k.removeprefix("eval_"): v for row in trainer.state.log_history for k, v in row.items() if "eval_" in k}
+        begun = min(row["distance"] for row in read_json(self.folder / "start.json")["tried"])
+        if last["distance"] > begun:
+            print(
+                f"note      the distance is {last['distance']:.4f} and was {begun:.4f}: the start, in "
+                f"{self.folder / 'start'}, is nearer to the teacher; more --updates or a lower --lr go beyond it",
+                flush=True,
+            )
         made = sorted(path for path in (self.folder / "model").rglob("*") if path.is_file())
         return Made(
             [*made, self.folder / "metrics.csv", self.folder / "trainer_state.json"],

@@ -153,6 +153,14 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_distillation_that_leads_away_is_told(
+    teacher: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--teacher", str(teacher), "--text", str(text), "--out", str(tmp_path / "out"), *QUICK]
+    assert main([*arguments, "--lr", "0.3", "--start", "outputs"]) == 0
+    assert "is nearer to the teacher; more --updates or a lower --lr" in capsys.readouterr().out
+
+
 def test_done_is_done(finished: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(finished) == 0
     assert capsys.readouterr().out.count("done before") == 8  # three of the text, five of the run
