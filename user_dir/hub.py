@@ -205,6 +205,10 @@ def _texts(sentences: Any) -> list[str]:
     return texts
 
 
+# How fairseq's errors of reading a dictionary begin.
+_BROKEN = ("Incorrect dictionary format", "Incorrect encoding detected", "Duplicate word found")
+
+
 def open_checkpoints(
     family: type, model_name_or_path: Any, checkpoint_file: Any, data_name_or_path: Any, **kwargs: Any
 ) -> HubModel:
@@ -228,8 +232,13 @@ def open_checkpoints(
             f"{data}: no {missing.name} there; {places.contents(data)}. Give the folder with the dictionaries that the "
             f"checkpoint was trained with as data_name_or_path, and its languages as source_lang and target_lang"
         ) from error
-    except Exception as error:
-        if "Could not infer language pair" not in str(error):  # fairseq's, of no type of its own
+    except Exception as error:  # fairseq's, of no type of their own
+        if str(error).startswith(_BROKEN):
+            raise ValueError(
+                f"{data}: one of its dictionaries is damaged ({error}); copy it again from the data that the "
+                f"checkpoint was trained on"
+            ) from error
+        if "Could not infer language pair" not in str(error):
             raise
         raise ValueError(
             f"{data}: the checkpoint does not say its languages, and {places.contents(data)}; give them as source_lang "

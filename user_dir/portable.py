@@ -38,7 +38,8 @@ def _by_options() -> Iterator[None]:
     except ValueError as error:
         if "data_name_or_path" not in str(error):
             raise
-        raise ValueError(str(error).replace("data_name_or_path", "--data")) from error
+        told = str(error).replace(", and its languages as source_lang and target_lang", "")
+        raise ValueError(told.replace("data_name_or_path", "--data")) from error
 
 
 def _describe(place: Path, data: Path | None, codes: Path | None) -> Portable:
@@ -95,6 +96,12 @@ def _of(
             f"{name}: its dictionaries number <s>, <pad>, </s> and <unk> as {special}, and fairseq's own begin with "
             f"them; make them anew with fairseq-preprocess"
         )
+    for one in dictionaries:
+        if len(one) > one.nspecial and one[one.nspecial].startswith("\ufeff"):
+            raise ValueError(
+                f"{name}: a dictionary begins with a byte order mark, which would be a part of its first symbol; "
+                f"save it as UTF-8 without one"
+            )
     return Portable(
         name=name,
         options=vars(model.args),

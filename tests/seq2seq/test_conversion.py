@@ -182,6 +182,20 @@ def test_what_cannot_be_converted(make_release, refused, tmp_path):
     (bare / "SHA256SUMS").unlink()
     told = refused(bare / "model.pt", *to, "--data", tmp_path / "empty")
     assert "no dictionary (dict.*.txt) there" in told and "as --data (now" in told and "data_name_or_path" not in told
+    words = (bare / "dict.en.txt").read_text(encoding="utf-8")
+    for content, message in (
+        (words.encode()[:-3], "one of its dictionaries is damaged (Incorrect dictionary format"),
+        (words.splitlines()[0].encode() + b"\n" + words.encode(), "is damaged (Duplicate word found"),
+        (b"\xef\xbb\xbf" + words.encode(), "a dictionary begins with a byte order mark"),
+    ):
+        for language in ("de", "en"):
+            (bare / f"dict.{language}.txt").write_bytes(content)
+        assert message in refused(bare / "model.pt", *to, "--data", bare)
+    shutil.copy(release / "dict.de.txt", bare)
+    (bare / "dict.en.txt").unlink()
+    told = refused(bare / "model.pt", *to, "--data", bare)
+    assert "Give the folder with the dictionaries that the checkpoint was trained with as --data\n" in told
+    shutil.copy(release / "dict.en.txt", bare)
     _edit_options(bare / "model.pt", cross_self_attention=True)
     assert "--cross-self-attention True, for which there is no counterpart" in refused(bare / "model.pt", *to)
     state = torch.load(bare / "model.pt", weights_only=True)
