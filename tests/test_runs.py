@@ -107,7 +107,7 @@ def test_an_unknown_version_is_refused(runs: ModuleType, record: Path, capsys: p
 
 def test_lower_bounds_are_those_of_the_project(runs: ModuleType, project_root: Path) -> None:
     text = (project_root / "pyproject.toml").read_text(encoding="utf-8")
-    assert runs.lower_bounds(text) == {"torch": "2.6.0", "transformers": "5.4.0"}
+    assert runs.lower_bounds(text) == {"torch": "2.6.0", "transformers": "5.6.0"}
     with pytest.raises(ValueError, match="no lower bound of torch"):
         runs.lower_bounds("")
 
@@ -144,7 +144,7 @@ def test_an_environment_that_cannot_be_installed_is_recorded_and_ends_no_other(
     monkeypatch.setattr(runs, "OWN", "3.12")  # which has an environment
     assert runs.versions([], "1", record) == 1
     assert [name for name, _ in asked] == ["3.10", "3.11", "lowest"]
-    assert asked[-1][1] == {"torch": "2.6.0", "transformers": "5.4.0"}
+    assert asked[-1][1] == {"torch": "2.6.0", "transformers": "5.6.0"}
     assert [(row["suite"], row["outcome"]) for row in runs.read(record)] == [
         ("default suite, Python 3.10", "**could not be installed** (make install ended with status 2)"),
         ("default suite, Python 3.11", "x"),

@@ -172,7 +172,7 @@ def test_calls_fail_alone(beside: bool, workers: list[dict[str, str]], capsys: p
     assert found["refuse 1"].error == "1 is too small" and not found["refuse 1"].trace
     if beside:
         assert found["die 2"].error == jobs.KILLED
-        assert "pickle" in found["unpicklable 3"].error and found["unpicklable 3"].trace
+        assert "local object" in found["unpicklable 3"].error and found["unpicklable 3"].trace
     assert "three times 0" in capsys.readouterr().out
 
 
