@@ -165,7 +165,7 @@ def test_a_real_minilm(shared):
     weights = str(Path(spec.submodule_search_locations[0]) / "model")
     both = published.load_both(weights, TASKS["rte"], 1, CPU)
     settings = published.PublishedSettings("minilm", "", batch_size=8)
-    split = load("rte", shared / "glue").train
+    split = load("rte", shared / "data/glue").train
     work = next(published.works(both, split, settings, Plan(CPU), seed=0))
     assert "outputs differ by" in published.check_same(both, work)
     assert work.padding("random") > 0.3

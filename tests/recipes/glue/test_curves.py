@@ -103,7 +103,7 @@ def test_a_real_minilm(shared: Path, tmp_path: Path) -> None:
     theirs = Path(spec.submodule_search_locations[0]) / "model"
     (tmp_path / "glue/MRPC").mkdir(parents=True)
     for name in ("train", "dev"):
-        shutil.copy(shared / f"glue/MRPC/{name}.tsv.xz", tmp_path / "glue/MRPC")
+        shutil.copy(shared / f"data/glue/MRPC/{name}.tsv.xz", tmp_path / "glue/MRPC")
     convert_published(theirs, tmp_path / "lie")
     settings = ["--task=mrpc", "--preset=paper-cpu", "--epochs=1", "--max-train-examples=1600"]
     for name, model in (("bert", theirs), ("lie", tmp_path / "lie")):
