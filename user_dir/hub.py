@@ -11,6 +11,7 @@ from fairseq import checkpoint_utils, hub_utils
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models import MODEL_REGISTRY
+from fairseq.tasks.language_modeling import LanguageModelingTask
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import LongTensor
 
@@ -156,7 +157,9 @@ class HubModel(hub_utils.GeneratorHubInterface):
         return self
 
     def _check_options(self, beam: int, options: Mapping[str, Any]) -> None:
-        others = ("inference_step_args", "prefix_allowed_tokens_fn", "seed")
+        others = {"inference_step_args", "prefix_allowed_tokens_fn", "seed"}
+        if isinstance(self.task, LanguageModelingTask):
+            others.add("score_reference")  # which is how `score` asks; a translation's score wants a reference
         given = {name: value for name, value in options.items() if name not in others}
         generation.check({"beam": beam, **given}, "options of the generation")
         words = len(self.task.target_dictionary)

@@ -175,7 +175,7 @@ def test_what_cannot_be_converted(make_release, refused, tmp_path):
     gone = damaged("gone", lambda folder: (folder / "dict.en.txt").unlink())
     assert "dict.en.txt missing" in refused(gone, *to)
     newer = damaged("newer", lambda folder: _edit(folder / "text.json", format=9))
-    assert "format 9 is unknown; this version of macaron reads 1 to 3" in refused(newer, *to)
+    assert "is of format 9, and this version of macaron reads 1 to 3" in refused(newer, *to)
     cut = damaged("cut", lambda folder: (folder / "model.pt").write_bytes((folder / "model.pt").read_bytes()[:5000]))
     assert "model.pt is not what was released" in refused(cut, *to)
     bare = damaged("bare", lambda folder: (folder / "text.json").unlink())
