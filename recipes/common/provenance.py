@@ -29,6 +29,8 @@ def environment(command: str, packages: Iterable[str]) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "not installed"
+    if "torch" in versions:
+        versions["torch"] = torch.__version__  # with its build (+cu130, +cpu), which a wheel's metadata may lack
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
