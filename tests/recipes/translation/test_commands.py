@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import signal
 import subprocess
 import sys
@@ -187,13 +188,21 @@ def test_a_command_and_its_workers_end_with_their_parent(
     with said.open("wb") as stderr:
         parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr)
 
+    def begun() -> list[int]:
+        """The processes that have said so, whatever else an interpreter writes beside it."""
+        text = log.read_text() if log.exists() else ""
+        return [int(pid) for pid in re.findall(r"^(?:worker|command) (\d+)$", text, re.MULTILINE)]
+
     def started() -> bool:
         assert parent.poll() is None, said.read_text()
-        return log.exists() and len(log.read_text().split()) == 4
+        return len(begun()) == 2
 
     try:
-        wait_until(started, "the command has not started")
-        pids = [int(word) for word in log.read_text().split() if word.isdigit()]
+        try:
+            wait_until(started, "the command has not started")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {log.exists() and log.read_text()!r}, {said.read_text()!r}") from error
+        pids = begun()
         assert all(map(alive, pids))
         parent.send_signal(how)
         out, _ = parent.communicate(timeout=120)
