@@ -108,7 +108,9 @@ def resident_programs(device: torch.device, num_warps: int) -> int:
 
 def device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the one of `x`."""
-    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device_of(x)
 
 
 def as_rows(x: Tensor) -> tuple[Tensor, int, int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from macaron.ops._backend import use_triton
 from macaron.ops._dropout import draw_seed, dropout_reference, keep
+from macaron.ops._operator import operator
 from macaron.ops._triton import OPTIONS, as_rows, ceil_div, device_of, jit, next_power_of_2, tl
 
 # Shapes: F channels; "..." is (T, B) under fairseq and (B, T) under Hugging Face; N = T · B rows.
@@ -138,7 +139,7 @@ def _launch(u: Tensor, dout: Tensor | None, seed: Tensor | None, activation: str
 # Custom operators. Their outputs are contiguous; `seed` is None without dropout.
 
 
-@torch.library.custom_op("macaron::act_dropout", mutates_args=())
+@operator("macaron::act_dropout")
 def _act_dropout(u: Tensor, seed: Tensor | None, activation: str, dropout: float) -> Tensor:
     return _launch(u, None, seed, activation, dropout)
 
@@ -148,7 +149,7 @@ def _(u: Tensor, seed: Tensor | None, activation: str, dropout: float) -> Tensor
     return u.new_empty(u.shape)
 
 
-@torch.library.custom_op("macaron::act_dropout_backward", mutates_args=())
+@operator("macaron::act_dropout_backward")
 def _act_dropout_backward(dout: Tensor, u: Tensor, seed: Tensor | None, activation: str, dropout: float) -> Tensor:
     return _launch(u, dout, seed, activation, dropout)
 

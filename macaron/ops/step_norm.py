@@ -11,6 +11,7 @@ from torch import Tensor
 
 from macaron.ops._backend import use_triton
 from macaron.ops._dropout import draw_seed, dropout_reference, keep
+from macaron.ops._operator import operator
 from macaron.ops._triton import (
     OPTIONS,
     Flags,
@@ -248,7 +249,7 @@ def _backward(
 # Custom operators. Their outputs are contiguous; `seed` is None without dropout.
 
 
-@torch.library.custom_op("macaron::euler_step", mutates_args=())
+@operator("macaron::euler_step")
 def _euler_step(x: Tensor, v: Tensor, seed: Tensor | None, step: float, dropout: float) -> Tensor:
     return _forward(x, v, None, None, seed, None, step, dropout, 0.0)[0]
 
@@ -258,7 +259,7 @@ def _(x: Tensor, v: Tensor, seed: Tensor | None, step: float, dropout: float) ->
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("macaron::euler_step_backward", mutates_args=())
+@operator("macaron::euler_step_backward")
 def _euler_step_backward(dy: Tensor, seed: Tensor | None, step: float, dropout: float, v_dtype: torch.dtype) -> Tensor:
     dv = torch.empty(dy.shape, dtype=v_dtype, device=dy.device)
     _backward(dy, None, None, None, None, seed, None, dv, [False, False], step, dropout)
@@ -284,7 +285,7 @@ def _euler_step_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 _euler_step.register_autograd(_euler_step_gradient, setup_context=_euler_step_setup)
 
 
-@torch.library.custom_op("macaron::step_norm", mutates_args=())
+@operator("macaron::step_norm")
 def _step_norm(
     x: Tensor,
     v: Tensor,
@@ -317,7 +318,7 @@ def _(
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=z_dtype), statistics
 
 
-@torch.library.custom_op("macaron::step_norm_backward", mutates_args=())
+@operator("macaron::step_norm_backward")
 def _step_norm_backward(
     dy: Tensor | None,
     dz: Tensor | None,

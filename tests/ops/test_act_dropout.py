@@ -145,11 +145,11 @@ def test_reference_gradients_in_float64(activation):
 def test_opcheck(device):
     u, dout = make((3, 2, 24), torch.float32, device)
     seed = torch.tensor(7, device=device)
-    torch.library.opcheck(_act_dropout, (u.requires_grad_(), seed, "gelu", 0.25))
-    torch.library.opcheck(_act_dropout_backward, (dout, u.detach(), seed, "gelu", 0.25))
+    torch.library.opcheck(_act_dropout.custom, (u.requires_grad_(), seed, "gelu", 0.25))
+    torch.library.opcheck(_act_dropout_backward.custom, (dout, u.detach(), seed, "gelu", 0.25))
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(_act_dropout, (u.detach(), None, "relu", 0.0), test_utils=tests)
-    torch.library.opcheck(_act_dropout_backward, (dout, u.detach(), None, "relu", 0.0), test_utils=tests)
+    torch.library.opcheck(_act_dropout.custom, (u.detach(), None, "relu", 0.0), test_utils=tests)
+    torch.library.opcheck(_act_dropout_backward.custom, (dout, u.detach(), None, "relu", 0.0), test_utils=tests)
 
 
 def test_compiled_and_scripted(device):

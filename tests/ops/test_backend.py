@@ -14,6 +14,7 @@ import torch
 
 from macaron.ops import _backend, act_dropout, attention, euler_step, linear_cross_entropy, step_norm
 from macaron.ops._backend import requested_backend, triton_interpreted, use_triton
+from macaron.ops._operator import Operator
 
 X = torch.zeros(2, 3)
 CALLS = {
@@ -130,9 +131,9 @@ def test_interpreter_switched_on_too_late_is_an_error():
 def test_the_lowest_torch_reads_the_types_of_our_operators(module):
     """torch 2.6 makes schemas of annotations, and of lists it knows `typing.List`, not `list`."""
     operators = [
-        value
+        getattr(value, "custom", value)
         for value in vars(importlib.import_module(f"macaron.ops.{module}")).values()
-        if isinstance(value, torch.library.CustomOpDef)
+        if isinstance(value, (torch.library.CustomOpDef, Operator))
     ]
     assert operators
     for operator in operators:

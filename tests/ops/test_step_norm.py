@@ -275,14 +275,14 @@ def test_opcheck(dropout, device):
         t.requires_grad_()
     seed = torch.tensor(7, device=device) if dropout else None
     f32 = torch.float32
-    torch.library.opcheck(_step_norm, (x, v, weight, bias, seed, 0.5, dropout, 1e-5, f32))
-    torch.library.opcheck(_step_norm, (x, v, None, None, seed, 0.5, dropout, 1e-5, f32))
-    torch.library.opcheck(_euler_step, (x, v, seed, 0.5, dropout))
+    torch.library.opcheck(_step_norm.custom, (x, v, weight, bias, seed, 0.5, dropout, 1e-5, f32))
+    torch.library.opcheck(_step_norm.custom, (x, v, None, None, seed, 0.5, dropout, 1e-5, f32))
+    torch.library.opcheck(_euler_step.custom, (x, v, seed, 0.5, dropout))
     with torch.no_grad():
         y, _, statistics = _step_norm(x, v, weight, bias, seed, 0.5, dropout, 1e-5, f32)
         args = (y, statistics, weight.detach(), seed, 0.5, dropout, f32, [True, True])
-    torch.library.opcheck(_step_norm_backward, (dy, dz, *args))
-    torch.library.opcheck(_euler_step_backward, (dy, seed, 0.5, dropout, f32))
+    torch.library.opcheck(_step_norm_backward.custom, (dy, dz, *args))
+    torch.library.opcheck(_euler_step_backward.custom, (dy, seed, 0.5, dropout, f32))
 
 
 def test_compiled_and_scripted(device):
