@@ -91,3 +91,24 @@ def test_training_changes_neither_loss_nor_resuming(trained, train, tiny_data_bi
     assert resumed.losses == trained.losses[2:]
     names = SimpleNamespace(**torch.load(resumed.checkpoint, weights_only=True)["optimizer_history"][-1])
     assert names.optimizer_name == "FairseqAdam"
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_norm_of_the_gradients_and_their_clipping_are_those_of_fairseq(dtype, max_norm):
+    results = []
+    for name in ("adam", "macaron_adam"):
+        params = parameters(dtype)
+        for p in params[1:]:  # one has none
+            p.grad = torch.randn_like(p)
+        optimizer = build(name, params)
+        norm = optimizer.clip_grad_norm(max_norm, aggregate_norm_fn=lambda norm: 2 * norm)
+        results.append((norm, [p.grad for p in params[1:]]))
+    (theirs, their_grads), (ours, our_grads) = results
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    for a, b in zip(our_grads, their_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+
+
+def test_without_gradients_the_norm_is_zero():
+    assert build("macaron_adam", parameters()).clip_grad_norm(1.0) == 0.0

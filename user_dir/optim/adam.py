@@ -8,6 +8,7 @@ import torch
 from fairseq.optim import OPTIMIZER_REGISTRY, register_optimizer
 from fairseq.optim import adam as fairseq_adam
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.adam import adam as torch_adam
 
 NAME = "macaron_adam"
@@ -83,6 +84,18 @@ class FairseqAdam(fairseq_adam.FairseqAdam):
         super().__init__(cfg, params)
         if not (cfg.use_old_adam or cfg.fp16_adam_stats or getattr(cfg, "tpu", False)):
             self._optimizer = Adam(self._optimizer.param_groups, **self.optimizer_config)
+
+    def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """As fairseq's, in a few launches for all gradients instead of two for each."""
+        params = [p for p in self.params if p.grad is not None]
+        if not params or any(p.grad.dtype != torch.float32 or hasattr(p, "expert") for p in params):
+            return super().clip_grad_norm(max_norm, aggregate_norm_fn)
+        norm = get_total_norm([p.grad for p in params])
+        if aggregate_norm_fn is not None:
+            norm = aggregate_norm_fn(norm)
+        if max_norm > 0:
+            clip_grads_with_norm_(params, float(max_norm), norm)
+        return norm
 
 
 if NAME not in OPTIMIZER_REGISTRY:  # the plugin may be imported under two names
