@@ -26,6 +26,7 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 
 from .decoding import generator_class
+from .optim import adam, half
 from .rules import SPARED
 
 
@@ -121,7 +122,8 @@ def spare_marked_parameters() -> None:
         if any(getattr(p, "optim_overrides", None) == SPARED for p in params):
             with open_dict(cfg.common):  # one long vector of all parameters has one weight decay
                 cfg.common.fp16_no_flatten_grads = True
-        return build_half(cls, cfg, params, **kwargs)
+        ours = cls is FP16Optimizer and getattr(cfg.optimizer, "_name", None) == adam.NAME
+        return build_half(half.FP16Optimizer if ours else cls, cfg, params, **kwargs)
 
     build_half_optimizer.__wrapped__ = build_half  # type: ignore[attr-defined]
     FP16Optimizer.build_optimizer = classmethod(build_half_optimizer)

@@ -1,13 +1,15 @@
 """Which implementation of an operation runs: the one place that decides.
 
-`auto` follows the tensor: fused Triton kernels for a CUDA or ROCm tensor where they exist and have passed their check
-on this device (`_selfcheck.py`), the plain PyTorch reference otherwise. An explicit request, by argument or by the
-environment variable `MACARON_BACKEND`, is met or raises; it is never replaced in silence. The variable speaks of the
-operations that have a kernel of ours; `attention`, which is in front of torch's own, has none.
+`auto` follows the tensor: fused Triton kernels for a CUDA or ROCm tensor where they exist, have passed their check
+on this device (`_selfcheck.py`) and are worth their launch, the plain PyTorch reference otherwise. An explicit request,
+by argument or by the environment variable `MACARON_BACKEND`, is met or raises; it is never replaced in silence. The
+variable speaks of the operations that have a kernel of ours; `attention`, which is in front of torch's own, has none.
 """
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -62,7 +64,24 @@ def passes(op: str, kind: str, index: int | None, dtype: torch.dtype) -> bool:
 passes._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def use_triton(op: str, x: Tensor, backend: str | None = None, max_width: int | None = None) -> bool:
+# Entries from which an eager call of an elementwise kernel spares more than its launch takes: autograd and Triton are
+# some 0.1 ms of the processor, several times torch's own. A graph that is compiled or captured launches for nothing.
+LEAST = 2**23
+_free = False
+
+
+@contextlib.contextmanager
+def free_launches() -> Iterator[None]:
+    """Within, what runs is to be captured as a graph: `auto` takes kernels of any size, in the runs before it, too."""
+    global _free
+    before, _free = _free, True
+    try:
+        yield
+    finally:
+        _free = before
+
+
+def use_triton(op: str, x: Tensor, backend: str | None = None, max_width: int | None = None, least: int = 0) -> bool:
     """Whether operation `op` runs its Triton kernel on `x`, or the reference.
 
     Args:
@@ -70,6 +89,7 @@ def use_triton(op: str, x: Tensor, backend: str | None = None, max_width: int | 
         x: tensor whose device, dtype and width decide under `auto`.
         backend: `auto`, `reference` or `triton`; None takes the environment variable.
         max_width: the widest last dimension that the kernel takes; None for any.
+        least: entries of `x` from which `auto` takes the kernel in an eager call.
 
     Raises:
         ValueError: unknown backend name.
@@ -80,7 +100,10 @@ def use_triton(op: str, x: Tensor, backend: str | None = None, max_width: int | 
         return False
     fits = x.dtype in DTYPES and (max_width is None or x.size(-1) <= max_width)
     if name == "auto":
-        return fits and on_accelerator(x) and triton_installed() and passes(op, x.device.type, x.device.index, x.dtype)
+        if not (fits and on_accelerator(x) and triton_installed()):
+            return False
+        worth = _free or torch.compiler.is_compiling() or x.numel() >= least
+        return worth and passes(op, x.device.type, x.device.index, x.dtype)
     if not triton_installed():
         reason, remedy = "triton is not installed", "pip install 'macaron-net[kernels]', or use 'auto'"
     elif not (x.is_cuda or triton_interpreted()):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from macaron.ops._backend import use_triton
+from macaron.ops._backend import LEAST, use_triton
 from macaron.ops._dropout import draw_seed, dropout_reference, keep
 from macaron.ops._operator import operator
 from macaron.ops._triton import OPTIONS, as_rows, ceil_div, device_of, jit, next_power_of_2, tl
@@ -200,6 +200,6 @@ def act_dropout(u: Tensor, activation: str = "relu", dropout: float = 0.0, backe
         check_activation(activation)
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"act_dropout: dropout={dropout} is not a probability in [0, 1); 0 switches it off")
-        if use_triton("act_dropout", u, backend):
+        if use_triton("act_dropout", u, backend, least=LEAST):
             return _act_dropout(u, draw_seed(u) if dropout > 0.0 else None, activation, dropout)
     return act_dropout_reference(u, activation, dropout)

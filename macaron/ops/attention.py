@@ -87,7 +87,9 @@ def attention(
         out = dropout(softmax(q kᵀ / sqrt(D) + mask)) v
 
     Vaswani et al. 2017 (arXiv:1706.03762), eq. 1. A query that sees no key gets zeros. What stands in keys and values
-    that no query sees matters nowhere, also Inf and NaN; a query that is not finite itself gets NaN and no gradient.
+    that no query sees matters nowhere, on a CPU also Inf and NaN, and a query that is not finite itself gets NaN and no
+    gradient. On an accelerator, which would have to be waited for or to copy all of it, padding has to be finite: a NaN
+    there makes NaN.
 
     Args:
         q: (B, H, T, D).
@@ -109,8 +111,8 @@ def attention(
         _check(q, k, v, key_padding_mask, dropout)
     if q.size(2) == 1:  # a statement, since torch.compile would make `and` a symbol
         is_causal = False  # a single newest query sees everything
-    if key_padding_mask is not None or attn_mask is not None:
-        if not _has_values(q, k):
+    if (key_padding_mask is not None or attn_mask is not None) and q.device.type == "cpu":
+        if not _has_values(k):
             return _shielded(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
         if dropout == 0.0 and not torch.is_grad_enabled():  # one newest query is less to look at than its keys
             out, weights = _attend(q, k, v, key_padding_mask, attn_mask, is_causal, dropout, need_weights)
@@ -141,12 +143,12 @@ def _attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
 
 
-def _has_values(q: Tensor, k: Tensor) -> bool:
-    """Whether a look at them costs little: on a CPU; an accelerator would have to be waited for."""
-    has_values = q.device.type == "cpu"
+def _has_values(k: Tensor) -> bool:
+    """Whether it can be looked at: what is traced or scripted has no values."""
+    has_values = True
     if not torch.jit.is_scripting():
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        has_values = has_values and not traced and type(k) is Tensor
+        has_values = not traced and type(k) is Tensor
     return has_values
 
 

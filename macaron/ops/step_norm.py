@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from macaron.ops._backend import use_triton
+from macaron.ops._backend import LEAST, use_triton
 from macaron.ops._dropout import draw_seed, dropout_reference, keep
 from macaron.ops._operator import operator
 from macaron.ops._triton import (
@@ -54,8 +54,7 @@ def _step_norm_fwd_kernel(
     seed_ptr,  # ()
     y_ptr,  # (N, C)
     z_ptr,  # (N, C), or None: no normalisation
-    mean_ptr,  # (N,)
-    rstd_ptr,  # (N,)
+    statistics_ptr,  # (2, N): mean, rstd
     n_rows,
     inner,
     x_outer_stride,
@@ -97,8 +96,8 @@ def _step_norm_fwd_kernel(
         if bias_ptr is not None:
             z += tl.load(bias_ptr + tile, mask=real, other=0.0).to(tl.float32)
         tl.store(z_ptr + here, z, mask=real)
-        tl.store(mean_ptr + row, mean, mask=row < n_rows)
-        tl.store(rstd_ptr + row, rstd, mask=row < n_rows)
+        tl.store(statistics_ptr + row, mean, mask=row < n_rows)
+        tl.store(statistics_ptr + n_rows + row, rstd, mask=row < n_rows)
 
 
 @jit(do_not_specialize=["n_rows"])
@@ -106,8 +105,7 @@ def _step_norm_bwd_kernel(
     dy_ptr,  # (N, C), or None: y was not used
     dz_ptr,  # (N, C), or None: no normalisation, or z was not used
     y_ptr,  # (N, C)
-    mean_ptr,  # (N,)
-    rstd_ptr,  # (N,)
+    statistics_ptr,  # (2, N): mean, rstd
     weight_ptr,  # (C,)
     seed_ptr,  # ()
     dx_ptr,  # (N, C), or None: it equals dy
@@ -140,8 +138,8 @@ def _step_norm_bwd_kernel(
         if dz_ptr is not None:
             g = tl.load(dz_ptr + here, mask=real, other=0.0).to(tl.float32)
             y = tl.load(y_ptr + here, mask=real, other=0.0).to(tl.float32)
-            mean = tl.load(mean_ptr + row, mask=row < n_rows, other=0.0)
-            rstd = tl.load(rstd_ptr + row, mask=row < n_rows, other=0.0)
+            mean = tl.load(statistics_ptr + row, mask=row < n_rows, other=0.0)
+            rstd = tl.load(statistics_ptr + n_rows + row, mask=row < n_rows, other=0.0)
             normal = (y - mean) * rstd
             if dweight_ptr is not None:
                 dweight += g * normal
@@ -207,7 +205,7 @@ def _forward(
         v, _, v_outer, v_inner = as_rows(v)
         weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
         tile = _tile(x.size(-1), min_warps=1)
-        tensors = (x, v, weight, bias, seed, y, z, *statistics)
+        tensors = (x, v, weight, bias, seed, y, z, statistics)
         strides = (x_outer, x_inner, v_outer, v_inner)
         rates = (step / (1 - dropout), dropout, eps)
         with device_of(x):
@@ -234,13 +232,14 @@ def _backward(
         return torch.zeros(sum(sums), C, dtype=torch.float32, device=dv.device)
     n = dv.numel() // C
     tile = _tile(C, min_warps=4)
-    programs = min(ceil_div(n, tile["ROWS"]), resident_programs(dv.device, tile["num_warps"]))
+    programs = ceil_div(n, tile["ROWS"])
+    if any(sums):  # a program sums over several tiles
+        programs = min(programs, resident_programs(dv.device, tile["num_warps"]))
     partial = torch.empty(sum(sums), programs, C, dtype=torch.float32, device=dv.device)
     rows = iter(partial)
     dweight, dbias = (next(rows) if wanted else None for wanted in sums)
     dy, dz, weight = (None if t is None else t.contiguous() for t in (dy, dz, weight))
-    mean, rstd = (None, None) if statistics is None else statistics
-    tensors = (dy, dz, y, mean, rstd, weight, seed, dx, dv, dweight, dbias)
+    tensors = (dy, dz, y, statistics, weight, seed, dx, dv, dweight, dbias)
     with device_of(dv):
         _step_norm_bwd_kernel[(programs,)](*tensors, n, step / (1 - dropout), dropout, **tile)
     return partial.sum(1)
@@ -420,7 +419,7 @@ def euler_step(
     """
     if not torch.jit.is_scripting():
         _check("euler_step", x, v, dropout, {})
-        if use_triton("euler_step", x, backend, MAX_WIDTH):
+        if use_triton("euler_step", x, backend, MAX_WIDTH, LEAST):
             return _euler_step(x, v, draw_seed(x) if dropout > 0.0 else None, step, dropout)
     return euler_step_reference(x, v, step, dropout)
 
@@ -462,7 +461,7 @@ def step_norm(
     """
     if not torch.jit.is_scripting():
         _check("step_norm", x, v, dropout, {"weight": weight, "bias": bias})
-        if use_triton("step_norm", x, backend, MAX_WIDTH):
+        if use_triton("step_norm", x, backend, MAX_WIDTH, LEAST):
             seed = draw_seed(x) if dropout > 0.0 else None
             # as torch: layer_norm is on CUDA's autocast list of float32 functions, and not on the CPU's
             wide = x.is_cuda and torch.is_autocast_enabled("cuda")

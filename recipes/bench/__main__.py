@@ -195,13 +195,16 @@ def translation(p: argparse.ArgumentParser, max_tokens: int) -> None:
     p.add_argument("--size", choices=("tiny", "iwslt", "base", "big"), default="base")
     p.add_argument("--max-tokens", type=positive, default=max_tokens, metavar="N", help="default: %(default)s")
     p.add_argument("--vocabulary", type=positive, default=32768, metavar="V", help="default: %(default)s")
+    p.add_argument("--buckets", type=positive, default=0, metavar="N",
+                   help="pad lengths to so many, as fairseq's --num-batch-buckets does (default: none)")  # fmt: skip
     p.add_argument(
         "--contenders",
         nargs="+",
         default=["fairseq", "macaron"],
         metavar="NAME",
         help="fairseq, macaron, macaron-lie (the Transformer's splitting), macaron-fairseq-loss-and-adam, "
-        "macaron-compile, macaron-triton, macaron-triton-compile; macaron:bf16 has a precision of its own "
+        "macaron-compile, macaron-graphs (CUDA graphs; with --buckets), macaron-reference, macaron-triton, "
+        "macaron-triton-compile; macaron:bf16 has a precision of its own "
         "(default: the first two)",
     )
 
@@ -249,10 +252,8 @@ def benchmark(args: argparse.Namespace) -> None:
     elif args.command in ("train", "cost"):
         from . import cost, train
 
-        chosen = train.StepSettings(args.size, args.max_tokens, args.vocabulary)
-        record = Record(
-            args.out or RESULTS, args.command, args.precision, args.seed, plan.clock, dataclasses.asdict(chosen)
-        )
+        chosen = train.StepSettings(args.size, args.max_tokens, args.vocabulary, buckets=args.buckets)
+        record = Record(args.out or RESULTS, args.command, args.precision, args.seed, plan, dataclasses.asdict(chosen))
         if args.command == "train":
             train.run(record, plan, chosen, args.contenders, args.precision, args.seed, args.profile)
         else:
@@ -266,9 +267,7 @@ def benchmark(args: argparse.Namespace) -> None:
         made = adversary.AttackSettings(args.dim, args.heads, args.batch_size, args.length)
         for name in args.contenders:
             adversary.attack(name)
-        record = Record(
-            args.out or RESULTS, "adversary", args.precision, args.seed, plan.clock, dataclasses.asdict(made)
-        )
+        record = Record(args.out or RESULTS, "adversary", args.precision, args.seed, plan, dataclasses.asdict(made))
         adversary.run(record, plan, made, args.layers, args.contenders, args.precision, args.seed, args.profile)
     elif args.command == "horizon":
         from . import horizon
@@ -280,7 +279,7 @@ def benchmark(args: argparse.Namespace) -> None:
         model, tokenizer = horizon.load_model(args.model)
         texts = horizon.sentences(args.task, args.data_dir)
         asked = {"task": args.task, "batch_size": args.batch_size, "width": model.config.hidden_size}
-        record = Record(args.out or RESULTS, "horizon", args.precision, args.seed, plan.clock, asked)
+        record = Record(args.out or RESULTS, "horizon", args.precision, args.seed, plan, asked)
         horizon.run(record, plan, model, tokenizer, texts, sorted(set(args.costs)), asked)
     elif args.command == "decode":
         from . import decode
@@ -289,7 +288,7 @@ def benchmark(args: argparse.Namespace) -> None:
         if args.values and not args.over:
             raise RecipeError("--values: of what? Say --over sentences, beam or length")
         name = "decode" if args.over is None else "decode_curves"
-        record = Record(args.out or RESULTS, name, "fp32", args.seed, plan.clock, dataclasses.asdict(task))
+        record = Record(args.out or RESULTS, name, "fp32", args.seed, plan, dataclasses.asdict(task))
         decode.run(record, plan, task, args.contenders, args.seed, args.profile, args.over, args.values)
     elif args.command == "deploy":
         from . import deploy
@@ -298,7 +297,7 @@ def benchmark(args: argparse.Namespace) -> None:
             raise RecipeError(f"--device {device}: what is exported is measured on the CPU; add --device cpu")
         check_choices("--formats", args.formats, deploy.FORMATS)
         how = deploy.DeploySettings(str(args.weights), args.batch_size)
-        record = Record(args.out or RESULTS, "deploy", "fp32", args.seed, plan.clock, dataclasses.asdict(how))
+        record = Record(args.out or RESULTS, "deploy", "fp32", args.seed, plan, dataclasses.asdict(how))
         deploy.run(record, plan, how, args.text, args.formats, args.seed)
     elif args.command == "ops":
         from . import ops
@@ -306,13 +305,13 @@ def benchmark(args: argparse.Namespace) -> None:
         check_choices("--contenders", args.contenders, ops.CONTENDERS)
         check_choices("--ops", args.ops or [], ops.OPS)
         shape = ops.OpsSettings(args.tokens, args.dim, args.vocabulary)
-        record = Record(args.out or RESULTS, "ops", args.precision, args.seed, plan.clock, dataclasses.asdict(shape))
+        record = Record(args.out or RESULTS, "ops", args.precision, args.seed, plan, dataclasses.asdict(shape))
         ops.run(record, plan, shape, args.ops or list(ops.OPS), args.contenders, args.precision, args.seed)
     elif args.command == "loss":
         from . import loss
 
         sizes = loss.LossSettings(args.tokens, args.dim)
-        record = Record(args.out or RESULTS, "loss", args.precision, args.seed, plan.clock, dataclasses.asdict(sizes))
+        record = Record(args.out or RESULTS, "loss", args.precision, args.seed, plan, dataclasses.asdict(sizes))
         loss.run(record, plan, sizes, args.vocabularies, args.precision, args.seed)
 
 
@@ -329,7 +328,7 @@ def random_bert(args: argparse.Namespace, plan: Plan) -> None:
         raise RecipeError(f"--lengths {lengths}: give glue, or a number from 1 to 512")
     data_dir = None if args.data_dir is None else str(args.data_dir)
     settings = bert.BertSettings(args.size or "base", args.batch_size, lengths, data_dir)
-    record = Record(args.out or RESULTS, "bert", args.precision, args.seed, plan.clock, dataclasses.asdict(settings))
+    record = Record(args.out or RESULTS, "bert", args.precision, args.seed, plan, dataclasses.asdict(settings))
     bert.run(record, plan, settings, cases, names, args.precision, args.seed, args.profile)
 
 
@@ -346,7 +345,7 @@ def published_bert(args: argparse.Namespace, plan: Plan) -> None:
     settings = published.PublishedSettings(name, digest, args.batch_size, args.max_length or 128)
     tasks = published.tasks_there(args.task, args.data_dir)
     record = Record(
-        args.out or RESULTS, "published_bert", args.precision, args.seed, plan.clock, dataclasses.asdict(settings)
+        args.out or RESULTS, "published_bert", args.precision, args.seed, plan, dataclasses.asdict(settings)
     )
     published.run(
         record, plan, settings, args.weights, tasks, args.data_dir, cases, args.precision, args.seed, args.profile

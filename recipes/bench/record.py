@@ -11,7 +11,7 @@ from typing import Any
 from ..common.errors import RecipeError
 from ..common.main import PACKAGE, command_shown
 from ..common.provenance import environment
-from .measure import load
+from .measure import Plan, load
 
 # In a clone beside the sources, where the figures of record are; an installed package is not written to.
 RESULTS = (Path(__file__).parent if PACKAGE == "recipes" else Path("bench_output")) / "results.csv"
@@ -30,12 +30,19 @@ class Record:
     """Where the rows of one command go."""
 
     def __init__(
-        self, path: Path, benchmark: str, precision: str, seed: int, clock: str, settings: dict[str, Any]
+        self, path: Path, benchmark: str, precision: str, seed: int, plan: Plan, settings: dict[str, Any]
     ) -> None:
         self.path = path
-        self.common: dict[str, Any] = {"benchmark": benchmark, "precision": precision, "seed": seed, "clock": clock}
+        self.common: dict[str, Any] = {
+            "benchmark": benchmark,
+            "precision": precision,
+            "seed": seed,
+            "clock": plan.clock,
+        }
         self.describe(settings)
         self.origin = environment(command_shown("bench"), PACKAGES)
+        if plan.device.type == "cpu":  # beside a GPU, too
+            self.origin["GPU"] = "none"
         read(path)  # a file of another kind is refused before hours are spent
 
     def describe(self, settings: dict[str, Any]) -> None:

@@ -49,12 +49,15 @@ SIZES: dict[str, tuple[list[str], list[str]]] = {  # fairseq's architecture and 
 }
 THEIRS = ["--criterion", "label_smoothed_cross_entropy", "--optimizer", "adam"]
 OURS = ["--criterion", "macaron_label_smoothed_cross_entropy", "--optimizer", "macaron_adam"]
+GRAPHS = ["--cuda-graphs", "256"]
 CONTENDERS: dict[str, tuple[bool, list[str], str]] = {  # Macaron?, options, MACARON_BACKEND
     "fairseq": (False, THEIRS, "auto"),
     "macaron": (True, OURS, "auto"),
     "macaron-lie": (True, [*OURS, "--splitting", "lie"], "auto"),
     "macaron-fairseq-loss-and-adam": (True, THEIRS, "auto"),
     "macaron-compile": (True, [*OURS, "--compile"], "auto"),
+    "macaron-graphs": (True, [*OURS, *GRAPHS], "auto"),
+    "macaron-reference": (True, OURS, "reference"),
     "macaron-triton": (True, OURS, "triton"),
     "macaron-triton-compile": (True, [*OURS, "--compile"], "triton"),
 }
@@ -80,6 +83,7 @@ class StepSettings:
     max_tokens: int = 2048
     vocabulary: int = 32768
     length: int | None = None  # of every sentence; None for WMT14's
+    buckets: int = 0  # to which lengths are padded, as by fairseq's --num-batch-buckets; 0 for none
 
 
 def parse(name: str, precision: str) -> tuple[str, str]:
@@ -118,6 +122,11 @@ def run(
     ]
     check_equal(contenders)
     works = samples(built[0].task, settings, seed)
+    for contender, (name, _) in zip(contenders, parsed, strict=True):
+        if "--cuda-graphs" in CONTENDERS[name][1]:  # a shape is recorded when it comes again
+            for sample in one_of_each_shape(built[0].task, settings, seed):
+                contender.step(sample)
+                contender.step(sample)
     limits = [product(PRODUCT_TOKENS, PRODUCT_DIM, plan.device, dtype) for dtype in (torch.float32, torch.bfloat16)]
     bounds = [Contender(name, run) for name, (run, _) in zip(PRECISIONS, limits, strict=True)]
     timing = interleaved(
@@ -138,7 +147,8 @@ def run(
         per_token = counts.get(name if name in PARTICULAR else "layers")
         row["precision"] = chosen
         row["parameters"] = contender.parameters
-        row["peak_mib"] = peak_mib(lambda contender=contender: contender.step(sample), plan.device)
+        if "--cuda-graphs" not in CONTENDERS[name][1]:  # whose memory is held between steps
+            row["peak_mib"] = peak_mib(lambda contender=contender: contender.step(sample), plan.device)
         if per_token is not None:
             rate = per_token * np.array(timing.work) / np.array(timing.seconds[contender.name])
             row["gflop_per_s"] = round(float(np.median(rate)) / 1e9, 1)
@@ -178,6 +188,24 @@ def step(it: Trainer, backend: str) -> Callable[[dict[str, Any]], None]:
 def samples(task: FairseqTask, settings: StepSettings, seed: int) -> Iterator[dict[str, Any]]:
     """Batches as fairseq makes them: of sentences of similar length, in random order; the words are random."""
     random = np.random.default_rng(seed)
+    data, batches = batched(task, settings, random)
+    while True:
+        for index in random.permutation(len(batches)):
+            yield data.collater([data[i] for i in batches[index]])
+
+
+def one_of_each_shape(task: FairseqTask, settings: StepSettings, seed: int) -> list[dict[str, Any]]:
+    """Of the batches that `samples` goes through."""
+    data, batches = batched(task, settings, np.random.default_rng(seed))
+    found: dict[Any, dict[str, Any]] = {}
+    for batch in batches:
+        sample = data.collater([data[i] for i in batch])
+        found.setdefault((sample["net_input"]["src_tokens"].shape, sample["target"].shape), sample)
+    return list(found.values())
+
+
+def batched(task: FairseqTask, settings: StepSettings, random: np.random.Generator) -> tuple[LanguagePairDataset, Any]:
+    """Sentences, and the numbers of those that are together in a batch."""
     if settings.length is None:
         lengths = wmt_lengths(CORPUS, random)
     else:
@@ -192,9 +220,7 @@ def samples(task: FairseqTask, settings: StepSettings, seed: int) -> Iterator[di
     if longest > settings.max_tokens:
         raise RecipeError(f"--max-tokens {settings.max_tokens}: the longest sentence has {longest} tokens; raise it")
     data = LanguagePairDataset(
-        sides[0], lengths[0], task.source_dictionary, sides[1], lengths[1], task.target_dictionary, shuffle=False
-    )
-    batches = data.batch_by_size(data.ordered_indices(), settings.max_tokens, required_batch_size_multiple=8)
-    while True:
-        for index in random.permutation(len(batches)):
-            yield data.collater([data[i] for i in batches[index]])
+        sides[0], lengths[0], task.source_dictionary, sides[1], lengths[1], task.target_dictionary,
+        shuffle=False, num_buckets=settings.buckets,
+    )  # fmt: skip
+    return data, data.batch_by_size(data.ordered_indices(), settings.max_tokens, required_batch_size_multiple=8)

@@ -207,13 +207,13 @@ def test_without_a_target_loss_and_gradients_are_zero(reduction, op, dtype, toke
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_without_a_target_also_when_compiled_or_in_a_kernel(backend):
-    nothing(torch.compile(linear_cross_entropy, backend="aot_eager"), torch.float32, (5,), reduction="mean")
-    nothing(linear_cross_entropy, torch.float32, (5,), reduction="mean", backend=backend)
+def test_without_a_target_also_when_compiled_or_in_a_kernel(backend, device):
+    nothing(torch.compile(linear_cross_entropy, backend="aot_eager"), torch.float32, (5,), device, reduction="mean")
+    nothing(linear_cross_entropy, torch.float32, (5,), device, reduction="mean", backend=backend)
 
 
-def nothing(op, dtype, tokens, **kwargs):
-    inputs, target = make(tokens, 8, 11, dtype)
+def nothing(op, dtype, tokens, device="cpu", **kwargs):
+    inputs, target = make(tokens, 8, 11, dtype, device)
     found = run(op, inputs, target.fill_(PAD), 1.0, label_smoothing=0.1, **kwargs)
     assert len(found) == 5
     assert not any(t.isnan().any() or t.any() for t in found)

@@ -33,7 +33,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes kernels of any size."""
     monkeypatch.setattr(_backend, "on_accelerator", lambda x: True)
+    monkeypatch.setattr(_backend, "_free", True)
 
 
 def says(monkeypatch: pytest.MonkeyPatch, code: str) -> list[list[str]]:
@@ -144,6 +146,19 @@ def test_auto_takes_kernels_that_passed(device: None, kept: Path, monkeypatch: p
         monkeypatch.setenv("MACARON_BACKEND", asked_for)
         act_dropout(x)
     assert len(launched) == 5
+
+
+def test_auto_leaves_alone_what_is_not_worth_a_launch(device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "_free", False)
+    monkeypatch.setattr(_backend, "passes", lambda *arguments: True)
+    small, large = torch.randn(3, 8), torch.empty(1, device="meta").expand(_backend.LEAST)
+    assert not _backend.use_triton("act_dropout", small, least=_backend.LEAST)
+    assert _backend.use_triton("act_dropout", large, least=_backend.LEAST)
+    assert _backend.use_triton("linear_cross_entropy", small)
+    assert _backend.use_triton("act_dropout", small, "triton", least=_backend.LEAST)
+    with _backend.free_launches():
+        assert _backend.use_triton("act_dropout", small, least=_backend.LEAST)
+    assert not _backend.use_triton("act_dropout", small, least=_backend.LEAST)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 import torch
 from fairseq.optim import OPTIMIZER_REGISTRY
 from fairseq.optim.adam import FairseqAdamConfig
+from fairseq.optim.fp16_optimizer import FP16Optimizer
+from omegaconf import OmegaConf
 
 SHAPES = [(7, 5), (5,), (3, 2, 4), ()]
 
@@ -112,3 +114,45 @@ def test_the_norm_of_the_gradients_and_their_clipping_are_those_of_fairseq(dtype
 
 def test_without_gradients_the_norm_is_zero():
     assert build("macaron_adam", parameters()).clip_grad_norm(1.0) == 0.0
+
+
+def build_half(name: str, params: list[torch.nn.Parameter], dtype: torch.dtype):
+    """As fairseq's trainer with `--bf16`, or with `--fp16 --fp16-no-flatten-grads`."""
+    bf16 = dtype == torch.bfloat16
+    common = {"bf16": bf16, "fp16": not bf16, "fp16_no_flatten_grads": True, "fp16_init_scale": 4}
+    common |= {"fp16_scale_window": None, "min_loss_scale": 1e-4, "fp16_scale_tolerance": 0.0}
+    common |= {"threshold_loss_scale": None, "model_parallel_size": 1}
+    optimizer = {"_name": name, "lr": [0.05], "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-3, "weight_decay": 0.1}
+    optimizer |= {"use_old_adam": False, "fp16_adam_stats": False, "tpu": False}
+    whole = {"optimizer": optimizer, "common": common, "optimization": {"update_freq": [1]}}
+    cfg = OmegaConf.create({**whole, "distributed_training": {"distributed_world_size": 1}})
+    return FP16Optimizer.build_optimizer(cfg, params)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("without", [None, 2], ids=["all", "one without a gradient"])
+def test_half_precision_is_updated_as_by_fairseq(dtype, without):
+    """The order of the trainer: clear, backward, scale, clip, step; an update without a backward in between."""
+    results = []
+    for name in ("macaron_adam", "adam"):
+        params = parameters(dtype)
+        optimizer = build_half(name, params, dtype)
+        assert type(optimizer).__module__.startswith("fairseq") == (name == "adam")
+        assert type(optimizer).__name__ == "FP16Optimizer"
+        norms = []
+        for step in range(4):
+            optimizer.zero_grad()
+            assert all(p.grad is None for p in params) and not any(p.grad.any() for p in optimizer.fp32_params)
+            if step != 2:
+                torch.manual_seed(step)
+                terms = [(p * torch.randn_like(p)).sum() for i, p in enumerate(params) if i != without]
+                optimizer.backward(sum(terms))
+            optimizer.multiply_grads(0.5)
+            norms.append(optimizer.clip_grad_norm(0.7))
+            optimizer.step()
+        results.append((norms, [p.detach().float() for p in params], optimizer.state_dict()))
+    (norms, ours, state), (their_norms, theirs, their_state) = results
+    torch.testing.assert_close(torch.stack(norms), torch.stack(their_norms), rtol=1e-6, atol=1e-7)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=4e-3)  # one bit of bfloat16 near 1
+    assert state.keys() == their_state.keys() and state["state"].keys() == their_state["state"].keys()

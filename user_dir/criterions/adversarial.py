@@ -280,6 +280,11 @@ def _build_inner(cfg: Any, task: Any) -> FairseqCriterion:
         elif _is_interpolated(f) or (f.default is MISSING and f.default_factory is MISSING):
             raise ValueError(f"--inner {name} takes {f.name} from its task, which cannot be read from here")
     inner = CRITERION_REGISTRY[name].build_criterion(config, task)
+    if getattr(config, "cuda_graphs", 0):
+        raise ValueError(
+            f"--cuda-graphs {config.cuda_graphs} replays a pass, which an adversary has to change; leave it out under "
+            f"--criterion {NAME}"
+        )
     if utils.has_parameters(inner):
         raise ValueError(
             f"--inner {name} has parameters of its own, whose gradients fairseq would reduce once for every pass; "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from macaron.ops.linear_cross_entropy import linear_cross_entropy
 
 from ..config import choices
+from ..graphs import Graphs
 from .rdrop import duplicate, linear_symmetric_kl
 
 NAME = "macaron_label_smoothed_cross_entropy"
@@ -42,6 +43,13 @@ class MacaronLabelSmoothedCrossEntropyConfig(LabelSmoothedCrossEntropyCriterionC
             "0 = one pass; 5 is usual for translation"
         },
     )
+    cuda_graphs: int = field(
+        default=0,
+        metadata={
+            "help": "shapes of batches of which forward and backward are recorded as CUDA graphs, at most; with "
+            "--num-batch-buckets, so that shapes come back; 0 = none"
+        },
+    )
 
 
 class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
@@ -60,13 +68,21 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
         ValueError: a negative α, or R-Drop where the logits are needed.
     """
 
-    def __init__(self, *args: Any, smoothing_over: str = "others", rdrop_alpha: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        smoothing_over: str = "others",
+        rdrop_alpha: float = 0.0,
+        cuda_graphs: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         if rdrop_alpha < 0:
             raise ValueError(f"--rdrop-alpha {rdrop_alpha} must not be negative; 0 switches R-Drop off")
         self.label_smoothing = self.eps
         self.smoothing_over = str(smoothing_over)
         self.rdrop_alpha = rdrop_alpha
+        self.graphs = Graphs(cuda_graphs)
 
     @classmethod
     def build_criterion(cls, cfg: MacaronLabelSmoothedCrossEntropyConfig, task: Any) -> "FairseqCriterion":
@@ -78,6 +94,7 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
             cfg.report_accuracy,
             smoothing_over=cfg.smoothing_over,
             rdrop_alpha=cfg.rdrop_alpha,
+            cuda_graphs=cfg.cuda_graphs,
         )
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, dict[str, Any]]:
@@ -85,15 +102,28 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
 
         Under R-Drop the loss, as in fairseq, is that of both passes, and the logged nll that of one.
         """
+        losses = None if not reduce else self.graphs(model, sample, lambda batch: self._losses(model, batch, True))
+        losses = losses or self._losses(model, sample, reduce)
+        if losses is None:
+            return super().forward(model, sample, reduce=reduce)
+        loss, logged = losses
+        sentences = sample["target"].size(0)
+        sample_size = sentences if self.sentence_avg else sample["ntokens"]
+        log = {"loss": loss.detach(), **logged, "ntokens": sample["ntokens"]}
+        return loss, sample_size, {**log, "nsentences": sentences, "sample_size": sample_size}
+
+    def _losses(self, model: Any, sample: dict[str, Any], reduce: bool) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """The loss, and what is logged beside it; None where fairseq's own way is to be taken."""
         projection = None if self.report_accuracy else output_projection(model)
         twice = self.rdrop_alpha > 0 and model.training
         if projection is None:
-            if twice:
+            if twice or self.graphs.limit:
+                option = f"--rdrop-alpha {self.rdrop_alpha}" if twice else f"--cuda-graphs {self.graphs.limit}"
                 raise ValueError(
-                    f"--rdrop-alpha {self.rdrop_alpha} needs a plain output projection; leave out "
-                    f"--report-accuracy, the adaptive softmax and fully sharded training, or R-Drop"
+                    f"{option} needs a plain output projection; leave out --report-accuracy, the adaptive softmax and "
+                    f"fully sharded training, or this"
                 )
-            return super().forward(model, sample, reduce=reduce)
+            return None
         weight, bias = projection
         net_input = duplicate(sample["net_input"]) if twice else sample["net_input"]
         output = model(**net_input, features_only=True)
@@ -108,15 +138,11 @@ class LabelSmoothedCrossEntropyCriterion(FairseqCriterion):
             ignore_index=self.padding_idx,
             reduction="sum" if reduce else "none",
         )
-        logged: dict[str, Any] = {}
-        if twice:
-            divergence = linear_symmetric_kl(x, weight, bias, target.flatten().eq(self.padding_idx))
-            loss, nll = loss + self.rdrop_alpha * divergence, nll / 2
-            logged["rdrop_kl_loss"] = divergence.detach()
-        sentences = target.size(0)
-        sample_size = sentences if self.sentence_avg else sample["ntokens"]
-        logged |= {"loss": loss.detach(), "nll_loss": nll, "ntokens": sample["ntokens"]}
-        return loss, sample_size, {**logged, "nsentences": sentences, "sample_size": sample_size}
+        if not twice:
+            return loss, {"nll_loss": nll}
+        divergence = linear_symmetric_kl(x, weight, bias, target.flatten().eq(self.padding_idx))
+        loss = loss + self.rdrop_alpha * divergence
+        return loss, {"nll_loss": nll / 2, "rdrop_kl_loss": divergence.detach()}
 
     def _smoothing(self, size: int) -> float:
         """ε as fairseq counts it, over a vocabulary of that size."""

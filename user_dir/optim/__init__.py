@@ -1,5 +1,5 @@
 """Optimisers; importing this package registers them with fairseq."""
 
-from . import adam
+from . import adam, half
 
-__all__ = ["adam"]
+__all__ = ["adam", "half"]

@@ -1,0 +1,291 @@
+"""`--cuda-graphs`: recorded steps train as others do. On a CPU a stand-in records; the gpu tests take CUDA's graphs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from argparse import Namespace
+from typing import Any
+
+import pytest
+import torch
+from fairseq.criterions import CRITERION_REGISTRY, build_criterion
+from macaron.user_dir import graphs
+from macaron.user_dir.graphs import Recording
+
+from macaron import MacaronModel
+
+NAME, PAD = "macaron_label_smoothed_cross_entropy", 1
+SMALL = {"encoder_embed_dim": 16, "encoder_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+
+
+def model(toy_task, dropout=0.0, **options):
+    args = MacaronModel.config(**SMALL, encoder_ffn_embed_dim=16, dropout=dropout, **options)
+    return MacaronModel.build_model(args, toy_task()).train()
+
+
+def criterion(toy_task, **options):
+    return CRITERION_REGISTRY[NAME](toy_task(), options.pop("sentence_avg", False), 0.1, **options)
+
+
+def tokens(*lengths: int) -> torch.Tensor:
+    batch = torch.full((len(lengths), max(lengths)), PAD)
+    for row, length in zip(batch, lengths, strict=True):
+        row[:length] = torch.randint(4, 40, (length,))
+    return batch
+
+
+def sample(*lengths: int) -> dict[str, Any]:
+    """Batches of equal lengths are of one shape."""
+    target = tokens(*lengths)
+    previous = torch.cat([torch.full((len(lengths), 1), 2), target[:, :-1]], dim=1)
+    source = tokens(*(n + 1 for n in lengths))
+    net_input = {"src_tokens": source, "src_lengths": torch.tensor(lengths) + 1, "prev_output_tokens": previous}
+    return {"net_input": net_input, "target": target, "ntokens": sum(lengths)}
+
+
+class StandIn:
+    """Records nothing, and runs the recorded body anew for a replay, on the same static tensors as a graph."""
+
+    def __init__(self) -> None:
+        self.recorded, self.replayed = 0, 0
+
+    def __call__(self, body, inputs, params, grads, pool) -> Recording:
+        self.recorded += 1
+        inputs = {name: t.clone() for name, t in inputs.items()}
+        loss, logged = body(inputs)
+        used = [i for i, g in enumerate(torch.autograd.grad(loss, params, allow_unused=True)) if g is not None]
+        made = Recording(
+            inputs, loss.detach(), {k: t.clone() for k, t in logged.items()}, torch.ones(()), None, None, used
+        )
+
+        def forward() -> None:
+            self.replayed += 1
+            made.graph, now = body(inputs)
+            made.loss.copy_(made.graph.detach())
+            for name, t in now.items():
+                made.logged[name].copy_(t)
+
+        def backward() -> None:
+            found = torch.autograd.grad(made.graph, [params[i] for i in used], made.factor)
+            for i, grad in zip(used, found, strict=True):
+                grads[i].copy_(grad)
+
+        made.forward, made.backward = forward, backward
+        return made
+
+
+def recorded(toy_task, limit: int = 4, **options):
+    made = criterion(toy_task, cuda_graphs=limit, **options)
+    made.graphs.recorder = StandIn()
+    return made
+
+
+def step(made, built, batches, *, factor=1.0, clear=True):
+    """Losses and logs, and the gradients after all of the batches."""
+    if clear:
+        for p in built.parameters():
+            p.grad = None
+    found = []
+    for batch in batches:
+        loss, size, log = made(built, batch)
+        (loss * factor).backward()
+        found.append((float(loss.detach()), size, {k: float(v) for k, v in log.items()}))
+    return found, [None if p.grad is None else p.grad.clone() for p in built.parameters()]
+
+
+def check(ours, theirs) -> None:
+    assert ours[0] == theirs[0]
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"sentence_avg": True}, {"ignore_prefix_size": 2}], ids=str)
+def test_replays_are_steps(toy_task, options):
+    """Losses, logs and gradients of three shapes in mixed order, first seen, recorded, and replayed."""
+    built = model(toy_task)
+    ours, theirs = recorded(toy_task, **options), criterion(toy_task, **options)
+    for lengths in ((6, 3, 5), (4, 4), (6, 3, 5), (6, 5, 5), (4, 3), (7,), (5, 6, 1), (4, 1)):
+        batch = sample(*lengths)
+        check(step(ours, built, [batch]), step(theirs, built, [batch]))
+    assert ours.graphs.recorder.recorded == 2 and ours.graphs.recorder.replayed == 5
+
+
+@pytest.mark.parametrize("order", ["AAA", "ABAB", "ACBA", "CAC"])
+def test_gradients_of_several_batches_add_up(toy_task, order):
+    """`--update-freq`; A and B are recorded, C is not. A factor, as a loss scale or `ignore_grad` is."""
+    built = model(toy_task)
+    ours, theirs = recorded(toy_task), criterion(toy_task)
+    shapes = {"A": (6, 3), "B": (4, 4, 2), "C": (5,)}
+    for name in "AABB":
+        step(ours, built, [sample(*shapes[name])])
+    for factor in (1.0, 1024.0, 0.0):
+        ours.graphs.seen.clear()
+        batches = [sample(*shapes[name]) for name in order]
+        check(step(ours, built, batches, factor=factor), step(theirs, built, batches, factor=factor))
+        check(step(ours, built, batches), step(theirs, built, batches))
+
+
+def test_gradients_that_were_cleared_to_zeros_begin_anew(toy_task):
+    built, batch = model(toy_task), sample(6, 3)
+    ours, theirs = recorded(toy_task), criterion(toy_task)
+    for _ in range(3):
+        step(ours, built, [batch])
+    built.zero_grad(set_to_none=False)
+    check(step(ours, built, [batch], clear=False), step(theirs, built, [batch]))
+
+
+def test_validation_and_what_has_hooks_is_run_as_ever(toy_task):
+    built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    for _ in range(3):
+        step(made, built, [batch])
+    before = made.graphs.recorder.replayed
+    with torch.no_grad():
+        made(built, batch)
+        made(built.eval(), batch)
+    made(built.train(), batch, reduce=False)
+    with built.register_forward_hook(lambda *a: None):
+        made(built, batch)
+    assert made.graphs.recorder.replayed == before
+    made(built, batch)
+    assert made.graphs.recorder.replayed == before + 1
+
+
+def test_no_more_shapes_than_allowed(toy_task, caplog):
+    built, made = model(toy_task), recorded(toy_task, limit=1)
+    with caplog.at_level(logging.INFO, logger=graphs.__name__):
+        for lengths in ((6, 3), (4,), (6, 3), (4,), (4,)):
+            step(made, built, [sample(*lengths)])
+    assert made.graphs.recorder.recorded == 1
+    (told,) = [message for message in caplog.messages if "CUDA graphs" in message]
+    assert told.startswith("CUDA graphs: 1 of at most 1, of batches with src_tokens 2×7")
+    assert criterion(toy_task).graphs(built, sample(6), None) is None  # none are asked for
+
+
+def test_parameters_that_moved_are_recorded_anew(toy_task):
+    built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    for _ in range(3):
+        step(made, built, [batch])
+    for p in built.parameters():
+        p.data = p.data.clone() * 1.5
+    for _ in range(3):
+        check(step(made, built, [batch]), step(criterion(toy_task), built, [batch]))
+    assert made.graphs.recorder.recorded == 2
+
+
+def test_another_model_is_recorded_for_itself(toy_task):
+    first, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second.decoder.embed_tokens.weight.mul_(0.5)
+    for built in (first, first, second, second, second, first):
+        check(step(made, built, [batch]), step(criterion(toy_task), built, [batch]))
+
+
+def test_a_backward_that_comes_too_late_is_refused(toy_task):
+    built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    for _ in range(3):
+        step(made, built, [batch])
+    first, _, _ = made(built, batch)
+    second, _, _ = made(built, batch)
+    second.backward()
+    with pytest.raises(RuntimeError, match="take the backward of each loss before the next forward"):
+        first.backward()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_layerdrop": 0.5}, "--encoder-layerdrop and --decoder-layerdrop draw layers on the host"),
+        (
+            {"stochastic_depth": 0.2, "encoder_normalize_before": True, "decoder_normalize_before": True},
+            "--stochastic-depth draws layers on the host",
+        ),
+        ({"checkpoint_activations": True}, "--checkpoint-activations restores random states on the host"),
+        ({"compile": True}, "--compile has graphs of its own"),
+        ({"quant_noise_pq": 0.1}, "--quant-noise-pq draws blocks on the host"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_what_the_host_decides_anew_is_refused(toy_task, options, message):
+    built, made = model(toy_task, **options), recorded(toy_task)
+    with pytest.raises(ValueError, match=f"--cuda-graphs cannot be combined: .*{message}"):
+        made(built, sample(6, 3))
+
+
+def test_bad_uses_are_refused(toy_task, monkeypatch):
+    with pytest.raises(ValueError, match="--cuda-graphs -1 must not be negative"):
+        criterion(toy_task, cuda_graphs=-1)
+    built = model(toy_task)
+    with pytest.raises(ValueError, match="--cuda-graphs 3 needs a GPU, and this batch is on a CPU; leave it out"):
+        criterion(toy_task, cuda_graphs=3)(built, sample(6, 3))
+    with pytest.raises(ValueError, match="--cuda-graphs 3 needs a plain output projection"):
+        recorded(toy_task, limit=3, report_accuracy=True)(built, sample(6, 3))
+    attack = {"adversary": "pgd-1", "adversary_norm": "l2", "adversary_step_size": 0.1, "adversary_radius": 0.3}
+    asked = Namespace(criterion="macaron_adversarial", inner=NAME, label_smoothing=0.1, cuda_graphs=3, **attack)
+    with pytest.raises(ValueError, match="--cuda-graphs 3 replays a pass, which an adversary has to change"):
+        build_criterion(asked, toy_task())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="gradients are reduced between processes; train with one"):
+        recorded(toy_task)(built, sample(6, 3))
+
+
+def test_what_cannot_be_recorded_says_why(toy_task):
+    built, made = model(toy_task), recorded(toy_task)
+
+    def fails(*arguments):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    made.graphs.recorder = fails
+    made(built, sample(6, 3))
+    with pytest.raises(ValueError, match=r"this step cannot be recorded \(operation not permitted .*\); leave it out"):
+        made(built, sample(6, 3))
+
+
+# --- on a GPU -----------------------------------------------------------------------------------------------------
+
+
+def on_gpu(batch: dict[str, Any]) -> dict[str, Any]:
+    net_input = {name: t.cuda() for name, t in batch["net_input"].items()}
+    return {**batch, "net_input": net_input, "target": batch["target"].cuda()}
+
+
+def gpu_model(toy_task, dtype, **options):
+    return model(toy_task, **options).to("cuda", dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_replays_are_steps_on_a_gpu(toy_task, dtype):
+    built = gpu_model(toy_task, dtype, dropout=0.0)
+    ours, theirs = criterion(toy_task, cuda_graphs=4), criterion(toy_task)
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
+    for lengths in ((6, 3, 5), (4, 4), (6, 3, 5), (6, 5, 5), (4, 3), (5, 6, 1), (4, 1)):
+        batches = [on_gpu(sample(*lengths)), on_gpu(sample(*lengths))]
+        (a, grads), (b, expected) = step(ours, built, batches), step(theirs, built, batches)
+        for (one, size, log), (other, other_size, other_log) in zip(a, b, strict=True):
+            assert one == pytest.approx(other, rel=1e-5 if dtype == torch.float32 else 1e-2) and size == other_size
+            assert log.keys() == other_log.keys()
+        for g, e in zip(grads, expected, strict=True):
+            torch.testing.assert_close(g, e, **close)
+    assert len(ours.graphs.known) == 2
+
+
+@pytest.mark.gpu
+def test_each_replay_draws_its_own_dropout_masks(toy_task):
+    built, made = (
+        gpu_model(toy_task, torch.float32, dropout=0.3, attention_dropout=0.1),
+        criterion(toy_task, cuda_graphs=1),
+    )
+    batch, losses = on_gpu(sample(6, 3, 5)), []
+    for _ in range(6):
+        ((loss, _, _),) = step(made, built, [batch])[0]
+        losses.append(loss)
+    assert len(set(losses)) == 6 and len(made.graphs.known) == 1
+    torch.manual_seed(5)
+    first = step(made, built, [batch])
+    torch.manual_seed(5)
+    check(step(made, built, [batch]), first)

@@ -1,0 +1,228 @@
+"""Forward and backward of a batch as CUDA graphs: two launches instead of some thousands.
+
+A training step of a few thousand tokens launches kernels that are shorter than their launch, so that the GPU waits for
+the host. A CUDA graph is a recording of launches, with all addresses, for one shape of batch; so it pays where shapes
+come back, which `--num-batch-buckets` provides for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from macaron.ops._backend import free_launches
+
+logger = logging.getLogger(__name__)
+
+Logged = dict[str, Tensor]
+Body = Callable[[dict[str, Any]], tuple[Tensor, Logged]]  # sample ↦ loss (), and what is logged
+
+
+@dataclass
+class Recording:
+    """One shape's graphs, and the tensors that they read and write.
+
+    Args:
+        inputs: what the forward reads.
+        loss, logged: what it leaves.
+        factor: (), the gradient of what follows with respect to the loss, which the backward reads.
+        forward, backward: replay them.
+        used: numbers of the parameters whose gradients the backward leaves.
+    """
+
+    inputs: dict[str, Tensor]
+    loss: Tensor
+    logged: Logged
+    factor: Tensor
+    forward: Callable[[], None]
+    backward: Callable[[], None]
+    used: list[int]
+
+
+class _TakePadding(TorchFunctionMode):
+    """Answers "yes" where fairseq asks whether a batch has padding: the host cannot wait for the GPU while it records,
+    and a mask that hides nothing changes nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__bool__ and args[0].is_cuda:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+def record(
+    body: Callable[[dict[str, Tensor]], tuple[Tensor, Logged]],
+    inputs: dict[str, Tensor],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    pool: Any,
+) -> Recording:
+    """Graphs of `body` and of its backward, which leaves the gradients of `params` in `grads`.
+
+    Their memory is `pool`, which the recordings of one model share: no two of them run at a time.
+    """
+    inputs = {name: t.clone() for name, t in inputs.items()}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with free_launches(), _TakePadding():
+        with torch.cuda.stream(stream):  # what is made at first use, such as compiled kernels, cannot be recorded
+            loss, _ = body(inputs)
+            torch.autograd.grad(loss, params, allow_unused=True)
+            del loss
+        torch.cuda.current_stream().wait_stream(stream)
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(forward, pool=pool):
+            loss, logged = body(inputs)
+        factor = torch.ones_like(loss)
+        with torch.cuda.graph(backward, pool=pool):
+            found = torch.autograd.grad(loss, params, factor, allow_unused=True)
+            used = [i for i, grad in enumerate(found) if grad is not None]
+            torch._foreach_copy_([grads[i] for i in used], [found[i] for i in used])
+    return Recording(inputs, loss.detach(), logged, factor, forward.replay, backward.replay, used)
+
+
+class Graphs:
+    """Recorded training steps of one model.
+
+    Args:
+        limit: shapes of batches that are recorded, each when it comes for the second time; others are run as ever.
+        recorder: `record`, or what does as if.
+    """
+
+    def __init__(self, limit: int, recorder: Callable[..., Recording] = record) -> None:
+        if limit < 0:
+            raise ValueError(f"--cuda-graphs {limit} must not be negative; 0 records nothing")
+        self.limit, self.recorder = limit, recorder
+        self.serial = 0  # of the last replay
+        self._begin(None)
+
+    def _begin(self, model: nn.Module | None) -> None:
+        self.model = model
+        self.params = [] if model is None else [p for p in model.parameters() if p.requires_grad]
+        self.places = self._places()
+        self.grads = [torch.zeros_like(p) for p in self.params]
+        self.seen: Counter[Any] = Counter()
+        self.known: dict[Any, Recording] = {}
+        self.pool: Any = None
+
+    def _places(self) -> list[int]:
+        return [p.data_ptr() for p in self.params]
+
+    def __call__(self, model: nn.Module, sample: dict[str, Any], body: Body) -> tuple[Tensor, Logged] | None:
+        """Loss and log of `body(sample)`, or None where this batch has to be run as ever.
+
+        Raises:
+            ValueError: a model or a process whose step cannot be recorded, with the reason.
+        """
+        if not (self.limit and model.training and torch.is_grad_enabled()) or model._forward_hooks:
+            return None
+        if model is not self.model:
+            refuse_what_cannot_be_recorded(model)
+            self._begin(model)
+        elif self._places() != self.places:  # somebody gave the parameters other memory
+            self._begin(model)
+        given = {**sample["net_input"], "target": sample["target"]}
+        inputs = {name: t for name, t in given.items() if isinstance(t, Tensor)}
+        if self.recorder is record and not all(t.is_cuda for t in inputs.values()):
+            raise ValueError(f"--cuda-graphs {self.limit} needs a GPU, and this batch is on a CPU; leave it out")
+        rest = [(name, repr(value)) for name, value in given.items() if name not in inputs]
+        key = (*((name, t.shape, t.dtype) for name, t in inputs.items()), *rest)
+        if key not in self.known:
+            self.seen[key] += 1
+            if self.seen[key] < 2 or len(self.known) >= self.limit:
+                return None
+            self.known[key] = self._record(sample, inputs, body)
+        recording = self.known[key]
+        for name, t in inputs.items():
+            recording.inputs[name].copy_(t, non_blocking=True)
+        self.serial += 1
+        recording.forward()
+        anchor = torch.zeros((), device=recording.loss.device, requires_grad=True)
+        loss: Tensor = _Replayed.apply(anchor, self, recording)
+        return loss, {name: t.clone() for name, t in recording.logged.items()}
+
+    def _record(self, sample: dict[str, Any], inputs: dict[str, Tensor], body: Body) -> Recording:
+        def of(inputs: dict[str, Tensor]) -> tuple[Tensor, Logged]:
+            own = {name: t for name, t in inputs.items() if name != "target"}
+            return body({**sample, "net_input": {**sample["net_input"], **own}, "target": inputs["target"]})
+
+        if self.pool is None and self.recorder is record:
+            self.pool = torch.cuda.graph_pool_handle()
+        try:
+            recording = self.recorder(of, inputs, self.params, self.grads, self.pool)
+        except RuntimeError as error:
+            if "out of memory" in str(error):  # which fairseq's trainer sees to
+                raise
+            raise ValueError(
+                f"--cuda-graphs {self.limit}: this step cannot be recorded ({error}); leave it out"
+            ) from error
+        shapes = ", ".join(f"{name} {'×'.join(map(str, t.shape))}" for name, t in inputs.items())
+        logger.info(f"CUDA graphs: {len(self.known) + 1} of at most {self.limit}, of batches with {shapes}")
+        return recording
+
+    def backward(self, recording: Recording, factor: Tensor, serial: int) -> None:
+        """Add the gradients of `factor` · loss to those of the parameters."""
+        if serial != self.serial:
+            raise RuntimeError(
+                "--cuda-graphs: the backward of a batch whose activations another batch has overwritten; "
+                "take the backward of each loss before the next forward, or leave it out"
+            )
+        params, grads = ([of[i] for i in recording.used] for of in (self.params, self.grads))
+        # a gradient of before lies where the replay writes (a batch of an update of several), or elsewhere
+        here = [i for i, (p, grad) in enumerate(zip(params, grads, strict=True)) if p.grad is grad]
+        before = [grads[i].clone() for i in here]
+        recording.factor.copy_(factor)
+        recording.backward()
+        if here:
+            torch._foreach_add_([grads[i] for i in here], before)
+        for p, grad in zip(params, grads, strict=True):
+            if p.grad is None:
+                p.grad = grad
+            elif p.grad is not grad:
+                p.grad.add_(grad)
+
+
+class _Replayed(torch.autograd.Function):
+    """The loss of a replayed forward, whose backward is a replay, too."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, graphs: Graphs, recording: Recording) -> Tensor:
+        ctx.of = graphs, recording, graphs.serial
+        return recording.loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[None, None, None]:
+        graphs, recording, serial = ctx.of
+        graphs.backward(recording, factor, serial)
+        return None, None, None
+
+
+def refuse_what_cannot_be_recorded(model: nn.Module) -> None:
+    """Raise ValueError where a replay would not be what a run is: what the host draws or decides anew in each step."""
+    reasons = []
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and torch.distributed.get_world_size() > 1:
+        reasons.append("gradients are reduced between processes; train with one")
+    if torch.is_autocast_enabled("cuda"):
+        reasons.append("--amp casts the weights anew in each pass; take --bf16 or --fp16")
+    for module in model.modules():
+        if getattr(module, "layerdrop", 0.0):
+            reasons.append("--encoder-layerdrop and --decoder-layerdrop draw layers on the host")
+        if getattr(module, "noise", None) is not None:
+            reasons.append("--stochastic-depth draws layers on the host")
+        if hasattr(module, "precheckpoint_forward"):
+            reasons.append("--checkpoint-activations restores random states on the host")
+        if "integrate" in vars(module) or "velocity" in vars(module):
+            reasons.append("--compile has graphs of its own")
+        if getattr(getattr(getattr(module, "cfg", None), "quant_noise", None), "pq", 0):
+            reasons.append("--quant-noise-pq draws blocks on the host")
+    if reasons:
+        raise ValueError(f"--cuda-graphs cannot be combined: {'; '.join(dict.fromkeys(reasons))}")
