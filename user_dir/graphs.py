@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from macaron.ops._backend import free_launches
@@ -106,7 +107,7 @@ class Graphs:
 
     def _begin(self, model: nn.Module | None) -> None:
         self.model = model
-        self.params = [] if model is None else [p for p in model.parameters() if p.requires_grad]
+        self.params = [p for _, p in _trained(model)]
         self.places = self._places()
         self.grads = [torch.zeros_like(p) for p in self.params]
         self.seen: Counter[Any] = Counter()
@@ -150,14 +151,21 @@ class Graphs:
         return loss, {name: t.clone() for name, t in recording.logged.items()}
 
     def _record(self, sample: dict[str, Any], inputs: dict[str, Tensor], body: Body) -> Recording:
+        # Parameters of their own on the same memory: those of the model belong to the graphs of autograd on the stream
+        # of before, on which a backward that is recorded would have to wait.
+        params = {f"model.{name}": p.detach().requires_grad_() for name, p in _trained(self.model)}
+        holder = _Holder(self.model, body)
+
         def of(inputs: dict[str, Tensor]) -> tuple[Tensor, Logged]:
             own = {name: t for name, t in inputs.items() if name != "target"}
-            return body({**sample, "net_input": {**sample["net_input"], **own}, "target": inputs["target"]})
+            filled = {**sample, "net_input": {**sample["net_input"], **own}, "target": inputs["target"]}
+            found: tuple[Tensor, Logged] = functional_call(holder, params, (filled,))
+            return found
 
         if self.pool is None and self.recorder is record:
             self.pool = torch.cuda.graph_pool_handle()
         try:
-            recording = self.recorder(of, inputs, self.params, self.grads, self.pool)
+            recording = self.recorder(of, inputs, list(params.values()), self.grads, self.pool)
         except RuntimeError as error:
             if "out of memory" in str(error):  # which fairseq's trainer sees to
                 raise
@@ -188,6 +196,22 @@ class Graphs:
                 p.grad = grad
             elif p.grad is not grad:
                 p.grad.add_(grad)
+
+
+def _trained(model: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
+    return [] if model is None else [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+class _Holder(nn.Module):
+    """A module whose forward is a function of a sample, which uses the model."""
+
+    def __init__(self, model: nn.Module | None, body: Body) -> None:
+        super().__init__()
+        self.model = model
+        self.body = body
+
+    def forward(self, sample: dict[str, Any]) -> tuple[Tensor, Logged]:
+        return self.body(sample)
 
 
 class _Replayed(torch.autograd.Function):

@@ -173,13 +173,13 @@ def _step_norm_bwd_kernel(
         tl.store(dbias_ptr + partial, tl.sum(dbias, axis=0), mask=inside)
 
 
-def _tile(width: int, min_warps: int) -> dict[str, Any]:
-    """Launch settings for rows of this width: 16 entries a thread, so two 16-byte loads of half precision.
+def _tile(width: int, entries: int, min_warps: int) -> dict[str, Any]:
+    """Launch settings for rows of this width: so many entries a thread, for 16-byte loads of half precision.
 
-    8 where a row does not start at 16 bytes: then each entry has an address and a mask of its own in registers.
+    At most 8 where a row does not start at 16 bytes: then each entry has an address and a mask of its own in registers.
     """
     block = max(16, next_power_of_2(width))
-    entries = 32 * (16 if width % 8 == 0 else 8)  # of a warp
+    entries = 32 * (entries if width % 8 == 0 else 8)  # of a warp
     num_warps = min(16, max(min_warps, block // entries))
     rows = max(1, entries * num_warps // block)
     return {"C": width, "ROWS": rows, "BLOCK": block, "num_warps": num_warps, **OPTIONS}
@@ -204,7 +204,7 @@ def _forward(
         x, inner, x_outer, x_inner = as_rows(x)
         v, _, v_outer, v_inner = as_rows(v)
         weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
-        tile = _tile(x.size(-1), min_warps=1)
+        tile = _tile(x.size(-1), entries=16, min_warps=1)
         tensors = (x, v, weight, bias, seed, y, z, statistics)
         strides = (x_outer, x_inner, v_outer, v_inner)
         rates = (step / (1 - dropout), dropout, eps)
@@ -231,7 +231,7 @@ def _backward(
     if not dv.numel():
         return torch.zeros(sum(sums), C, dtype=torch.float32, device=dv.device)
     n = dv.numel() // C
-    tile = _tile(C, min_warps=4)
+    tile = _tile(C, entries=8, min_warps=4)
     programs = ceil_div(n, tile["ROWS"])
     if any(sums):  # a program sums over several tiles
         programs = min(programs, resident_programs(dv.device, tile["num_warps"]))
