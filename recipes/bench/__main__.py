@@ -63,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
         commands, "train", "one training step of fairseq's Transformer and of Macaron, by fairseq's Trainer"
     )
     train.add_argument("--profile", **profile)
+    train.add_argument(
+        "--length", type=positive, metavar="N", help="tokens of every sentence (default: as long as WMT14's)"
+    )
     translation(train, max_tokens=2048)
 
     cost = command(commands, "cost", "the same step against the length of sentences or the size of the vocabulary")
@@ -252,7 +255,10 @@ def benchmark(args: argparse.Namespace) -> None:
     elif args.command in ("train", "cost"):
         from . import cost, train
 
-        chosen = train.StepSettings(args.size, args.max_tokens, args.vocabulary, buckets=args.buckets)
+        length = args.length if args.command == "train" else None
+        chosen = train.StepSettings(args.size, args.max_tokens, args.vocabulary, length, args.buckets)
+        if length is not None and length > args.max_tokens:
+            raise RecipeError(f"--length {length}: such a sentence does not fit into --max-tokens {args.max_tokens}")
         record = Record(args.out or RESULTS, args.command, args.precision, args.seed, plan, dataclasses.asdict(chosen))
         if args.command == "train":
             train.run(record, plan, chosen, args.contenders, args.precision, args.seed, args.profile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -122,11 +123,11 @@ def run(
     ]
     check_equal(contenders)
     works = samples(built[0].task, settings, seed)
-    for contender, (name, _) in zip(contenders, parsed, strict=True):
-        if "--cuda-graphs" in CONTENDERS[name][1]:  # a shape is recorded when it comes again
-            for sample in one_of_each_shape(built[0].task, settings, seed):
-                contender.step(sample)
-                contender.step(sample)
+    if plan.device.type == "cuda" and (settings.buckets or settings.length):
+        # where shapes come back: kernels are chosen when one comes first, and graphs recorded when it comes again
+        for contender, sample in itertools.product(contenders, one_of_each_shape(built[0].task, settings, seed)):
+            contender.step(sample)
+            contender.step(sample)
     limits = [product(PRODUCT_TOKENS, PRODUCT_DIM, plan.device, dtype) for dtype in (torch.float32, torch.bfloat16)]
     bounds = [Contender(name, run) for name, (run, _) in zip(PRECISIONS, limits, strict=True)]
     timing = interleaved(
