@@ -48,24 +48,30 @@ def _bench(name: str, words: str, least: float, most: float) -> Job:
     return Job(name, (module("bench"), *words.split()), least, most)
 
 
-OURS = "macaron macaron-compile"
+STEP = "train --max-tokens 8192 --precision bf16 --seconds 60"
+OURS = "macaron macaron-compile macaron-graphs"
 FORCED = "macaron-triton macaron-triton-compile"  # the kernels, whatever their check says: an error is no row of `auto`
 JOBS = (
     Job("the gpu tests", ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=5", "tests"), 60, 300),
     *(
         _bench(
             f"a training step of {size}, bf16",
-            f"train --size {size} --max-tokens 8192 --precision bf16 --seconds 60 --contenders fairseq {OURS}",
+            f"{STEP} --size {size} --buckets 32 --contenders fairseq {OURS}",
             60,
-            210,
+            330,
         )
         for size in ("base", "big")
     ),
-    _bench("operations, bf16", "ops --precision bf16 --seconds 6 --contenders eager compile macaron triton", 60, 330),
+    _bench(  # tensors of several times a GPU's cache
+        "operations, bf16",
+        "ops --tokens 131072 --precision bf16 --seconds 6 --contenders eager compile macaron triton",
+        60,
+        330,
+    ),
     *(
         _bench(
             f"the same of {size}, kernels forced",
-            f"train --size {size} --max-tokens 8192 --precision bf16 --seconds 60 --contenders fairseq {FORCED}",
+            f"{STEP} --size {size} --length 32 --contenders fairseq {FORCED}",
             60,
             180,
         )
@@ -100,7 +106,7 @@ JOBS = (
         60,
         120,
     ),
-    _bench("operations, fp32", "ops --seconds 4 --contenders eager compile macaron", 60, 240),
+    _bench("operations, fp32", "ops --tokens 131072 --seconds 4 --contenders eager compile macaron", 60, 240),
 )
 
 
