@@ -111,13 +111,14 @@ def write(
 def _strip(model: Any) -> None:
     """Without where in the source each node comes from, which names folders of this machine."""
     del model.metadata_props[:]
+    del model.graph.value_info[:]  # shapes of what lies between, which are inferred where they are wanted
     graphs = [model.graph, *model.functions]
     for graph in graphs:
         del graph.metadata_props[:]
         for node in graph.node:
             node.doc_string = ""
             del node.metadata_props[:]
-    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+    for value in [*model.graph.input, *model.graph.output, *model.graph.initializer]:
         del value.metadata_props[:]
 
 

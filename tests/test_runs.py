@@ -40,16 +40,9 @@ def test_a_run_is_recorded_with_what_pytest_said(
         "import pytest\ndef test_a(): pass\ndef test_b(): pass\ndef test_c(): assert False\n"
         "@pytest.mark.skip\ndef test_d(): pass\n"
     )
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        "/dev/null",
-        "--rootdir",
-        str(tmp_path),
-        str(tmp_path / "test_x.py"),
-    ]
+    (tmp_path / "pytest.ini").write_text("")
+    config = ["-c", str(tmp_path / "pytest.ini"), "--rootdir", str(tmp_path)]
+    options = ["-q", "-p", "no:cacheprovider", *config, str(tmp_path / "test_x.py")]
     status = runs.run_suite("a suite", Path(sys.executable), options, record)
     (row,) = runs.read(record)
     assert status == 1
@@ -70,7 +63,8 @@ def test_an_interrupted_run_is_not_recorded(
 ) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (tmp_path / "test_x.py").write_text("def test_a(): raise KeyboardInterrupt\n")
-    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(tmp_path / "test_x.py")]
+    (tmp_path / "pytest.ini").write_text("")
+    options = ["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini"), str(tmp_path / "test_x.py")]
     assert runs.run_suite("a suite", Path(sys.executable), options, record) == 130
     assert runs.read(record) == []
 

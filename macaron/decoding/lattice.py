@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from macaron.ops.attention import sdpa
 
 # Shapes: B sentences, K places of a beam, T columns, H heads, S particles of a memory, D channels of a head.
 
@@ -279,7 +280,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     On several threads of a CPU torch's kernel takes longer than its parts for so few queries: recipes/bench/README.md.
     """
     if q.device.type != "cpu" or torch.get_num_threads() == 1:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return sdpa(q, k, v, mask)
     weights = torch.bmm((q * q.size(-1) ** -0.5).flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).view(*q.shape[:3], -1)
     if mask is not None:
         weights += mask

@@ -70,6 +70,11 @@ LEAST = 2**23
 _free = False
 
 
+def launches_are_free() -> bool:
+    """Whether what runs is to be captured as a graph."""
+    return _free
+
+
 @contextlib.contextmanager
 def free_launches() -> Iterator[None]:
     """Within, what runs is to be captured as a graph: `auto` takes kernels of any size, in the runs before it, too."""

@@ -340,9 +340,7 @@ def step(name: str, fn: Callable[..., Any], inputs: list[Tensor], training: bool
             outs = out if isinstance(out, tuple) else (out,)
             if not grads:
                 grads.extend(torch.randn_like(t) for t in outs)
-            torch.autograd.backward(outs, grads)
-        for t in inputs:
-            t.grad = None
+            torch.autograd.grad(outs, inputs, grads, allow_unused=True)  # not `backward`, which copies them to .grad
 
     return run_once
 

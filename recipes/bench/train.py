@@ -74,7 +74,7 @@ COMMON = [
     *["--label-smoothing", "0.1", "--adam-betas", "(0.9, 0.98)", "--lr", "1e-4", "--lr-scheduler", "fixed"],
 ]
 CORPUS, UNUSUAL = 20_000, 4  # sentence pairs that batches are made of; special symbols of a dictionary
-PRODUCT_TOKENS, PRODUCT_DIM = 1024, 1024  # of the product whose rate is the limit
+PRODUCT_TOKENS, PRODUCT_DIM = {"cpu": 1024, "cuda": 16384}, 1024  # of the product whose rate is the limit
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -128,7 +128,8 @@ def run(
         for contender, sample in itertools.product(contenders, one_of_each_shape(built[0].task, settings, seed)):
             contender.step(sample)
             contender.step(sample)
-    limits = [product(PRODUCT_TOKENS, PRODUCT_DIM, plan.device, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    tokens = PRODUCT_TOKENS[plan.device.type]
+    limits = [product(tokens, PRODUCT_DIM, plan.device, dtype) for dtype in (torch.float32, torch.bfloat16)]
     bounds = [Contender(name, run) for name, (run, _) in zip(PRECISIONS, limits, strict=True)]
     timing = interleaved(
         [*contenders, *bounds], works, plan, amount=lambda sample: sample["ntokens"], label=case or "train"

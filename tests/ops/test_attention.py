@@ -12,9 +12,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from macaron.ops import attention, packed_attention
 from macaron.ops._cpu import written_out_is_faster
+from macaron.ops.attention import _without_cudnn
 
 module = importlib.import_module("macaron.ops.attention")  # the function has its name in the package
 
@@ -279,6 +281,21 @@ def test_scripted_and_compiled():
         got = op(q, k, v, PADDING, None, True, 0.0, True)
         torch.testing.assert_close(got[0], expected[0])
         torch.testing.assert_close(got[1], expected[1])
+
+
+def test_cudnn_is_left_out_and_put_back():
+    cuda = torch.backends.cuda
+    allowed = (cuda.cudnn_sdp_enabled(), cuda.flash_sdp_enabled())
+    assert all(allowed)
+    with _without_cudnn():
+        assert not cuda.cudnn_sdp_enabled() and cuda.flash_sdp_enabled()
+    with pytest.raises(KeyError), _without_cudnn():
+        raise KeyError
+    assert (cuda.cudnn_sdp_enabled(), cuda.flash_sdp_enabled()) == allowed
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]), _without_cudnn():  # who allows it alone gets it
+        assert cuda.cudnn_sdp_enabled()
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]), _without_cudnn():
+        assert not cuda.cudnn_sdp_enabled()
 
 
 def test_errors_say_what_is_wrong():
