@@ -35,7 +35,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 OWN = ".".join(map(str, sys.version_info[:2]))
 LOWEST, LOWEST_PYTHON = "lowest", "3.11"
 BOUNDED = ("torch", "transformers")  # of these `lowest` takes the lower bounds
-OF_THEIR_TIME = ("numpy<2.4",)  # Triton 3.2, torch 2.6's, interprets kernels with no later one
+OF_THEIR_TIME = ("numpy<2.4",)  # Triton 3.4, torch 2.8's, interprets kernels with no later one
 COLUMNS = ("suite", "date (UTC)", "commit", "Python", "torch", "transformers", "outcome", "minutes", "remarks")
 HEAD = """# The record of runs
 
@@ -192,7 +192,7 @@ def find_python(version: str) -> Path | None:
 
 
 def lower_bounds(pyproject: str) -> dict[str, str]:
-    """Of the packages of `BOUNDED`: "torch": "2.6.0".
+    """Of the packages of `BOUNDED`: "torch": "2.8.0".
 
     Raises:
         ValueError: one that has none.
@@ -207,7 +207,7 @@ def lower_bounds(pyproject: str) -> dict[str, str]:
 
 
 def environment(name: str, python: Path, bounds: Mapping[str, str]) -> Path:
-    """The Python of an environment by `make install`, made if it is not there yet.
+    """The Python of an environment by `make install`, made if it is not there yet, or there of other bounds.
 
     Raises:
         subprocess.CalledProcessError: it cannot be installed.
@@ -218,8 +218,11 @@ def environment(name: str, python: Path, bounds: Mapping[str, str]) -> Path:
     words = ["make", "install", f"VENV={home.relative_to(ROOT)}", f"PYTHON={python}"]
     if bounds:
         constraints = ENVIRONMENTS / f"{name}.txt"
-        lines = [f"{package}=={version}" for package, version in bounds.items()]
-        constraints.write_text("".join(f"{line}\n" for line in (*lines, *OF_THEIR_TIME)))
+        lines = (*(f"{package}=={version}" for package, version in bounds.items()), *OF_THEIR_TIME)
+        text = "".join(f"{line}\n" for line in lines)
+        if not constraints.exists() or constraints.read_text() != text:
+            shutil.rmtree(home, ignore_errors=True)  # fairseq there is built against another torch
+            constraints.write_text(text)
         settings["PIP_CONSTRAINT"] = str(constraints)
         words.append(f"TORCH=torch=={bounds['torch']}")
     subprocess.run(words, cwd=ROOT, env=settings, check=True)

@@ -21,6 +21,13 @@ def runs(project_root: Path) -> ModuleType:
 
 
 @pytest.fixture
+def apart(tmp_path: Path) -> list[str]:
+    """Options of a pytest that knows nothing of this project."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    return ["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini"), str(tmp_path / "test_x.py")]
+
+
+@pytest.fixture
 def record(runs: ModuleType, tmp_path: Path) -> Path:
     runs.write(tmp_path / "runs.md", [])
     return tmp_path / "runs.md"
@@ -33,24 +40,21 @@ def test_the_record_of_this_project_can_be_read(runs: ModuleType) -> None:
 
 
 def test_a_run_is_recorded_with_what_pytest_said(
-    runs: ModuleType, record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: ModuleType, record: Path, apart: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take seconds to import
     (tmp_path / "test_x.py").write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): pass\ndef test_c(): assert False\n"
         "@pytest.mark.skip\ndef test_d(): pass\n"
     )
-    (tmp_path / "pytest.ini").write_text("")
-    config = ["-c", str(tmp_path / "pytest.ini"), "--rootdir", str(tmp_path)]
-    options = ["-q", "-p", "no:cacheprovider", *config, str(tmp_path / "test_x.py")]
-    status = runs.run_suite("a suite", Path(sys.executable), options, record)
+    status = runs.run_suite("a suite", Path(sys.executable), apart, record)
     (row,) = runs.read(record)
     assert status == 1
     assert row["outcome"] == "2 passed, **1 failed**, 1 skipped"
     assert row["suite"] == "a suite" and row["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert row["torch"].startswith("2.") and row["remarks"] == "–"
     # The next run of the suite takes its place; another has a row of its own.
-    assert runs.run_suite("a suite", Path(sys.executable), [*options[:-1], f"{options[-1]}::test_a"], record) == 0
+    assert runs.run_suite("a suite", Path(sys.executable), [*apart[:-1], f"{apart[-1]}::test_a"], record) == 0
     runs.add(record, row | {"suite": "another"})
     assert [(r["suite"], r["outcome"]) for r in runs.read(record)] == [
         ("a suite", "1 passed"),
@@ -59,13 +63,11 @@ def test_a_run_is_recorded_with_what_pytest_said(
 
 
 def test_an_interrupted_run_is_not_recorded(
-    runs: ModuleType, record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: ModuleType, record: Path, apart: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (tmp_path / "test_x.py").write_text("def test_a(): raise KeyboardInterrupt\n")
-    (tmp_path / "pytest.ini").write_text("")
-    options = ["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini"), str(tmp_path / "test_x.py")]
-    assert runs.run_suite("a suite", Path(sys.executable), options, record) == 130
+    assert runs.run_suite("a suite", Path(sys.executable), apart, record) == 130
     assert runs.read(record) == []
 
 
@@ -101,7 +103,7 @@ def test_an_unknown_version_is_refused(runs: ModuleType, record: Path, capsys: p
 
 def test_lower_bounds_are_those_of_the_project(runs: ModuleType, project_root: Path) -> None:
     text = (project_root / "pyproject.toml").read_text(encoding="utf-8")
-    assert runs.lower_bounds(text) == {"torch": "2.6.0", "transformers": "5.6.0"}
+    assert runs.lower_bounds(text) == {"torch": "2.8.0", "transformers": "5.6.0"}
     with pytest.raises(ValueError, match="no lower bound of torch"):
         runs.lower_bounds("")
 
@@ -115,6 +117,27 @@ def test_the_newest_of_a_version_is_found(runs: ModuleType, tmp_path: Path, monk
     assert runs.find_python("3.12") == tmp_path / "versions" / "3.12.10" / "bin" / "python"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert runs.find_python("3.13") is None
+
+
+def test_an_environment_of_other_bounds_is_made_anew(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(words: list[str], env: dict[str, str], **_: object) -> None:
+        found.append((words[-1], kept.exists(), Path(env["PIP_CONSTRAINT"]).read_text().split()[0]))
+        kept.parent.mkdir(exist_ok=True)
+        kept.touch()
+
+    kept, found = tmp_path / "folder" / "lowest" / "installed", []
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "ENVIRONMENTS", tmp_path / "folder")
+    monkeypatch.setattr(subprocess, "run", make)
+    for version in ("1.0", "1.0", "1.1"):
+        python = runs.environment("lowest", Path(sys.executable), {"torch": version})
+        assert python == tmp_path / "folder" / "lowest" / "bin" / "python"
+    assert [there for _, there, _ in found] == [False, True, False]
+    assert [(word, line) for word, _, line in found[1:]] == [
+        ("TORCH=torch==1.0", "torch==1.0"), ("TORCH=torch==1.1", "torch==1.1")
+    ]  # fmt: skip
 
 
 def test_an_environment_that_cannot_be_installed_is_recorded_and_ends_no_other(
@@ -138,7 +161,7 @@ def test_an_environment_that_cannot_be_installed_is_recorded_and_ends_no_other(
     monkeypatch.setattr(runs, "OWN", "3.12")  # which has an environment
     assert runs.versions([], "1", record) == 1
     assert [name for name, _ in asked] == ["3.10", "3.11", "lowest"]
-    assert asked[-1][1] == {"torch": "2.6.0", "transformers": "5.6.0"}
+    assert asked[-1][1] == {"torch": "2.8.0", "transformers": "5.6.0"}
     assert [(row["suite"], row["outcome"]) for row in runs.read(record)] == [
         ("default suite, Python 3.10", "**could not be installed** (make install ended with status 2)"),
         ("default suite, Python 3.11", "x"),

@@ -45,4 +45,5 @@ class IsRecorded(nn.Module):
 
 def lookup(mask: Tensor) -> Callable[..., Tensor]:
     """A mask function of transformers from a table, (B, 1, T, T) bool."""
-    return lambda batch, head, query, key: mask[batch, 0, query, key]
+    table = mask[:, 0]  # by tensors alone, as older torch asks for in flex attention
+    return lambda batch, head, query, key: table[batch, query, key]

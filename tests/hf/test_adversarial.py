@@ -25,6 +25,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from macaron.adversary import METHODS, Attack
 from macaron.bert import MacaronBertConfig, MacaronBertForSequenceClassification
@@ -53,6 +54,8 @@ def distilbert(**options: Any) -> nn.Module:
 
 
 BUILD = {"macaron": macaron, "bert": bert, "distilbert": distilbert}
+# Before 5.23 a layer of transformers runs its hooks within what it computes again.
+OLD_CHECKPOINTING = "__call__" in vars(GradientCheckpointingLayer)
 
 
 class Examples(Dataset):
@@ -248,6 +251,10 @@ def test_activation_checkpointing_changes_nothing(built: str, attack: str, reent
     model = BUILD[built]().double()
     _, expected = step(trainer(model, tmp_path, attack))
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if OLD_CHECKPOINTING and built == "bert" and attack.startswith("yopo"):
+        with pytest.raises(ValueError, match="in this version of transformers; update it"):
+            trainer(model, tmp_path, attack)
+        return
     assert_same(step(trainer(model, tmp_path, attack))[1], expected, **CLOSE)
 
 

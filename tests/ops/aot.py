@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # compiled, whatever the caller wants
+# Triton 3.4 asks for AMD's linker, which it does not bring; what is looked at here stands in the assembly.
+os.environ.setdefault("TRITON_HIP_LLD_PATH", shutil.which("true") or "")
 
 import torch
 import triton

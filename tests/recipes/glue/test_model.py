@@ -145,7 +145,8 @@ def test_a_classifier_goes_on_with_what_pre_training_made_for_it(stock_bert: Pat
     """ModernBERT's dense layer before the classifier is that of its masked language model."""
     from transformers import AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
 
-    options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    # of two layers, for transformers 5.6 refuses a ModernBERT of one kind of them
+    options = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     model = ModernBertForMaskedLM(ModernBertConfig(vocab_size=24, pad_token_id=0, **options))
     model.config.update({"cls_token_id": 2, "sep_token_id": 3})
     model.save_pretrained(tmp_path)
