@@ -249,21 +249,20 @@ class _Given:
         hooked = _has_any_global_hook()
         modules = [model]
         for module in modules:  # grows
+            of = vars(module)  # each step asks, so that attributes are not looked up one by one
             modules += [m for m in module._modules.values() if m is not None]
+            hooked = hooked or any(map(of.get, _HOOKS))
             params = [p for p in module._parameters.values() if p is not None]
-            hooked = hooked or any(getattr(module, kind) for kind in _HOOKS)
             hooked = hooked or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in params)
             tensors += params
             tensors += [b for b in module._buffers.values() if b is not None]
-            for value in vars(module).values():
-                if type(value) is float or type(value) is bool:
-                    facts.append(value)
-                elif isinstance(value, Tensor):
-                    tensors.append(value)
+            tensors += [value for value in of.values() if type(value) is Tensor]
+            facts += [value for value in of.values() if type(value) in _RATES]
         facts += [(id(t), t.data_ptr(), t.requires_grad) for t in tensors]
         return cls(tensors, facts, bool(hooked))
 
 
+_RATES = (float, bool)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 

@@ -241,6 +241,16 @@ def test_batches_of_more_than_tensors_and_numbers_are_run_as_ever(toy_task):
     assert [made.graphs(built, odd, None) for _ in range(3)] == [None] * 3
 
 
+def test_a_step_of_rdrop_reads_no_random_state(toy_task, monkeypatch):
+    """Which raises while a graph is recorded."""
+    built, batch = model(toy_task), sample(6, 3)
+    ours, theirs = recorded(toy_task, rdrop_alpha=5.0), criterion(toy_task, rdrop_alpha=5.0)
+    monkeypatch.setattr(torch, "get_rng_state", lambda: pytest.fail("a random state is read"))
+    for _ in range(3):
+        check(step(ours, built, [batch]), step(theirs, built, [batch]))
+    assert ours.graphs.recorder.replayed == 2
+
+
 def test_without_memory_for_another_shape_it_is_run_as_ever(toy_task, caplog):
     built, made, theirs = model(toy_task), recorded(toy_task), criterion(toy_task)
     for _ in range(2):
