@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from argparse import Namespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from macaron.user_dir import graphs
 from macaron.user_dir.graphs import Recording
 
 from macaron import MacaronModel
+from macaron.ops._backend import launches_are_free
 
 NAME, PAD = "macaron_label_smoothed_cross_entropy", 1
 SMALL = {"encoder_embed_dim": 16, "encoder_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
@@ -336,6 +339,46 @@ def test_bad_uses_are_refused(toy_task, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="gradients are reduced between processes; train with one"):
         recorded(toy_task)(built, sample(6, 3))
+
+
+class Cuda:
+    """What `record` asks of torch.cuda, without a GPU: what runs in `graph` is noted, and runs."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.captured: list[dict[str, Any]] = []
+        self.waits: list[tuple[Any, Any]] = []
+        self.here = SimpleNamespace(wait_stream=lambda other: self.waits.append(("here", other)))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.here)
+        side = SimpleNamespace(wait_stream=lambda other: self.waits.append(("side", other)))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: side)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+
+    def graph(self, graph, **options):
+        self.captured.append(options)
+        return contextlib.nullcontext()
+
+
+def test_a_recording_is_not_disturbed_by_the_thread_that_pins_memory(monkeypatch):
+    cuda, params = Cuda(monkeypatch), [torch.randn(3, requires_grad=True), torch.randn(2, requires_grad=True)]
+    grads = [torch.zeros(3), torch.zeros(2)]
+    made = graphs.record(lambda inputs: ((params[0] * inputs["x"]).sum(), {}), {"x": torch.ones(3)}, params, grads, 7)
+    assert cuda.captured == [{"pool": 7, "capture_error_mode": "thread_local"}] * 2
+    assert made.used == [0] and grads[0].tolist() == [1, 1, 1] and not grads[1].any()
+
+
+def test_a_recording_that_fails_leaves_nothing_behind(monkeypatch):
+    cuda = Cuda(monkeypatch)
+
+    def body(inputs):
+        assert launches_are_free()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.record(body, {}, [], [], None)
+    assert not launches_are_free() and [who for who, _ in cuda.waits] == ["side", "here"]
+    assert torch._C._len_torch_function_stack() == 0
 
 
 def test_what_cannot_be_recorded_says_why(toy_task):
