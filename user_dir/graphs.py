@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode
 
 from macaron.ops._backend import free_launches
@@ -74,16 +75,20 @@ def record(
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with free_launches(), _TakePadding():
-        with torch.cuda.stream(stream):  # what is made at first use, such as compiled kernels, cannot be recorded
-            loss, _ = body(inputs)
-            torch.autograd.grad(loss, params, allow_unused=True)
-            del loss
-        torch.cuda.current_stream().wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):  # what is made at first use, such as compiled kernels, cannot be recorded
+                loss, _ = body(inputs)
+                torch.autograd.grad(loss, params, allow_unused=True)
+                del loss
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, pool=pool):
+        # the thread in which a data loader pins memory calls what would end a recording that other threads may disturb
+        alone = {"pool": pool, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(forward, **alone):
             loss, logged = body(inputs)
         factor = torch.ones_like(loss)
-        with torch.cuda.graph(backward, pool=pool):
+        with torch.cuda.graph(backward, **alone):
             found = torch.autograd.grad(loss, params, factor, allow_unused=True)
             used = [i for i, grad in enumerate(found) if grad is not None]
             torch._foreach_copy_([grads[i] for i in used], [found[i] for i in used])
@@ -103,19 +108,25 @@ class Graphs:
             raise ValueError(f"--cuda-graphs {limit} must not be negative; 0 records nothing")
         self.limit, self.recorder = limit, recorder
         self.serial = 0  # of the last replay
-        self._begin(None)
-
-    def _begin(self, model: nn.Module | None) -> None:
-        self.model = model
-        self.params = [p for _, p in _trained(model)]
-        self.places = self._places()
-        self.grads = [torch.zeros_like(p) for p in self.params]
         self.seen: Counter[Any] = Counter()
         self.known: dict[Any, Recording] = {}
-        self.pool: Any = None
+        self.model: nn.Module | None = None
+        self._begin(None, _Given())
 
-    def _places(self) -> list[int]:
-        return [p.data_ptr() for p in self.params]
+    def _begin(self, model: nn.Module | None, given: _Given) -> None:
+        if self.known or model is not self.model:
+            self.seen.clear()
+        if self.known and model is self.model:
+            logger.warning(
+                f"CUDA graphs: {len(self.known)} are dropped and made anew, since the model's tensors, what is trained "
+                f"of it or its rates have changed; leave out --cuda-graphs where this is said often"
+            )
+        self.model, self.given = model, given
+        self.params = [p for _, p in _trained(model)]
+        self.grads: list[Tensor] = []
+        self.known.clear()
+        self.pool: Any = None
+        self.serial += 1  # what was replayed before has no backward any more
 
     def __call__(self, model: nn.Module, sample: dict[str, Any], body: Body) -> tuple[Tensor, Logged] | None:
         """Loss and log of `body(sample)`, or None where this batch has to be run as ever.
@@ -125,13 +136,15 @@ class Graphs:
         """
         if not (self.limit and model.training and torch.is_grad_enabled()) or model._forward_hooks:
             return None
-        if model is not self.model:
+        found = _Given.of(model)
+        if model is not self.model or found.facts != self.given.facts:
             refuse_what_cannot_be_recorded(model)
-            self._begin(model)
-        elif self._places() != self.places:  # somebody gave the parameters other memory
-            self._begin(model)
+            self._begin(model, found)
         given = {**sample["net_input"], "target": sample["target"]}
         inputs = {name: t for name, t in given.items() if isinstance(t, Tensor)}
+        plain = all(value is None or isinstance(value, _PLAIN) for value in given.values())
+        if found.hooked or not plain or "target" not in inputs:
+            return None
         if self.recorder is record and not all(t.is_cuda for t in inputs.values()):
             raise ValueError(f"--cuda-graphs {self.limit} needs a GPU, and this batch is on a CPU; leave it out")
         rest = [(name, repr(value)) for name, value in given.items() if name not in inputs]
@@ -140,7 +153,10 @@ class Graphs:
             self.seen[key] += 1
             if self.seen[key] < 2 or len(self.known) >= self.limit:
                 return None
-            self.known[key] = self._record(sample, inputs, body)
+            recorded = self._record(sample, inputs, body)
+            if recorded is None:
+                return None
+            self.known[key] = recorded
         recording = self.known[key]
         for name, t in inputs.items():
             recording.inputs[name].copy_(t, non_blocking=True)
@@ -150,7 +166,7 @@ class Graphs:
         loss: Tensor = _Replayed.apply(anchor, self, recording)
         return loss, {name: t.clone() for name, t in recording.logged.items()}
 
-    def _record(self, sample: dict[str, Any], inputs: dict[str, Tensor], body: Body) -> Recording:
+    def _record(self, sample: dict[str, Any], inputs: dict[str, Tensor], body: Body) -> Recording | None:
         # Parameters of their own on the same memory: those of the model belong to the graphs of autograd on the stream
         # of before, on which a backward that is recorded would have to wait.
         params = {f"model.{name}": p.detach().requires_grad_() for name, p in _trained(self.model)}
@@ -165,10 +181,15 @@ class Graphs:
         if self.pool is None and self.recorder is record:
             self.pool = torch.cuda.graph_pool_handle()
         try:
+            self.grads = self.grads or [torch.zeros_like(p) for p in self.params]
             recording = self.recorder(of, inputs, list(params.values()), self.grads, self.pool)
         except RuntimeError as error:
-            if "out of memory" in str(error):  # which fairseq's trainer sees to
-                raise
+            if "out of memory" in str(error):  # fairseq's trainer would leave out this batch, and each of this shape
+                self.limit = len(self.known)
+                logger.warning(
+                    f"CUDA graphs: no memory for more than {self.limit}; batches of other shapes are run as ever"
+                )
+                return None
             raise ValueError(
                 f"--cuda-graphs {self.limit}: this step cannot be recorded ({error}); leave it out"
             ) from error
@@ -180,12 +201,13 @@ class Graphs:
         """Add the gradients of `factor` · loss to those of the parameters."""
         if serial != self.serial:
             raise RuntimeError(
-                "--cuda-graphs: the backward of a batch whose activations another batch has overwritten; "
-                "take the backward of each loss before the next forward, or leave it out"
+                "--cuda-graphs: the backward of a batch whose activations are overwritten, by another batch or by its "
+                "own backward; take the backward of each loss once, before the next forward, or leave it out"
             )
+        self.serial += 1
         params, grads = ([of[i] for i in recording.used] for of in (self.params, self.grads))
         # a gradient of before lies where the replay writes (a batch of an update of several), or elsewhere
-        here = [i for i, (p, grad) in enumerate(zip(params, grads, strict=True)) if p.grad is grad]
+        here = [i for i, (p, grad) in enumerate(zip(params, grads, strict=True)) if _share(p.grad, grad)]
         before = [grads[i].clone() for i in here]
         recording.factor.copy_(factor)
         recording.backward()
@@ -194,8 +216,54 @@ class Graphs:
         for p, grad in zip(params, grads, strict=True):
             if p.grad is None:
                 p.grad = grad
-            elif p.grad is not grad:
+            elif not _share(p.grad, grad):
                 p.grad.add_(grad)
+
+
+def _share(a: Tensor | None, b: Tensor) -> bool:
+    return a is not None and a.data_ptr() == b.data_ptr()
+
+
+_PLAIN = (Tensor, str, int, float)  # what a batch may consist of, so that a key tells it from others
+
+
+@dataclass
+class _Given:
+    """What a recording of a model takes as given.
+
+    Args:
+        tensors: of all modules, also those that are neither parameters nor buffers, such as fairseq's tables of
+            positions; held, so that no other takes the place of one that is replaced.
+        facts: where they lie, whether they are trained, and switches and rates, such as dropout's p.
+        hooked: whether there are hooks, which a replay would not call.
+    """
+
+    tensors: Sequence[Tensor] = ()
+    facts: Sequence[Any] = ()
+    hooked: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Given:
+        tensors: list[Tensor] = []
+        facts: list[Any] = []
+        hooked = _has_any_global_hook()
+        modules = [model]
+        for module in modules:  # grows
+            of = vars(module)  # each step asks, so that attributes are not looked up one by one
+            modules += [m for m in module._modules.values() if m is not None]
+            hooked = hooked or any(map(of.get, _HOOKS))
+            params = [p for p in module._parameters.values() if p is not None]
+            hooked = hooked or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in params)
+            tensors += params
+            tensors += [b for b in module._buffers.values() if b is not None]
+            tensors += [value for value in of.values() if type(value) is Tensor]
+            facts += [value for value in of.values() if type(value) in _RATES]
+        facts += [(id(t), t.data_ptr(), t.requires_grad) for t in tensors]
+        return cls(tensors, facts, bool(hooked))
+
+
+_RATES = (float, bool)
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def _trained(model: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
@@ -242,6 +310,10 @@ def refuse_what_cannot_be_recorded(model: nn.Module) -> None:
             reasons.append("--encoder-layerdrop and --decoder-layerdrop draw layers on the host")
         if getattr(module, "noise", None) is not None:
             reasons.append("--stochastic-depth draws layers on the host")
+        if not getattr(module, "fused", True):
+            reasons.append("a --solver of several stages restores random states on the host")
+        if type(module).__module__.startswith("fairseq.modules.quantization.scalar"):
+            reasons.append("--quant-noise-scalar counts steps on the host")
         if hasattr(module, "precheckpoint_forward"):
             reasons.append("--checkpoint-activations restores random states on the host")
         if "integrate" in vars(module) or "velocity" in vars(module):

@@ -151,12 +151,18 @@ def sdpa(
 
     cuDNN makes a plan for each shape, 0.11 to 0.16 s on an H200, where a call takes 0.14 to 0.34 ms and torch's other
     kernels 0.6 to 1.8 times that (torch 2.11, bf16, forward and backward, 33 to 136 tokens). A graph keeps its shape.
+    With a mask and 64 keys more than a multiple of 128 its backward may make NaN (pytorch/pytorch#196678).
     """
     if not torch.jit.is_scripting():
-        if q.is_cuda and not (torch.compiler.is_compiling() or launches_are_free()):
+        new = not (torch.compiler.is_compiling() or (launches_are_free() and not _at_fault(k, mask)))
+        if q.is_cuda and new:
             with _without_cudnn():
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+
+
+def _at_fault(k: Tensor, mask: Tensor | None) -> bool:
+    return mask is not None and k.size(2) % 128 == 64
 
 
 @contextlib.contextmanager

@@ -109,6 +109,13 @@ def run(
     case: str = "",
 ) -> None:
     parsed = [parse(name, precision) for name in names]
+    if any("--cuda-graphs" in CONTENDERS[name][1] for name, _ in parsed):
+        if plan.device.type != "cuda":
+            raise RecipeError(
+                f"--contenders macaron-graphs: --device {plan.device} records no CUDA graphs; leave it out"
+            )
+        if not (settings.buckets or settings.length):  # else steps that are not replayed would be rows of its name
+            raise RecipeError("--contenders macaron-graphs: shapes have to come back; add --buckets 32 or --length 32")
     macaron.register_fairseq()
     for chatty in ("fairseq", "hydra"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

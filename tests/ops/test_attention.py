@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from macaron.ops import attention, packed_attention
 from macaron.ops._cpu import written_out_is_faster
-from macaron.ops.attention import _without_cudnn
+from macaron.ops.attention import _at_fault, _without_cudnn
 
 module = importlib.import_module("macaron.ops.attention")  # the function has its name in the package
 TORCH_HAS_VARLEN = module._VARLEN_INSTALLED  # since 2.10
@@ -281,6 +281,13 @@ def test_scripted_and_compiled():
         got = op(q, k, v, PADDING, None, True, 0.0, True)
         torch.testing.assert_close(got[0], expected[0])
         torch.testing.assert_close(got[1], expected[1])
+
+
+@pytest.mark.parametrize(("keys", "masked", "at_fault"), [(64, True, True), (192, True, True), (64, False, False),
+                                                          (128, True, False), (33, True, False)])  # fmt: skip
+def test_where_cudnn_makes_nan(keys, masked, at_fault):
+    mask = torch.ones(1, 1, 1, keys, dtype=torch.bool) if masked else None
+    assert _at_fault(torch.empty(1, 1, keys, 8), mask) == at_fault
 
 
 def test_cudnn_is_left_out_and_put_back():

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from argparse import Namespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fairseq.criterions import CRITERION_REGISTRY, build_criterion
+from fairseq.modules.quantization.scalar import quantize_model_
 from macaron.user_dir import graphs
 from macaron.user_dir.graphs import Recording
 
 from macaron import MacaronModel
+from macaron.ops._backend import launches_are_free
 
 NAME, PAD = "macaron_label_smoothed_cross_entropy", 1
 SMALL = {"encoder_embed_dim": 16, "encoder_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
@@ -184,6 +188,102 @@ def test_another_model_is_recorded_for_itself(toy_task):
         check(step(made, built, [batch]), step(criterion(toy_task), built, [batch]))
 
 
+@pytest.mark.parametrize("change", ["freeze", "replace", "table", "rate"])
+def test_what_a_recording_took_as_given_and_has_changed_is_recorded_anew(toy_task, change, caplog):
+    built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    for _ in range(3):
+        step(made, built, [batch])
+    projection, positions = built.decoder.layers[0].flows[0].fc1, built.encoder.embed_positions
+    if change == "freeze":
+        projection.weight.requires_grad_(False)
+    elif change == "replace":
+        projection.weight = torch.nn.Parameter(projection.weight.detach() * 2)
+    elif change == "table":  # neither a parameter nor a buffer; fairseq replaces it when sentences are longer
+        positions.weights = positions.weights * 2
+    else:
+        built.encoder.dropout_module.p = 1e-9
+    for _ in range(3):
+        check(step(made, built, [batch]), step(criterion(toy_task), built, [batch]))
+    assert made.graphs.recorder.recorded == 2 and made.graphs.recorder.replayed == 4
+    assert "1 are dropped and made anew" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["module", "parameter", "everywhere"])
+def test_hooks_within_a_model_are_called(toy_task, kind):
+    built, batch, made, calls = model(toy_task), sample(6, 3), recorded(toy_task), []
+    for _ in range(3):
+        step(made, built, [batch])
+    projection = built.decoder.layers[0].flows[0].fc1
+    handle = {
+        "module": lambda: projection.register_forward_hook(lambda *a: calls.append(1)),
+        "parameter": lambda: projection.weight.register_hook(lambda grad: calls.append(1)),
+        "everywhere": lambda: torch.nn.modules.module.register_module_forward_hook(lambda *a: calls.append(1)),
+    }[kind]()
+    before = made.graphs.recorder.replayed
+    step(made, built, [batch])
+    handle.remove()
+    assert calls and made.graphs.recorder.replayed == before
+    step(made, built, [batch])
+    assert made.graphs.recorder.replayed == before + 1
+
+
+def test_a_gradient_of_before_that_lies_in_the_same_memory_counts_once(toy_task):
+    built, batch = model(toy_task), sample(6, 3)
+    ours, theirs = recorded(toy_task), criterion(toy_task)
+    for _ in range(3):
+        step(ours, built, [batch])
+    for p in built.parameters():
+        p.grad = p.grad.detach()
+    found, grads = step(ours, built, [batch], clear=False)
+    check((found * 2, grads), step(theirs, built, [batch, batch]))
+
+
+def test_batches_of_more_than_tensors_and_numbers_are_run_as_ever(toy_task):
+    built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    odd = {**batch, "net_input": {**batch["net_input"], "more": [torch.zeros(2000)]}}
+    assert [made.graphs(built, odd, None) for _ in range(3)] == [None] * 3
+
+
+def test_a_step_of_rdrop_reads_no_random_state(toy_task, monkeypatch):
+    """Which raises while a graph is recorded."""
+    built, batch = model(toy_task), sample(6, 3)
+    ours, theirs = recorded(toy_task, rdrop_alpha=5.0), criterion(toy_task, rdrop_alpha=5.0)
+    monkeypatch.setattr(torch, "get_rng_state", lambda: pytest.fail("a random state is read"))
+    for _ in range(3):
+        check(step(ours, built, [batch]), step(theirs, built, [batch]))
+    assert ours.graphs.recorder.replayed == 2
+
+
+def test_without_memory_for_another_shape_it_is_run_as_ever(toy_task, caplog):
+    built, made, theirs = model(toy_task), recorded(toy_task), criterion(toy_task)
+    for _ in range(2):
+        step(made, built, [sample(6, 3)])
+    record, tries = made.graphs.recorder, []
+
+    def fails(*arguments):
+        tries.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    made.graphs.recorder = fails
+    for _ in range(4):
+        batch = sample(4, 4)
+        check(step(made, built, [batch]), step(theirs, built, [batch]))
+    assert len(tries) == 1 and "no memory for more than 1" in caplog.text
+    before = record.replayed
+    step(made, built, [sample(6, 3)])
+    assert record.replayed == before + 1
+
+
+def test_a_second_backward_is_refused(toy_task):
+    built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    for _ in range(3):
+        step(made, built, [batch])
+    loss, _, _ = made(built, batch)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="take the backward of each loss once"):
+        loss.backward()
+
+
 def test_a_backward_that_comes_too_late_is_refused(toy_task):
     built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
     for _ in range(3):
@@ -191,7 +291,7 @@ def test_a_backward_that_comes_too_late_is_refused(toy_task):
     first, _, _ = made(built, batch)
     second, _, _ = made(built, batch)
     second.backward()
-    with pytest.raises(RuntimeError, match="take the backward of each loss before the next forward"):
+    with pytest.raises(RuntimeError, match="take the backward of each loss once, before the next forward"):
         first.backward()
 
 
@@ -206,12 +306,20 @@ def test_a_backward_that_comes_too_late_is_refused(toy_task):
         ({"checkpoint_activations": True}, "--checkpoint-activations restores random states on the host"),
         ({"compile": True}, "--compile has graphs of its own"),
         ({"quant_noise_pq": 0.1}, "--quant-noise-pq draws blocks on the host"),
+        ({"solver": "heun"}, "a --solver of several stages restores random states on the host"),
     ],
     ids=lambda value: str(value)[:24],
 )
 def test_what_the_host_decides_anew_is_refused(toy_task, options, message):
     built, made = model(toy_task, **options), recorded(toy_task)
     with pytest.raises(ValueError, match=f"--cuda-graphs cannot be combined: .*{message}"):
+        made(built, sample(6, 3))
+
+
+def test_quant_noise_by_scalars_is_refused(toy_task):
+    built, made = model(toy_task), recorded(toy_task)
+    quantize_model_(built, p=0.5, bits=8)
+    with pytest.raises(ValueError, match="--cuda-graphs cannot be combined: --quant-noise-scalar counts steps"):
         made(built, sample(6, 3))
 
 
@@ -231,6 +339,46 @@ def test_bad_uses_are_refused(toy_task, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="gradients are reduced between processes; train with one"):
         recorded(toy_task)(built, sample(6, 3))
+
+
+class Cuda:
+    """What `record` asks of torch.cuda, without a GPU: what runs in `graph` is noted, and runs."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.captured: list[dict[str, Any]] = []
+        self.waits: list[tuple[Any, Any]] = []
+        self.here = SimpleNamespace(wait_stream=lambda other: self.waits.append(("here", other)))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.here)
+        side = SimpleNamespace(wait_stream=lambda other: self.waits.append(("side", other)))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: side)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+
+    def graph(self, graph, **options):
+        self.captured.append(options)
+        return contextlib.nullcontext()
+
+
+def test_a_recording_is_not_disturbed_by_the_thread_that_pins_memory(monkeypatch):
+    cuda, params = Cuda(monkeypatch), [torch.randn(3, requires_grad=True), torch.randn(2, requires_grad=True)]
+    grads = [torch.zeros(3), torch.zeros(2)]
+    made = graphs.record(lambda inputs: ((params[0] * inputs["x"]).sum(), {}), {"x": torch.ones(3)}, params, grads, 7)
+    assert cuda.captured == [{"pool": 7, "capture_error_mode": "thread_local"}] * 2
+    assert made.used == [0] and grads[0].tolist() == [1, 1, 1] and not grads[1].any()
+
+
+def test_a_recording_that_fails_leaves_nothing_behind(monkeypatch):
+    cuda = Cuda(monkeypatch)
+
+    def body(inputs):
+        assert launches_are_free()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.record(body, {}, [], [], None)
+    assert not launches_are_free() and [who for who, _ in cuda.waits] == ["side", "here"]
+    assert torch._C._len_torch_function_stack() == 0
 
 
 def test_what_cannot_be_recorded_says_why(toy_task):

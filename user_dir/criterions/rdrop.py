@@ -32,7 +32,9 @@ def linear_symmetric_kl(x: Tensor, weight: Tensor, bias: Tensor | None, ignored:
     first, second = x.chunk(2)
     step = max(1, CHUNK // weight.size(0))
     chunks = zip(first.split(step), second.split(step), ignored.split(step), strict=True)
-    parts = [checkpoint(_chunk, a, b, weight, bias, skip, use_reentrant=False) for a, b, skip in chunks]
+    # nothing is drawn within; and while a CUDA graph is recorded, random states cannot be read
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    parts = [checkpoint(_chunk, a, b, weight, bias, skip, **options) for a, b, skip in chunks]
     return torch.stack(parts).sum() if parts else x.new_zeros((), dtype=torch.float32)
 
 

@@ -346,6 +346,7 @@ def test_wrong_requests_are_refused(tmp_path, capsys):
         (["bert", "--clock", "cpu", "--threads", "2"], "use --threads 1 on a CPU"),
         (["ops", "--ops", "softmax"], "--ops: softmax unknown"),
         (["train", "--contenders", "macaron:fp64"], "--contenders: macaron:fp64 unknown; choose from fairseq, macaron"),
+        (["train", "--contenders", "macaron-graphs"], "macaron-graphs: --device cpu records no CUDA graphs"),
         (["train", "--size", "tiny", "--vocabulary", "9", "--max-tokens", "64"], "the longest sentence has "),
         (["cost", "--over", "length", "--max-tokens", "64"], "4096 tokens does not fit into --max-tokens 64"),
         (["adversary", "--contenders", "freelb-9"], "--contenders freelb-9: Attack: method='freelb' is unknown"),
