@@ -48,7 +48,7 @@ def _bench(name: str, words: str, least: float, most: float) -> Job:
     return Job(name, (module("bench"), *words.split()), least, most)
 
 
-STEP = "train --max-tokens 8192 --precision bf16 --seconds 60"
+STEP = "--max-tokens 8192 --precision bf16 --seconds 60"
 OURS = "macaron macaron-compile macaron-graphs"
 FORCED = "macaron-triton macaron-triton-compile"  # the kernels, whatever their check says: an error is no row of `auto`
 JOBS = (
@@ -56,7 +56,7 @@ JOBS = (
     *(
         _bench(
             f"a training step of {size}, bf16",
-            f"{STEP} --size {size} --buckets 32 --contenders fairseq {OURS}",
+            f"train --size {size} {STEP} --buckets 32 --contenders fairseq {OURS}",
             60,
             330,
         )
@@ -71,7 +71,7 @@ JOBS = (
     *(
         _bench(
             f"the same of {size}, kernels forced",
-            f"{STEP} --size {size} --length 32 --contenders fairseq {FORCED}",
+            f"train --size {size} {STEP} --length 32 --contenders fairseq {FORCED}",
             60,
             180,
         )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import DataCollatorWithFlattening
+from transformers.utils import output_capturing
 
 from macaron.bert import (
     MacaronBertConfig,
@@ -308,7 +309,8 @@ def test_hidden_states_and_attentions(attn_implementation, build, batch):
     sums = out.attentions[1].sum(-1).transpose(1, 2)[real]
     close(sums, torch.ones_like(sums))
     assert not out.attentions[1].transpose(1, 3)[~real].any()  # padding is not seen
-    assert len(model(**batch, output_hidden_states=[0]).hidden_states) == 3
+    if hasattr(output_capturing, "selected_hidden_states"):  # since transformers 5.23, what is left out is None
+        assert len(model(**batch, output_hidden_states=[0]).hidden_states) == 3
 
 
 def test_tuples_instead_of_dictionaries(build, batch):

@@ -65,7 +65,7 @@ def test_block_sizes_do_not_enter(rows, block, device, monkeypatch):
 
     expected = results()
     tile = {"ROWS": rows, "num_warps": 4, **OPTIONS}
-    monkeypatch.setattr(step_norm_file, "_tile", lambda width, min_warps: {"C": width, "BLOCK": block, **tile})
+    monkeypatch.setattr(step_norm_file, "_tile", lambda width, **options: {"C": width, "BLOCK": block, **tile})
     # so few columns at a time that a row needs several programs
     monkeypatch.setattr(act_dropout_file, "_tile", lambda width: {"F": width, "BLOCK": block // 4, **tile})
     for e, got in zip(expected, results(), strict=True):
