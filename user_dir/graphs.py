@@ -111,9 +111,9 @@ class Graphs:
         self.seen: Counter[Any] = Counter()
         self.known: dict[Any, Recording] = {}
         self.model: nn.Module | None = None
-        self._begin(None, _Given())
+        self._begin(None)
 
-    def _begin(self, model: nn.Module | None, given: _Given) -> None:
+    def _begin(self, model: nn.Module | None) -> None:
         if self.known or model is not self.model:
             self.seen.clear()
         if self.known and model is self.model:
@@ -121,7 +121,7 @@ class Graphs:
                 f"CUDA graphs: {len(self.known)} are dropped and made anew, since the model's tensors, what is trained "
                 f"of it or its rates have changed; leave out --cuda-graphs where this is said often"
             )
-        self.model, self.given = model, given
+        self.model, self.given = model, _Given(model)
         self.params = [p for _, p in _trained(model)]
         self.grads: list[Tensor] = []
         self.known.clear()
@@ -136,14 +136,13 @@ class Graphs:
         """
         if not (self.limit and model.training and torch.is_grad_enabled()) or model._forward_hooks:
             return None
-        found = _Given.of(model)
-        if model is not self.model or found.facts != self.given.facts:
+        if model is not self.model or not self.given.holds():
             refuse_what_cannot_be_recorded(model)
-            self._begin(model, found)
+            self._begin(model)
         given = {**sample["net_input"], "target": sample["target"]}
         inputs = {name: t for name, t in given.items() if isinstance(t, Tensor)}
         plain = all(value is None or isinstance(value, _PLAIN) for value in given.values())
-        if found.hooked or not plain or "target" not in inputs:
+        if self.given.hooked() or not plain or "target" not in inputs:
             return None
         if self.recorder is record and not all(t.is_cuda for t in inputs.values()):
             raise ValueError(f"--cuda-graphs {self.limit} needs a GPU, and this batch is on a CPU; leave it out")
@@ -227,39 +226,41 @@ def _share(a: Tensor | None, b: Tensor) -> bool:
 _PLAIN = (Tensor, str, int, float)  # what a batch may consist of, so that a key tells it from others
 
 
-@dataclass
 class _Given:
-    """What a recording of a model takes as given.
+    """What recordings of a model take as given: its modules, their tensors, switches and rates, such as dropout's p.
 
-    Args:
-        tensors: of all modules, also those that are neither parameters nor buffers, such as fairseq's tables of
-            positions; held, so that no other takes the place of one that is replaced.
-        facts: where they lie, whether they are trained, and switches and rates, such as dropout's p.
-        hooked: whether there are hooks, which a replay would not call.
+    Tensors are also those that are neither parameters nor buffers, such as fairseq's tables of positions. They are
+    held, so that no other takes the place of one that is replaced. Each step asks, so the places are kept.
     """
 
-    tensors: Sequence[Tensor] = ()
-    facts: Sequence[Any] = ()
-    hooked: bool = False
+    def __init__(self, model: nn.Module | None) -> None:
+        modules = [] if model is None else list(model.modules())
+        self.children = [(m._modules, list(m._modules.values())) for m in modules]
+        homes = [home for m in modules for home in (vars(m), m._parameters, m._buffers)]
+        found = [(home, name, value) for home in homes for name, value in home.items()]
+        self.rates = [(home, name, value) for home, name, value in found if type(value) in _RATES]
+        tensors = [(home, name, t) for home, name, t in found if isinstance(t, Tensor)]
+        self.tensors = [(home, name, t, t.data_ptr(), t.requires_grad) for home, name, t in tensors]
+        self.hooks = [vars(m)[name] for m in modules for name in _HOOKS]
+        self.params = [t for _, _, t in tensors if isinstance(t, nn.Parameter)]
 
-    @classmethod
-    def of(cls, model: nn.Module) -> _Given:
-        tensors: list[Tensor] = []
-        facts: list[Any] = []
-        hooked = _has_any_global_hook()
-        modules = [model]
-        for module in modules:  # grows
-            of = vars(module)  # each step asks, so that attributes are not looked up one by one
-            modules += [m for m in module._modules.values() if m is not None]
-            hooked = hooked or any(map(of.get, _HOOKS))
-            params = [p for p in module._parameters.values() if p is not None]
-            hooked = hooked or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in params)
-            tensors += params
-            tensors += [b for b in module._buffers.values() if b is not None]
-            tensors += [value for value in of.values() if type(value) is Tensor]
-            facts += [value for value in of.values() if type(value) in _RATES]
-        facts += [(id(t), t.data_ptr(), t.requires_grad) for t in tensors]
-        return cls(tensors, facts, bool(hooked))
+    def holds(self) -> bool:
+        return (
+            all(list(home.values()) == values for home, values in self.children)
+            and all(home.get(name) == value for home, name, value in self.rates)
+            and all(
+                home.get(name) is t and t.data_ptr() == place and t.requires_grad == trained
+                for home, name, t, place, trained in self.tensors
+            )
+        )
+
+    def hooked(self) -> bool:
+        """Whether there are hooks, which a replay would not call."""
+        return (
+            _has_any_global_hook()
+            or any(self.hooks)
+            or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.params)
+        )
 
 
 _RATES = (float, bool)
