@@ -168,20 +168,28 @@ class Graphs:
     def _record(self, sample: dict[str, Any], inputs: dict[str, Tensor], body: Body) -> Recording | None:
         # Parameters of their own on the same memory: those of the model belong to the graphs of autograd on the stream
         # of before, on which a backward that is recorded would have to wait.
-        params = {f"model.{name}": p.detach().requires_grad_() for name, p in _trained(self.model)}
+        own = {id(p): p.detach().requires_grad_() for p in self.params}
         holder = _Holder(self.model, body)
+        # A module that stands in two places, such as a shared embedding, is named once: of two names functional_call
+        # would put back its replacement, and the model would be tied no more.
+        named = {
+            f"{prefix}.{name}": own[id(p)]
+            for prefix, module in holder.named_modules()
+            for name, p in module._parameters.items()
+            if id(p) in own
+        }
 
         def of(inputs: dict[str, Tensor]) -> tuple[Tensor, Logged]:
-            own = {name: t for name, t in inputs.items() if name != "target"}
-            filled = {**sample, "net_input": {**sample["net_input"], **own}, "target": inputs["target"]}
-            found: tuple[Tensor, Logged] = functional_call(holder, params, (filled,))
+            net_input = {name: t for name, t in inputs.items() if name != "target"}
+            filled = {**sample, "net_input": {**sample["net_input"], **net_input}, "target": inputs["target"]}
+            found: tuple[Tensor, Logged] = functional_call(holder, named, (filled,), tie_weights=False)
             return found
 
         if self.pool is None and self.recorder is record:
             self.pool = torch.cuda.graph_pool_handle()
         try:
             self.grads = self.grads or [torch.zeros_like(p) for p in self.params]
-            recording = self.recorder(of, inputs, list(params.values()), self.grads, self.pool)
+            recording = self.recorder(of, inputs, list(own.values()), self.grads, self.pool)
         except RuntimeError as error:
             if "out of memory" in str(error):  # fairseq's trainer would leave out this batch, and each of this shape
                 self.limit = len(self.known)

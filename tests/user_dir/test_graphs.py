@@ -117,6 +117,21 @@ def test_replays_are_steps(toy_task, options):
     assert ours.graphs.recorder.recorded == 2 and ours.graphs.recorder.replayed == 5
 
 
+@pytest.mark.parametrize("shared", ["share_all_embeddings", "share_decoder_input_output_embed"])
+def test_what_is_tied_stays_tied(toy_task, shared):
+    """A module in two places, and a parameter in two modules; replays and steps as ever by turns."""
+    task = toy_task()
+    built = model(lambda: task, **{shared: True})
+    ours, theirs = recorded(toy_task), criterion(toy_task)
+    before = dict(built.named_parameters(remove_duplicate=False))
+    for lengths in ((6, 3), (6, 3), (4,), (6, 3), (5,)):
+        batch = sample(*lengths)
+        check(step(ours, built, [batch]), step(theirs, built, [batch]))
+    after = dict(built.named_parameters(remove_duplicate=False))
+    assert before.keys() == after.keys() and all(before[name] is p for name, p in after.items())
+    assert ours.graphs.recorder.recorded and built.decoder.output_projection.weight is built.decoder.embed_tokens.weight
+
+
 @pytest.mark.parametrize("order", ["AAA", "ABAB", "ACBA", "CAC"])
 def test_gradients_of_several_batches_add_up(toy_task, order):
     """`--update-freq`; A and B are recorded, C is not. A factor, as a loss scale or `ignore_grad` is."""
