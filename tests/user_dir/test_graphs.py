@@ -421,9 +421,11 @@ def gpu_model(toy_task, dtype, **options):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_replays_are_steps_on_a_gpu(toy_task, dtype):
-    built = gpu_model(toy_task, dtype, dropout=0.0)
+def test_replays_are_steps_on_a_gpu(toy_task, dtype, tied):
+    task = toy_task()
+    built = gpu_model(lambda: task, dtype, dropout=0.0, share_all_embeddings=tied)
     ours, theirs = criterion(toy_task, cuda_graphs=4), criterion(toy_task)
     close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
     for lengths in ((6, 3, 5), (4, 4), (6, 3, 5), (6, 5, 5), (4, 3), (5, 6, 1), (4, 1)):
