@@ -7,9 +7,10 @@ come back, which `--num-batch-buckets` provides for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode
 
 from macaron.ops._backend import free_launches
+
+from .graph_checks import AnotherStep, Step, refuse_another, refuse_what_cannot_be_recorded
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,13 @@ class _TakePadding(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextlib.contextmanager
+def _recordable() -> Iterator[None]:
+    """Within, a step does what it does where it is recorded."""
+    with free_launches(), _TakePadding():
+        yield
+
+
 def record(
     body: Callable[[dict[str, Tensor]], tuple[Tensor, Logged]],
     inputs: dict[str, Tensor],
@@ -74,7 +84,7 @@ def record(
     inputs = {name: t.clone() for name, t in inputs.items()}
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with free_launches(), _TakePadding():
+    with _recordable():
         try:
             with torch.cuda.stream(stream):  # what is made at first use, such as compiled kernels, cannot be recorded
                 loss, _ = body(inputs)
@@ -187,9 +197,24 @@ class Graphs:
 
         if self.pool is None and self.recorder is record:
             self.pool = torch.cuda.graph_pool_handle()
+        devices = sorted({t.get_device() for t in inputs.values() if t.is_cuda})
+        shapes = ", ".join(f"{name} {'×'.join(map(str, t.shape))}" for name, t in inputs.items())
         try:
+            with torch.random.fork_rng(devices):
+                expected = self._expected(sample, body)
+            if not expected.finite():  # nothing to compare a replay with, so another batch of this shape is waited for
+                return None
             self.grads = self.grads or [torch.zeros_like(p) for p in self.params]
-            recording = self.recorder(of, inputs, list(own.values()), self.grads, self.pool)
+            with torch.random.fork_rng(devices):
+                recording = self.recorder(of, inputs, list(own.values()), self.grads, self.pool)
+            with torch.random.fork_rng(devices):
+                self._compare(recording, expected, shapes)
+        except AnotherStep as error:
+            if not self.known:
+                raise
+            self.limit = len(self.known)  # hours may have passed, and those that are known are right
+            logger.warning(f"{error}. No more are recorded; batches of other shapes are run as ever")
+            return None
         except RuntimeError as error:
             if "out of memory" in str(error):  # fairseq's trainer would leave out this batch, and each of this shape
                 self.limit = len(self.known)
@@ -200,9 +225,27 @@ class Graphs:
             raise ValueError(
                 f"--cuda-graphs {self.limit}: this step cannot be recorded ({error}); leave it out"
             ) from error
-        shapes = ", ".join(f"{name} {'×'.join(map(str, t.shape))}" for name, t in inputs.items())
         logger.info(f"CUDA graphs: {len(self.known) + 1} of at most {self.limit}, of batches with {shapes}")
         return recording
+
+    def _expected(self, sample: dict[str, Any], body: Body) -> Step:
+        """The step that is not recorded, by the same kernels and with the same dropout masks."""
+        with _recordable():
+            loss, logged = body(sample)
+            grads = torch.autograd.grad(loss, self.params, allow_unused=True)
+        return Step(loss.detach(), {name: t.detach() for name, t in logged.items()}, grads)
+
+    def _compare(self, recording: Recording, expected: Step, shapes: str) -> None:
+        """Replay the batch that was recorded; what gradients a batch before it has left there stay."""
+        before = [(g, g.clone()) for p, g in zip(self.params, self.grads, strict=True) if _share(p.grad, g)]
+        recording.forward()
+        recording.factor.fill_(1.0)
+        recording.backward()
+        used = set(recording.used)
+        found = Step(recording.loss, recording.logged, [g if i in used else None for i, g in enumerate(self.grads)])
+        refuse_another(found, expected, [name for name, _ in _trained(self.model)], shapes)
+        for g, values in before:
+            g.copy_(values)
 
     def backward(self, recording: Recording, factor: Tensor, serial: int) -> None:
         """Add the gradients of `factor` · loss to those of the parameters."""
@@ -304,30 +347,3 @@ class _Replayed(torch.autograd.Function):
         graphs, recording, serial = ctx.of
         graphs.backward(recording, factor, serial)
         return None, None, None
-
-
-def refuse_what_cannot_be_recorded(model: nn.Module) -> None:
-    """Raise ValueError where a replay would not be what a run is: what the host draws or decides anew in each step."""
-    reasons = []
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if distributed and torch.distributed.get_world_size() > 1:
-        reasons.append("gradients are reduced between processes; train with one")
-    if torch.is_autocast_enabled("cuda"):
-        reasons.append("--amp casts the weights anew in each pass; take --bf16 or --fp16")
-    for module in model.modules():
-        if getattr(module, "layerdrop", 0.0):
-            reasons.append("--encoder-layerdrop and --decoder-layerdrop draw layers on the host")
-        if getattr(module, "noise", None) is not None:
-            reasons.append("--stochastic-depth draws layers on the host")
-        if not getattr(module, "fused", True):
-            reasons.append("a --solver of several stages restores random states on the host")
-        if type(module).__module__.startswith("fairseq.modules.quantization.scalar"):
-            reasons.append("--quant-noise-scalar counts steps on the host")
-        if hasattr(module, "precheckpoint_forward"):
-            reasons.append("--checkpoint-activations restores random states on the host")
-        if "integrate" in vars(module) or "velocity" in vars(module):
-            reasons.append("--compile has graphs of its own")
-        if getattr(getattr(getattr(module, "cfg", None), "quant_noise", None), "pq", 0):
-            reasons.append("--quant-noise-pq draws blocks on the host")
-    if reasons:
-        raise ValueError(f"--cuda-graphs cannot be combined: {'; '.join(dict.fromkeys(reasons))}")

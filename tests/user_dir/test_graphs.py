@@ -114,7 +114,7 @@ def test_replays_are_steps(toy_task, options):
     for lengths in ((6, 3, 5), (4, 4), (6, 3, 5), (6, 5, 5), (4, 3), (7,), (5, 6, 1), (4, 1)):
         batch = sample(*lengths)
         check(step(ours, built, [batch]), step(theirs, built, [batch]))
-    assert ours.graphs.recorder.recorded == 2 and ours.graphs.recorder.replayed == 5
+    assert ours.graphs.recorder.recorded == 2 and ours.graphs.recorder.replayed == 5 + 2  # and one each to compare
 
 
 @pytest.mark.parametrize("shared", ["share_all_embeddings", "share_decoder_input_output_embed"])
@@ -219,7 +219,7 @@ def test_what_a_recording_took_as_given_and_has_changed_is_recorded_anew(toy_tas
         built.encoder.dropout_module.p = 1e-9
     for _ in range(3):
         check(step(made, built, [batch]), step(criterion(toy_task), built, [batch]))
-    assert made.graphs.recorder.recorded == 2 and made.graphs.recorder.replayed == 4
+    assert made.graphs.recorder.recorded == 2 and made.graphs.recorder.replayed == 4 + 2
     assert "1 are dropped and made anew" in caplog.text
 
 
@@ -263,10 +263,17 @@ def test_a_step_of_rdrop_reads_no_random_state(toy_task, monkeypatch):
     """Which raises while a graph is recorded."""
     built, batch = model(toy_task), sample(6, 3)
     ours, theirs = recorded(toy_task, rdrop_alpha=5.0), criterion(toy_task, rdrop_alpha=5.0)
-    monkeypatch.setattr(torch, "get_rng_state", lambda: pytest.fail("a random state is read"))
+    record = ours.graphs.recorder
+
+    def recorder(*arguments):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "get_rng_state", lambda: pytest.fail("a random state is read"))
+            return record(*arguments)
+
+    ours.graphs.recorder = recorder
     for _ in range(3):
         check(step(ours, built, [batch]), step(theirs, built, [batch]))
-    assert ours.graphs.recorder.replayed == 2
+    assert record.replayed == 2 + 1
 
 
 def test_without_memory_for_another_shape_it_is_run_as_ever(toy_task, caplog):
@@ -406,6 +413,122 @@ def test_what_cannot_be_recorded_says_why(toy_task):
     made(built, sample(6, 3))
     with pytest.raises(ValueError, match=r"this step cannot be recorded \(operation not permitted .*\); leave it out"):
         made(built, sample(6, 3))
+
+
+# --- the comparison before the first replay -----------------------------------------------------------------------
+
+
+class Wrong(StandIn):
+    """Something is wrong with what is recorded: `spoil` changes it after each replay of forward or of backward."""
+
+    def __init__(self, forward=lambda made: None, backward=lambda grads: None, used=lambda used: used) -> None:
+        super().__init__()
+        self.spoils, self.used = (forward, backward), used
+
+    def __call__(self, body, inputs, params, grads, pool) -> Recording:
+        made = super().__call__(body, inputs, params, grads, pool)
+        forward, backward, (first, second) = made.forward, made.backward, self.spoils
+        made.used = self.used(made.used)
+        made.forward = lambda: (forward(), first(made))
+        made.backward = lambda: (backward(), second([grads[i] for i in made.used]))
+        return made
+
+
+def last_of(grads):
+    return max(grads, key=lambda g: float(g.norm()))
+
+
+WRONG = {
+    "loss": (Wrong(forward=lambda made: made.loss.mul_(1.01)), r"loss is [\d.]+, not [\d.]+, for batches with src_tok"),
+    "log": (Wrong(forward=lambda made: made.logged["nll_loss"].mul_(1.01)), "nll_loss is"),
+    "nan": (Wrong(forward=lambda made: made.loss.fill_(torch.nan)), "loss is nan"),
+    "scaled": (Wrong(backward=lambda grads: last_of(grads).mul_(1.01)), r"is off by 0\.01 of its norm, where rounding"),
+    "stale": (Wrong(backward=lambda grads: last_of(grads).zero_()), r"is off by 1 of its norm"),
+    "gradient nan": (Wrong(backward=lambda grads: last_of(grads).view(-1)[0].fill_(torch.nan)), "is off by nan"),
+    "one missing": (Wrong(used=lambda used: used[1:]), "has a gradient in one of them alone"),
+}
+
+
+@pytest.mark.parametrize(("recorder", "message"), WRONG.values(), ids=list(WRONG))
+def test_a_recording_that_is_another_step_is_refused(toy_task, recorder, message):
+    """Before a parameter has seen anything of it, and what gradients there were are not touched."""
+    built, made = model(toy_task), recorded(toy_task)
+    made.graphs.recorder = recorder
+    step(made, built, [sample(6, 3)])
+    before = [None if p.grad is None else p.grad.clone() for p in built.parameters()]
+    with pytest.raises(ValueError, match=f"a recorded step is not the step that was recorded: .*{message}") as error:
+        made(built, sample(6, 3))
+    assert "src_tokens 2×7, src_lengths 2, prev_output_tokens 2×6, target 2×6. Nothing has been" in str(error.value)
+    for p, grad in zip(built.parameters(), before, strict=True):
+        assert (p.grad is None) == (grad is None) and (grad is None or torch.equal(p.grad, grad))
+
+
+def test_a_later_recording_that_is_another_step_is_left_alone(toy_task, caplog):
+    """Training goes on, by what was recorded before and by steps as ever."""
+    built, made, theirs = model(toy_task), recorded(toy_task), criterion(toy_task)
+    for _ in range(2):
+        step(made, built, [sample(6, 3)])
+    right = made.graphs.recorder
+    made.graphs.recorder = wrong = Wrong(forward=lambda recording: recording.loss.mul_(1.01))
+    for _ in range(3):
+        batch = sample(4, 4)
+        check(step(made, built, [batch]), step(theirs, built, [batch]))
+    assert wrong.recorded == 1 and made.graphs.limit == 1
+    (told,) = [message for message in caplog.messages if "is not the step" in message]
+    assert "target 2×4" in told and told.endswith("No more are recorded; batches of other shapes are run as ever")
+    before, batch = right.replayed, sample(6, 3)
+    check(step(made, built, [batch]), step(theirs, built, [batch]))
+    assert right.replayed == before + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_what_is_recorded_passes_in_any_precision_and_with_dropout(toy_task, dtype):
+    built = model(toy_task, dropout=0.3, attention_dropout=0.1).to(dtype)
+    made = recorded(toy_task, rdrop_alpha=1.0)
+    for _ in range(3):
+        step(made, built, [sample(6, 3)])
+    assert made.graphs.recorder.replayed == 2 + 1
+
+
+def test_the_comparison_leaves_gradients_of_before_and_random_states_alone(toy_task):
+    """A batch of an update of several, whose gradients lie where the next shape's replay leaves its own."""
+    built = model(toy_task, dropout=0.3)
+    ours = recorded(toy_task)
+    for _ in range(2):
+        step(ours, built, [sample(6, 3)])
+    step(ours, built, [sample(4, 4)])
+    a, b = sample(6, 3), sample(4, 4)
+    torch.manual_seed(3)
+    found = step(ours, built, [a, b])  # the second is recorded here
+    torch.manual_seed(3)
+    again = step(ours, built, [a, b])  # and replayed alone
+    assert ours.graphs.recorder.recorded == 2
+    check(found, again)
+
+
+def test_a_step_of_no_gradient_at_all_is_recorded(toy_task):
+    """Such as one whose targets are all ignored."""
+    built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    empty = {**batch, "target": torch.full_like(batch["target"], PAD)}
+    for _ in range(3):
+        check(step(made, built, [empty]), step(criterion(toy_task), built, [empty]))
+    assert made.graphs.recorder.recorded == 1
+
+
+def test_a_step_that_is_not_finite_is_not_recorded(toy_task):
+    """There is nothing to compare a replay with; the next batch of that shape is tried."""
+    built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    weight = built.decoder.output_projection.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[5, 0] = torch.inf
+    for _ in range(3):
+        step(made, built, [batch])
+    assert made.graphs.recorder.recorded == 0
+    with torch.no_grad():
+        weight.copy_(before)
+    check(step(made, built, [batch]), step(criterion(toy_task), built, [batch]))
+    assert made.graphs.recorder.recorded == 1
 
 
 # --- on a GPU -----------------------------------------------------------------------------------------------------
