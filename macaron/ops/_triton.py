@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, List  # noqa: UP035
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ else:
 __all__ = [
     "DTYPES",
     "OPTIONS",
-    "Flags",
     "Kernel",
     "as_rows",
     "ceil_div",
@@ -38,10 +37,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # For every launch. Fused multiply-adds: faster and closer; said here because Triton 3.10 changes its default.
 OPTIONS = {"enable_fp_fusion": True}
-
-
-# Of a custom operator's arguments: by torch 2.6 a list is known by this name alone.
-Flags = List[bool]  # noqa: UP006
 
 
 class Kernel:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from macaron.ops._backend import use_triton
-from macaron.ops._triton import OPTIONS, Flags, ceil_div, device_of, jit, next_power_of_2, tl
+from macaron.ops._triton import OPTIONS, ceil_div, device_of, jit, next_power_of_2, tl
 
 # Shapes: N tokens, C channels, V entries of the vocabulary; "..." is any shape with N elements.
 
@@ -177,7 +177,7 @@ def _linear_cross_entropy(
     compute_dtype: torch.dtype,
     triton: bool,
     rows: bool,
-    grads: Flags,
+    grads: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """loss and nll, each (N,) if `rows`, else their sums (); dx, dweight, dbias in the dtypes of x, weight, bias."""
     n, V = x.size(0), weight.size(0)
@@ -233,7 +233,7 @@ def _(
     compute_dtype: torch.dtype,
     triton: bool,
     rows: bool,
-    grads: Flags,
+    grads: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     wide = torch.float64 if compute_dtype == torch.float64 else torch.float32
     loss, nll = (x.new_empty((x.size(0),) if rows else (), dtype=wide) for _ in range(2))

@@ -14,7 +14,6 @@ from macaron.ops._dropout import draw_seed, dropout_reference, keep
 from macaron.ops._operator import operator
 from macaron.ops._triton import (
     OPTIONS,
-    Flags,
     as_rows,
     ceil_div,
     device_of,
@@ -329,7 +328,7 @@ def _step_norm_backward(
     step: float,
     dropout: float,
     v_dtype: torch.dtype,
-    sums: Flags,
+    sums: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     dv = torch.empty(y.shape, dtype=v_dtype, device=y.device)
@@ -347,7 +346,7 @@ def _(
     step: float,
     dropout: float,
     v_dtype: torch.dtype,
-    sums: Flags,
+    sums: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     reduced = y.new_empty(sum(sums), y.size(-1), dtype=torch.float32)
     return y.new_empty(y.shape), y.new_empty(y.shape, dtype=v_dtype), reduced
