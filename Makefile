@@ -73,6 +73,14 @@ $(STAMP)/venv:
 	fi
 	@mkdir -p $(@D) && touch $@
 
+# The torch that was asked for by name, so that asking for another installs it; who asks for none keeps what there is.
+ifneq ($(origin TORCH),file)
+$(STAMP)/asked: FORCE
+	@mkdir -p $(@D) && { echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@; }
+$(STAMP)/torch: $(STAMP)/asked
+endif
+.PHONY: FORCE
+
 # fairseq's setup.py imports all of these, so they stand before it. setuptools below 82 still has pkg_resources,
 # which source distributions among the dependencies may use.
 $(STAMP)/torch: $(STAMP)/venv
