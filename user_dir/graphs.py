@@ -118,6 +118,7 @@ class Graphs:
             raise ValueError(f"--cuda-graphs {limit} must not be negative; 0 records nothing")
         self.limit, self.recorder = limit, recorder
         self.serial = 0  # of the last replay
+        self.said: set[str] = set()
         self.seen: Counter[Any] = Counter()
         self.known: dict[Any, Recording] = {}
         self.model: nn.Module | None = None
@@ -151,17 +152,24 @@ class Graphs:
             self._begin(model)
         given = {**sample["net_input"], "target": sample["target"]}
         inputs = {name: t for name, t in given.items() if isinstance(t, Tensor)}
-        plain = all(value is None or isinstance(value, _PLAIN) for value in given.values())
-        if self.given.hooked() or not plain or "target" not in inputs:
-            return None
+        odd = [name for name, value in given.items() if not (value is None or isinstance(value, _PLAIN))]
+        if odd or "target" not in inputs:
+            return self._as_ever(f"it holds {', '.join(odd) or 'no target'} beside tensors, numbers and words")
+        if self.given.hooked():
+            return self._as_ever("the model has hooks, which no replay calls")
         if self.recorder is record and not all(t.is_cuda for t in inputs.values()):
             raise ValueError(f"--cuda-graphs {self.limit} needs a GPU, and this batch is on a CPU; leave it out")
         rest = [(name, repr(value)) for name, value in given.items() if name not in inputs]
         key = (*((name, t.shape, t.dtype) for name, t in inputs.items()), *rest)
         if key not in self.known:
             self.seen[key] += 1
-            if self.seen[key] < 2 or len(self.known) >= self.limit:
+            if self.seen[key] < 2:
                 return None
+            if len(self.known) >= self.limit:
+                return self._as_ever(
+                    f"its shape is another than the {self.limit} that are recorded; --num-batch-buckets makes fewer "
+                    f"shapes, and a higher --cuda-graphs allows more"
+                )
             recorded = self._record(sample, inputs, body)
             if recorded is None:
                 return None
@@ -174,6 +182,12 @@ class Graphs:
         anchor = torch.zeros((), device=recording.loss.device, requires_grad=True)
         loss: Tensor = _Replayed.apply(anchor, self, recording)
         return loss, {name: t.clone() for name, t in recording.logged.items()}
+
+    def _as_ever(self, reason: str) -> None:
+        """No replay, which is said once for each reason."""
+        if reason not in self.said:
+            self.said.add(reason)
+            logger.info(f"CUDA graphs: a batch is run as ever, and others like it, since {reason}")
 
     def _record(self, sample: dict[str, Any], inputs: dict[str, Tensor], body: Body) -> Recording | None:
         # Parameters of their own on the same memory: those of the model belong to the graphs of autograd on the stream
@@ -238,6 +252,7 @@ class Graphs:
     def _compare(self, recording: Recording, expected: Step, shapes: str) -> None:
         """Replay the batch that was recorded; what gradients a batch before it has left there stay."""
         before = [(g, g.clone()) for p, g in zip(self.params, self.grads, strict=True) if _share(p.grad, g)]
+        self.serial += 1  # what was replayed before has no backward any more
         recording.forward()
         recording.factor.fill_(1.0)
         recording.backward()

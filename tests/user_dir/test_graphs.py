@@ -178,8 +178,9 @@ def test_no_more_shapes_than_allowed(toy_task, caplog):
         for lengths in ((6, 3), (4,), (6, 3), (4,), (4,)):
             step(made, built, [sample(*lengths)])
     assert made.graphs.recorder.recorded == 1
-    (told,) = [message for message in caplog.messages if "CUDA graphs" in message]
+    told, also = [message for message in caplog.messages if "CUDA graphs" in message]
     assert told.startswith("CUDA graphs: 1 of at most 1, of batches with src_tokens 2×7")
+    assert "since its shape is another than the 1 that are recorded; --num-batch-buckets makes fewer" in also
     assert criterion(toy_task).graphs(built, sample(6), None) is None  # none are asked for
 
 
@@ -224,7 +225,8 @@ def test_what_a_recording_took_as_given_and_has_changed_is_recorded_anew(toy_tas
 
 
 @pytest.mark.parametrize("kind", ["module", "parameter", "everywhere"])
-def test_hooks_within_a_model_are_called(toy_task, kind):
+def test_hooks_within_a_model_are_called(toy_task, kind, caplog):
+    caplog.set_level(logging.INFO, logger=graphs.__name__)
     built, batch, made, calls = model(toy_task), sample(6, 3), recorded(toy_task), []
     for _ in range(3):
         step(made, built, [batch])
@@ -238,6 +240,7 @@ def test_hooks_within_a_model_are_called(toy_task, kind):
     step(made, built, [batch])
     handle.remove()
     assert calls and made.graphs.recorder.replayed == before
+    assert "since the model has hooks, which no replay calls" in caplog.text
     step(made, built, [batch])
     assert made.graphs.recorder.replayed == before + 1
 
@@ -253,10 +256,13 @@ def test_a_gradient_of_before_that_lies_in_the_same_memory_counts_once(toy_task)
     check((found * 2, grads), step(theirs, built, [batch, batch]))
 
 
-def test_batches_of_more_than_tensors_and_numbers_are_run_as_ever(toy_task):
+def test_batches_of_more_than_tensors_and_numbers_are_run_as_ever(toy_task, caplog):
     built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
     odd = {**batch, "net_input": {**batch["net_input"], "more": [torch.zeros(2000)]}}
-    assert [made.graphs(built, odd, None) for _ in range(3)] == [None] * 3
+    with caplog.at_level(logging.INFO, logger=graphs.__name__):
+        assert [made.graphs(built, odd, None) for _ in range(3)] == [None] * 3
+    (told,) = [message for message in caplog.messages if "CUDA graphs" in message]
+    assert "is run as ever, and others like it, since it holds more beside tensors, numbers and words" in told
 
 
 def test_a_step_of_rdrop_reads_no_random_state(toy_task, monkeypatch):
@@ -476,6 +482,11 @@ def test_a_later_recording_that_is_another_step_is_left_alone(toy_task, caplog):
     assert wrong.recorded == 1 and made.graphs.limit == 1
     (told,) = [message for message in caplog.messages if "is not the step" in message]
     assert "target 2×4" in told and told.endswith("No more are recorded; batches of other shapes are run as ever")
+    first, _, _ = made(built, sample(6, 3))
+    made.graphs.limit = 2
+    made(built, sample(4, 4))  # compared anew, in the memory of the first
+    with pytest.raises(RuntimeError, match="whose activations are overwritten"):
+        first.backward()
     before, batch = right.replayed, sample(6, 3)
     check(step(made, built, [batch]), step(theirs, built, [batch]))
     assert right.replayed == before + 1
