@@ -159,18 +159,27 @@ def model_only(state: dict[str, Any]) -> dict[str, Any]:
 
 # --- the check --------------------------------------------------------------------------------------------------
 
-# In a process of its own, outside the repository: as a user has it.
+# In a process of its own, outside the repository: as a user has it. Sentences of one length at a time, since
+# `max_len_a` is of the longest sentence of a batch.
 _TRANSLATE = """
 import json, math, sys
 from macaron import MacaronModel
 model = MacaronModel.from_pretrained(sys.argv[1])
 sentences = json.load(sys.stdin)
-best = [found[0] for found in model.generate([model.encode(sentence) for sentence in sentences], **model.generation)]
+encoded = [model.encode(sentence) for sentence in sentences]
 answer = {
     "pieces": [model.apply_bpe(model.tokenize(sentence)) for sentence in sentences],
-    "translations": model.translate(sentences),
-    "bits": [float(one["score"]) / math.log(2) for one in best],
+    "lengths": [len(tokens) for tokens in encoded],
+    "translations": [""] * len(sentences),
+    "bits": [0.0] * len(sentences),
 }
+for length in set(answer["lengths"]):
+    places = [i for i, tokens in enumerate(encoded) if len(tokens) == length]
+    texts = model.translate([sentences[i] for i in places])
+    found = model.generate([encoded[i] for i in places], **model.generation)
+    for i, text, best in zip(places, texts, found):
+        answer["translations"][i] = text
+        answer["bits"][i] = float(best[0]["score"]) / math.log(2)
 json.dump(answer, open(sys.argv[2], "w"))
 """
 
@@ -180,7 +189,9 @@ def check_release(run: Path, folder: Path, sentences: int | None, precision: str
 
     Where the raw sentence gives the very pieces that the run translated, the translation must be the same. (Raw
     sentences that were made from tokens by detokenising may tokenise differently; the scores of both are recorded.)
-    Fewer bits than the run's may choose other words; then the scores say what that costs.
+    A translation that the run did not end before the greatest length for its own sentence is left out where it is
+    another: fairseq takes that length by a batch's longest sentence, so the batch may have decided. Fewer bits than the
+    run's may choose other words; then the scores say what that costs.
     """
     from . import scoring
 
@@ -191,10 +202,15 @@ def check_release(run: Path, folder: Path, sentences: int | None, precision: str
     found = translate_alone(folder, raw)
     known = read_lines(run / "bpe" / f"test.{source}")[: len(raw)]
     recorded = read_lines(run / "hyp" / f"test.{target}")[: len(raw)]
-    bits = [best.score for _, best in sorted(commands.hypotheses(run / "generate" / "generate-test.txt").items())]
+    best = [one for _, one in sorted(commands.hypotheses(run / "generate" / "generate-test.txt").items())]
     same = [i for i, pieces in enumerate(found["pieces"]) if pieces == known[i]]
     differing = [i for i in same if found["translations"][i] != recorded[i]]
-    wrong = [] if fewer else [i for i in differing if abs(found["bits"][i] - bits[i]) > TIE]
+    slope, most = settings.get("generation.max_len_a", 0), settings.get("generation.max_len_b", 200)
+    own = [int(slope * length + most) for length in found["lengths"]]
+    cut = [i for i in differing if slope and len(best[i].pieces.split()) >= own[i]]
+    wrong = [i for i in differing if i not in cut and abs(found["bits"][i] - best[i].score) > TIE]
+    if fewer:
+        cut, wrong = [], []
     if not same:
         raise RecipeError(
             f"{folder}: none of {len(raw)} raw test sentences becomes the pieces that the model was tested with, such "
@@ -205,6 +221,12 @@ def check_release(run: Path, folder: Path, sentences: int | None, precision: str
         raise RecipeError(
             f"{folder}: translates {len(wrong)} of {len(same)} test sentences otherwise than the run did, such as "
             f"{found['translations'][i]!r} instead of {recorded[i]!r} for {raw[i]!r}; the folder is not released"
+        )
+    if len(cut) == len(same):
+        raise RecipeError(
+            f"{folder}: nothing to compare: the run ended none of {len(same)} translations before the greatest length "
+            f"({slope:g} times that of the source + {most}), such as {recorded[same[0]]!r}; train for longer with "
+            f"--max-update, or take a length that is the same for all sentences: --set generation.max_len_a=0"
         )
     reference = read_lines(run / "raw" / f"test.{target}")[: len(raw)]
     metrics = scoring.metric_set(settings["metrics"], TextSettings.read(run / "data-bin" / "text.json"))
@@ -219,10 +241,12 @@ def check_release(run: Path, folder: Path, sentences: int | None, precision: str
             f"{scores['release'][metric]:.2f}, by more than {LOSS}; the folder is not released, take another precision"
         )
     name = "of these with another translation" + ("" if fewer else " of equal score")
+    ends = {"of these cut off at another length": len(cut)} if cut else {}
     return {
         "sentences": len(raw),
         "with the pieces of the run": len(same),
-        name: len(differing),
+        name: len(differing) - len(cut),
+        **ends,
         "precision": precision,
         "scores": scores,
     }
@@ -281,6 +305,8 @@ def model_card(run: Path, folder: Path, check: dict[str, Any]) -> str:
         for name, count in check.items()
         if name.startswith("of these")
     )
+    ends = check.get("of these cut off at another length")
+    otherwise += f" ({ends} more, which the run did not end, were cut off at another length)" if ends else ""
     bits = _BITS.get(check["precision"], "")
     lower = " Text is lower-cased." if settings["text.lowercase"] else ""
     return f"""---

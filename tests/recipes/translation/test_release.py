@@ -88,6 +88,47 @@ def test_a_folder_that_translates_otherwise_is_not_released(finished, tmp_path: 
     assert not (tmp_path / "released").exists()
 
 
+SLIGHT = 1e-6  # so that the lengths are those of the run, which has none
+
+
+@pytest.mark.parametrize(
+    ("places", "slope", "refused"),
+    [
+        ((1, 5, 6), SLIGHT, None),
+        (
+            range(12),
+            SLIGHT,
+            r"nothing to compare: the run ended none of 12 translations before .*\(1e-06 times .* \+ 10\)",
+        ),
+        ((1, 5, 6), 0, "translates 3 of 12 test sentences otherwise than the run did"),
+    ],
+    ids=["some", "all", "one length for all"],
+)
+def test_what_the_run_did_not_end_is_not_compared(finished, tmp_path: Path, places, slope, refused) -> None:
+    """Where a batch's longest sentence says how long a translation becomes, one of another batch may be another."""
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    changed = [f"{line} on" if i in places else line for i, line in enumerate(read_lines(run / "hyp" / "test.en"))]
+    (run / "hyp" / "test.en").write_text("".join(f"{line}\n" for line in changed), encoding="utf-8")
+    settings = read_json(run / "settings.json")
+    write_json(run / "settings.json", settings | {"generation.max_len_a": slope, "generation.max_len_b": 10})
+    output = run / "generate" / "generate-test.txt"
+    unended = {f"H-{i}" for i in places}
+    found = [line.split("\t") for line in read_lines(output)]
+    rows = [[row[0], "-99.0", "on " * 99] if row[0] in unended else row for row in found]
+    output.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    if refused is None:
+        check = release.export(run, tmp_path / "released")
+        assert check["of these cut off at another length"] == 3
+        assert check["of these with another translation of equal score"] == 0
+        card = (tmp_path / "released" / "README.md").read_text(encoding="utf-8")
+        assert "(3 more, which the run did not end, were cut off at another length)" in card
+        return
+    with pytest.raises(RecipeError, match=refused):
+        release.export(run, tmp_path / "released")
+    assert not (tmp_path / "released").exists()
+
+
 @pytest.mark.parametrize(("precision", "share"), [("bf16", 0.6), ("int8", 0.4)])
 def test_fewer_bits(finished, released: Path, tmp_path: Path, precision: str, share: float, monkeypatch) -> None:
     target = tmp_path / precision
