@@ -37,7 +37,7 @@ demo: $(STAMP)/installed  ## learn to translate, write a report, release the mod
 test: $(STAMP)/installed  ## run the default tests (ARGS="-m slow" for the long ones)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=10 $(ARGS)
 
-slow: $(STAMP)/installed  ## run the slow tests, and record the outcome in docs/runs.md (an hour or more)
+slow: $(STAMP)/installed  ## run the slow tests, and record the outcome in docs/runs.md (some ten minutes)
 	@$(PY) tests/runs.py --workers $(WORKERS) slow
 
 # Each environment is made by this Makefile in .versions/, some GB and minutes each; ARGS="3.10 lowest" for some of them.

@@ -155,6 +155,22 @@ def outcome(report: Path, status: int) -> str:
     return ", ".join(parts)
 
 
+def not_passed(report: Path, most: int = 5) -> list[str]:
+    """Which tests failed, and why others were skipped; the first of them."""
+    try:
+        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    except (OSError, ElementTree.ParseError):
+        return []
+    found = []
+    for case in cases:
+        if case.find("failure") is not None or case.find("error") is not None:
+            found.append(f"failed: {case.get('name')}")
+        elif (skipped := case.find("skipped")) is not None:
+            found.append(f"skipped: {skipped.get('message')}")
+    found = [" ".join(what.split()) for what in dict.fromkeys(found)]
+    return found[:most] + ([f"and {len(found) - most} more"] if len(found) > most else [])
+
+
 def run_suite(name: str, python: Path, arguments: Sequence[str], record: Path, remarks: str = "") -> int:
     """Run pytest, and record what came out."""
     begin, at, row = time.monotonic(), commit(), versions_of(python)
@@ -165,11 +181,11 @@ def run_suite(name: str, python: Path, arguments: Sequence[str], record: Path, r
         if status == 2 or status < 0:
             print(f"interrupted (status {status}): nothing is recorded", file=sys.stderr)
             return 130
-        words = outcome(report, status)
+        words, others = outcome(report, status), not_passed(report)
     minutes = (time.monotonic() - begin) / 60
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
     row |= {"suite": name, "date (UTC)": date, "commit": at, "outcome": words, "minutes": f"{minutes:.0f}"}
-    add(record, {**row, "remarks": remarks})
+    add(record, {**row, "remarks": "; ".join([remarks, *others] if remarks else others)})
     print(f"{name}: {words}; recorded in {record}")
     return status
 

@@ -45,14 +45,14 @@ def test_a_run_is_recorded_with_what_pytest_said(
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take seconds to import
     (tmp_path / "test_x.py").write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): pass\ndef test_c(): assert False\n"
-        "@pytest.mark.skip\ndef test_d(): pass\n"
+        "@pytest.mark.skip(reason='no | at hand')\ndef test_d(): pass\n"
     )
     status = runs.run_suite("a suite", Path(sys.executable), apart, record)
     (row,) = runs.read(record)
     assert status == 1
     assert row["outcome"] == "2 passed, **1 failed**, 1 skipped"
     assert row["suite"] == "a suite" and row["Python"] == ".".join(map(str, sys.version_info[:3]))
-    assert row["torch"].startswith("2.") and row["remarks"] == "–"
+    assert row["torch"].startswith("2.") and row["remarks"] == "failed: test_c; skipped: no / at hand"
     # The next run of the suite takes its place; another has a row of its own.
     assert runs.run_suite("a suite", Path(sys.executable), [*apart[:-1], f"{apart[-1]}::test_a"], record) == 0
     runs.add(record, row | {"suite": "another"})
@@ -60,6 +60,14 @@ def test_a_run_is_recorded_with_what_pytest_said(
         ("a suite", "1 passed"),
         ("another", "2 passed, **1 failed**, 1 skipped"),
     ]
+    assert runs.read(record)[0]["remarks"] == "–"
+
+
+def test_of_many_that_did_not_pass_the_first_are_named(runs: ModuleType, tmp_path: Path) -> None:
+    cases = [f'<testcase name="test_{i}"><failure/></testcase>' for i in range(7)]
+    (tmp_path / "r.xml").write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+    assert runs.not_passed(tmp_path / "r.xml", 2) == ["failed: test_0", "failed: test_1", "and 5 more"]
+    assert runs.not_passed(tmp_path / "none.xml") == []
 
 
 def test_an_interrupted_run_is_not_recorded(
