@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from macaron.ops._backend import launches_are_free
+from macaron.ops._backend import launches_are_free, on_accelerator
 from macaron.ops._cpu import written_out_is_faster
 from macaron.ops._dropout import dropout_reference
 
@@ -151,14 +152,31 @@ def sdpa(
 
     cuDNN makes a plan for each shape, 0.11 to 0.16 s on an H200, where a call takes 0.14 to 0.34 ms and torch's other
     kernels 0.6 to 1.8 times that (torch 2.11, bf16, forward and backward, 33 to 136 tokens). A graph keeps its shape.
-    With a mask and 64 keys more than a multiple of 128 its backward may make NaN (pytorch/pytorch#196678).
+    With a mask and 64 keys more than a multiple of 128 its backward may make NaN (pytorch/pytorch#196678). Where
+    torch.compile traces, numbers of keys are symbols, so it is left out wherever there is a mask.
     """
-    if not torch.jit.is_scripting():
-        new = not (torch.compiler.is_compiling() or (launches_are_free() and not _at_fault(k, mask)))
-        if q.is_cuda and new:
+    if not torch.jit.is_scripting() and on_accelerator(q):
+        if torch.compiler.is_compiling():
+            if mask is not None and _all_allowed():
+                with sdpa_kernel(_OTHERS):
+                    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+        elif not launches_are_free() or _at_fault(k, mask):
             with _without_cudnn():
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+
+
+_OTHERS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def _all_allowed() -> bool:
+    """Whether nobody has chosen among torch's kernels."""
+    cuda = torch.backends.cuda
+    chosen = (cuda.cudnn_sdp_enabled, cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled)
+    return all(allowed() for allowed in chosen)
+
+
+_all_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]  # switches cannot be traced
 
 
 def _at_fault(k: Tensor, mask: Tensor | None) -> bool:

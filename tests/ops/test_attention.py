@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import logging
@@ -303,6 +304,48 @@ def test_cudnn_is_left_out_and_put_back():
         assert cuda.cudnn_sdp_enabled()
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]), _without_cudnn():
         assert not cuda.cudnn_sdp_enabled()
+
+
+class Watched(torch.fx.Interpreter):
+    """Runs what torch.compile has traced, and notes whether cuDNN's attention was allowed for each attention."""
+
+    def __init__(self, traced, seen) -> None:
+        super().__init__(traced)
+        self.seen = seen
+
+    def call_function(self, target, args, kwargs):
+        if "scaled_dot_product_attention" in str(target):
+            self.seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return super().call_function(target, args, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "masked", "cudnn"),
+    [
+        (None, True, False),
+        (None, False, True),
+        ([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH], True, True),  # somebody's choice
+        ([SDPBackend.MATH], True, False),
+    ],
+    ids=["masked", "no mask", "cuDNN chosen", "math chosen"],
+)
+def test_compiled_with_a_mask_cudnn_is_left_out(monkeypatch, allowed, masked, cudnn):
+    """Traced in one piece, with lengths as symbols; torch's switches stand afterwards as before."""
+    monkeypatch.setattr(module, "on_accelerator", lambda x: True)
+    torch._dynamo.reset()
+    seen = []
+    compiled = torch.compile(
+        lambda *a, **k: attention(*a, **k)[0], backend=lambda traced, _: Watched(traced, seen).run, fullgraph=True,
+        dynamic=True,
+    )  # fmt: skip
+    q, k, v = make()
+    masks = {"key_padding_mask": PADDING} if masked else {}
+    with sdpa_kernel(allowed) if allowed else contextlib.nullcontext():
+        before = torch.backends.cuda.cudnn_sdp_enabled()
+        out = compiled(q, k, v, **masks)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    assert seen == [cudnn]
+    torch.testing.assert_close(out.double(), explicit(q, k, v, **masks)[0], **F32)
 
 
 def test_errors_say_what_is_wrong():
