@@ -251,6 +251,8 @@ class Graphs:
         return recording
 
     def _no_more(self, reason: str) -> None:
+        # What a recording that is thrown away gives back to the pool, cuBLAS's workspace for one, those that are known
+        # still write to (pytorch/pytorch#193402): no later one may get it.
         self.limit = len(self.known)
         if not self.known:
             self.grads, self.pool = [], None

@@ -361,7 +361,8 @@ parameters, seed {settings["common.seed"]}; {training.get("updates", 0):,} updat
 
 {two_step_section(folder, scheme)}## Checked
 
-This folder, alone in a clean process, translated the first {check["sentences"]} raw test sentences: \
+This folder, alone in a clean process, translated the first {check["sentences"]} raw test sentences, each under the \
+greatest length that it had in the run: \
 {check["with the pieces of the run"]} became the very pieces of the run, and of these \
 {otherwise}. On these sentences: \
 {"; ".join(f"{name} {score:.2f} (run: {released['run'][name]:.2f})" for name, score in released["release"].items())}.
