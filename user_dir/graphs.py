@@ -220,6 +220,8 @@ class Graphs:
             for factor in _FACTORS:
                 with self._without_a_trace(devices):
                     expected = self._expected(sample, body, factor)
+                if not self.given.holds():
+                    raise RuntimeError("its forward puts other tensors, modules or rates in place of the model's")
                 if expected.finite():
                     break
             else:
@@ -229,8 +231,6 @@ class Graphs:
             other = {name: t.roll(1) for name, t in inputs.items()}
             with self._without_a_trace(devices):
                 recording = self.recorder(of, other, list(own.values()), self.grads, self.pool)
-            if not self.given.holds():
-                raise RuntimeError("its forward puts other tensors, modules or rates in place of the model's")
             with self._without_a_trace(devices):
                 self._compare(recording, inputs, expected, shapes)
         except AnotherStep as error:
