@@ -95,7 +95,6 @@ def write_parts(run: Path, folder: Path, precision: str = "fp32") -> Callable[[P
     import macaron
 
     macaron.register_fairseq()
-    from macaron.user_dir import generation as search
     from macaron.user_dir import hub, released
 
     from macaron.quantization import stored
@@ -106,7 +105,6 @@ def write_parts(run: Path, folder: Path, precision: str = "fp32") -> Callable[[P
     generation = {key.split(".")[1]: value for key, value in settings.items() if key.startswith("generation.")}
     state = model_only(load(run / "average.pt"))
     try:
-        search.check(generation, "settings.json")
         hub.check_settings(run / "average.pt", state, macaron.MacaronModel)
         released.write(folder, released.Description(text, generation, precision=precision))
         state = stored(state, precision)
