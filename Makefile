@@ -73,12 +73,18 @@ $(STAMP)/venv:
 	fi
 	@mkdir -p $(@D) && touch $@
 
-# The torch that was asked for by name, so that asking for another installs it; who asks for none keeps what there is.
-ifneq ($(origin TORCH),file)
+# The torch that was asked for by name is the one of all later commands that name none, also where its installation was
+# interrupted; asking for another installs it.
+ifeq ($(origin TORCH),file)
+TORCH := $(or $(shell cat $(STAMP)/asked 2>/dev/null),$(TORCH))
+else
 $(STAMP)/asked: FORCE
+	@case "$(TORCH)" in *torch*) ;; *) \
+	  echo "make: TORCH=$(TORCH) is not what pip installs as torch; say it like TORCH=torch==2.13.0"; exit 1;; esac
 	@mkdir -p $(@D) && { echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@; }
 $(STAMP)/torch: $(STAMP)/asked
 endif
+$(STAMP)/torch: $(wildcard $(STAMP)/asked)
 .PHONY: FORCE
 
 # fairseq's setup.py imports all of these, so they stand before it. setuptools below 82 still has pkg_resources,
@@ -90,17 +96,19 @@ $(STAMP)/torch: $(STAMP)/venv
 
 # Without isolation, since pip would fetch a whole second torch to build against, and without dependencies, since
 # torchaudio on the package index is a CUDA build that fails to import beside a CPU torch. CUDA_HOME would make
-# fairseq build CUDA extensions, which text models do not need and a CPU torch cannot build.
+# fairseq build CUDA extensions, which text models do not need and a CPU torch cannot build. What pip keeps of earlier
+# builds may be of another torch where one was asked for by name.
+FRESH := $(if $(filter-out file,$(origin TORCH))$(wildcard $(STAMP)/asked),--no-cache-dir)
 $(STAMP)/fairseq: $(STAMP)/torch
 	@echo "[3/5] building $(FAIRSEQ) (3-5 minutes, once)"
-	@env -u CUDA_HOME $(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(VENV)/wheels "$(FAIRSEQ)"
+	@env -u CUDA_HOME $(PIP) $(FRESH) wheel --no-deps --no-build-isolation --wheel-dir $(VENV)/wheels "$(FAIRSEQ)"
 	@touch $@
 
 $(STAMP)/installed: $(STAMP)/fairseq pyproject.toml
 	@echo "[4/5] installing macaron with its requirements"
 	@$(PIP) install --no-build-isolation -e ".[fairseq-text,bert,kernels,recipes,images,dev,docs]"
 	@echo "[5/5] installing $(FAIRSEQ)"
-	@$(PIP) install --no-deps --no-index --find-links $(VENV)/wheels "$(FAIRSEQ)"
+	@$(PIP) install --no-deps --no-index --force-reinstall --find-links $(VENV)/wheels "$(FAIRSEQ)"
 	@if $(PIP) show torchaudio >/dev/null 2>&1 && ! $(PY) -c 'import torchaudio' 2>/dev/null; then \
 	  echo "      removing torchaudio: it does not match this torch, and transformers would import it"; \
 	  $(PIP) uninstall --yes torchaudio; \

@@ -282,11 +282,17 @@ def versions(chosen: Sequence[str], workers: str, record: Path) -> int:
     return worst
 
 
+def _workers(text: str) -> str:
+    if text in ("auto", "logical") or re.fullmatch(r"[0-9]+", text):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, auto or logical")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python tests/runs.py", description="Run whole suites, and record what came out in docs/runs.md."
     )
-    parser.add_argument("--workers", default="2", metavar="N", help="of pytest (default: %(default)s)")
+    parser.add_argument("--workers", type=_workers, default="2", metavar="N", help="of pytest (default: %(default)s)")
     parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="default: docs/runs.md")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("slow", help="the slow tier, by this Python")
@@ -297,7 +303,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in getattr(args, "chosen", ()):
         if name not in known:
             several.error(f"{name} is not one of {', '.join(known)}")
-    read(args.record)  # a record that cannot be read is told before hours are spent
+    try:
+        read(args.record)
+    except (OSError, ValueError) as error:  # told before hours are spent
+        parser.error(f"--record {args.record} cannot be read: {error}")
     with contextlib.suppress(KeyboardInterrupt):
         if args.command == "slow":
             return slow(args.workers, args.record)

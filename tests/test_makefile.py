@@ -17,7 +17,7 @@ class Clone:
         (root / "pyproject.toml").touch()
         python = root / ".venv" / "bin" / "python"
         python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\necho "$*" >> "{self.log}"\n')
+        python.write_text(f'#!/bin/sh\necho "$*" >> "{self.log}"\ncase "$*" in *torch==9.*) exit 1;; esac\n')
         python.chmod(0o755)
 
     def make(self, *arguments: str) -> list[str]:
@@ -47,3 +47,35 @@ def test_an_interrupted_install_goes_on_where_it_stopped(clone: Clone) -> None:
     whole = clone.make("install", "TORCH=torch==2.8.0")
     (clone.root / ".venv" / ".macaron" / "installed").unlink()
     assert clone.make("install", "TORCH=torch==2.8.0") == whole[1:]
+
+
+@pytest.mark.parametrize("before", [[], ["TORCH=torch==2.8.0"]], ids=["new", "another"])
+def test_a_torch_whose_installation_was_interrupted_is_gone_on_with(clone: Clone, before: list[str]) -> None:
+    """By commands that name none, too: a torch half installed would be taken for one."""
+    if before:
+        clone.make("install", *before)
+    with pytest.raises(subprocess.CalledProcessError):
+        clone.make("install", "TORCH=torch==9.0")
+    with pytest.raises(subprocess.CalledProcessError):
+        clone.make("test")
+    assert "torch==9.0" in clone.log.read_text()
+    assert clone.make("test", "TORCH=torch==2.13.0")[0] == "torch==2.13.0"
+    assert clone.make("test") == []
+
+
+def test_fairseq_is_built_anew_for_another_torch(clone: Clone) -> None:
+    """pip would take the wheel that it keeps, and what is installed already, for the same."""
+    clone.make("install")
+    assert "--no-cache-dir" not in clone.log.read_text()
+    clone.make("install", "TORCH=torch==2.8.0")
+    built, installed = [line for line in clone.log.read_text().splitlines() if "fairseq-fixed" in line]
+    assert " --no-cache-dir wheel " in built and " --force-reinstall " in installed
+
+
+@pytest.mark.parametrize("name", ["2.8.0", ""])
+def test_what_is_no_torch_is_refused(clone: Clone, name: str) -> None:
+    clone.make("install")
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        clone.make("install", f"TORCH={name}")
+    assert f"TORCH={name} is not what pip installs as torch; say it like TORCH=torch==" in error.value.stdout.decode()
+    assert clone.make("install") == [] and not (clone.root / ".venv" / ".macaron" / "asked").exists()

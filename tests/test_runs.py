@@ -99,8 +99,23 @@ def test_what_is_no_success_is_not_called_one(
 
 def test_a_damaged_record_is_refused(runs: ModuleType, record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record.write_text(record.read_text(encoding="utf-8") + "| one | two |\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="has 2 cells, not 9; take the file of the commit"):
-        runs.main(["--record", str(record), "slow"])
+    for path, said in (
+        (record, "has 2 cells, not 9; take the file of the commit"),
+        (record.parent / "none.md", "none.md cannot be read: [Errno 2]"),
+    ):
+        with pytest.raises(SystemExit):
+            runs.main(["--record", str(path), "slow"])
+        assert said in capsys.readouterr().err
+
+
+def test_workers_that_are_no_number_are_refused(
+    runs: ModuleType, record: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pytest would refuse them, and that would take the place of the last run in the record."""
+    for workers in ("two", "-1", ""):
+        with pytest.raises(SystemExit):
+            runs.main([f"--workers={workers}", "--record", str(record), "slow"])
+        assert f"{workers!r} is not a number of processes, auto or logical" in capsys.readouterr().err
 
 
 def test_an_unknown_version_is_refused(runs: ModuleType, record: Path, capsys: pytest.CaptureFixture[str]) -> None:

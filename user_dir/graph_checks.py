@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,16 +43,17 @@ class Step:
     Args:
         loss: ().
         logged: what is logged, each ().
-        grads: of the parameters, None for one that takes no part.
+        grads: of factor · loss with respect to the parameters, None for one that takes no part.
+        factor: as a loss scale.
     """
 
     loss: Tensor
     logged: dict[str, Tensor]
     grads: Sequence[Tensor | None]
+    factor: float = 1.0
 
     def finite(self) -> bool:
-        sizes = _norms([g for g in self.grads if g is not None])
-        return bool(torch.isfinite(torch.cat([sizes, self.loss.float().reshape(1)])).all())
+        return bool(torch.isfinite(_norms([self.loss, *(g for g in self.grads if g is not None)])).all())
 
 
 class AnotherStep(ValueError):
@@ -85,7 +86,7 @@ def refuse_another(found: Step, expected: Step, names: Sequence[str], where: str
     if taken:
         sizes = _norms(theirs)
         scale = sizes.clamp(min=max(float(sizes.square().mean().sqrt()), torch.finfo(torch.float32).tiny))
-        distances = _norms([found.grads[i] - expected.grads[i] for i in taken]) / scale
+        distances = _norms(found.grads[i] - expected.grads[i] for i in taken) / scale
         worst = int(torch.where(distances.isnan(), torch.inf, distances).argmax())
         if not float(distances[worst]) <= most:
             _refuse(
@@ -95,8 +96,8 @@ def refuse_another(found: Step, expected: Step, names: Sequence[str], where: str
             )
 
 
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([t.float().norm() for t in tensors]) if tensors else torch.zeros(0)
+def _norms(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack([t.float().norm() for t in tensors])
 
 
 def _refuse(what: str, where: str) -> None:

@@ -118,6 +118,7 @@ class Graphs:
             raise ValueError(f"--cuda-graphs {limit} must not be negative; 0 records nothing")
         self.limit, self.recorder = limit, recorder
         self.serial = 0  # of the last replay
+        self.proven = False  # whether a recording has ever been the step that was recorded
         self.said: set[str] = set()
         self.seen: Counter[Any] = Counter()
         self.known: dict[Any, Recording] = {}
@@ -162,8 +163,8 @@ class Graphs:
         rest = [(name, repr(value)) for name, value in given.items() if name not in inputs]
         key = (*((name, t.shape, t.dtype) for name, t in inputs.items()), *rest)
         if key not in self.known:
-            self.seen[key] += 1
-            if self.seen[key] < 2:
+            self.seen[key] = times = self.seen[key] + 1
+            if times < 2 or times & (times - 1):  # where it fails, less and less often: twice, 4, 8, 16 times …
                 return None
             if len(self.known) >= self.limit:
                 return self._as_ever(
@@ -173,7 +174,7 @@ class Graphs:
             recorded = self._record(sample, inputs, body)
             if recorded is None:
                 return None
-            self.known[key] = recorded
+            self.known[key], self.proven = recorded, True
         recording = self.known[key]
         for name, t in inputs.items():
             recording.inputs[name].copy_(t, non_blocking=True)
@@ -205,7 +206,8 @@ class Graphs:
 
         def of(inputs: dict[str, Tensor]) -> tuple[Tensor, Logged]:
             net_input = {name: t for name, t in inputs.items() if name != "target"}
-            filled = {**sample, "net_input": {**sample["net_input"], **net_input}, "target": inputs["target"]}
+            # and no more of the batch: what else stands in it would be that of this batch in each replay
+            filled = {"net_input": {**sample["net_input"], **net_input}, "target": inputs["target"]}
             found: tuple[Tensor, Logged] = functional_call(holder, named, (filled,), tie_weights=False)
             return found
 
@@ -213,54 +215,84 @@ class Graphs:
             self.pool = torch.cuda.graph_pool_handle()
         devices = sorted({t.get_device() for t in inputs.values() if t.is_cuda})
         shapes = ", ".join(f"{name} {'×'.join(map(str, t.shape))}" for name, t in inputs.items())
+        expected: Step | None = None
         try:
-            with torch.random.fork_rng(devices):
-                expected = self._expected(sample, body)
-            if not expected.finite():  # nothing to compare a replay with, so another batch of this shape is waited for
-                return None
+            for factor in _FACTORS:
+                with self._without_a_trace(devices):
+                    expected = self._expected(sample, body, factor)
+                if not self.given.holds():
+                    raise RuntimeError("its forward puts other tensors, modules or rates in place of the model's")
+                if expected.finite():
+                    break
+            else:
+                return self._as_ever("its loss or its gradients are not finite; it is tried anew later")
             self.grads = self.grads or [torch.zeros_like(p) for p in self.params]
-            with torch.random.fork_rng(devices):
-                recording = self.recorder(of, inputs, list(own.values()), self.grads, self.pool)
-            with torch.random.fork_rng(devices):
-                self._compare(recording, expected, shapes)
+            # of another batch, so that the comparison shows what would be that of the recorded batch in each replay
+            other = {name: t.roll(1) for name, t in inputs.items()}
+            with self._without_a_trace(devices):
+                recording = self.recorder(of, other, list(own.values()), self.grads, self.pool)
+            with self._without_a_trace(devices):
+                self._compare(recording, inputs, expected, shapes)
         except AnotherStep as error:
-            if not self.known:
+            if not self.proven:
                 raise
-            self.limit = len(self.known)  # hours may have passed, and those that are known are right
-            logger.warning(f"{error}. No more are recorded; batches of other shapes are run as ever")
-            return None
-        except RuntimeError as error:
+            return self._no_more(str(error))  # hours may have passed, and those that are known are right
+        except Exception as error:
             if "out of memory" in str(error):  # fairseq's trainer would leave out this batch, and each of this shape
-                self.limit = len(self.known)
-                logger.warning(
-                    f"CUDA graphs: no memory for more than {self.limit}; batches of other shapes are run as ever"
-                )
-                return None
+                return self._no_more(f"CUDA graphs: no memory for more than {len(self.known)}")
+            if expected is None:  # the step itself fails, which has nothing to do with a recording
+                raise
+            cause = _first(error)
+            reason = str(cause) if isinstance(cause, RuntimeError) else f"{type(cause).__name__}: {cause}"
             raise ValueError(
-                f"--cuda-graphs {self.limit}: this step cannot be recorded ({error}); leave it out"
+                f"--cuda-graphs {self.limit}: this step cannot be recorded ({reason}); leave it out"
             ) from error
         logger.info(f"CUDA graphs: {len(self.known) + 1} of at most {self.limit}, of batches with {shapes}")
         return recording
 
-    def _expected(self, sample: dict[str, Any], body: Body) -> Step:
+    def _no_more(self, reason: str) -> None:
+        # What a recording that is thrown away gives back to the pool, cuBLAS's workspace for one, those that are known
+        # still write to (pytorch/pytorch#193402): no later one may get it.
+        self.limit = len(self.known)
+        if not self.known:
+            self.grads, self.pool = [], None
+        logger.warning(f"{reason}. No more are recorded; batches of other shapes are run as ever")
+
+    @contextlib.contextmanager
+    def _without_a_trace(self, devices: Sequence[int]) -> Iterator[None]:
+        """Random states and buffers, such as running means, are afterwards what they were before."""
+        before = [] if self.model is None else [(b, b.clone()) for b in self.model.buffers()]
+        with torch.random.fork_rng(devices):
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    for buffer, values in before:
+                        buffer.copy_(values)
+
+    def _expected(self, sample: dict[str, Any], body: Body, factor: float) -> Step:
         """The step that is not recorded, by the same kernels and with the same dropout masks."""
         with _recordable():
             loss, logged = body(sample)
-            grads = torch.autograd.grad(loss, self.params, allow_unused=True)
-        return Step(loss.detach(), {name: t.detach() for name, t in logged.items()}, grads)
+            grads = torch.autograd.grad(loss, self.params, torch.full_like(loss, factor), allow_unused=True)
+        return Step(loss.detach(), {name: t.detach() for name, t in logged.items()}, grads, factor)
 
-    def _compare(self, recording: Recording, expected: Step, shapes: str) -> None:
-        """Replay the batch that was recorded; what gradients a batch before it has left there stay."""
+    def _compare(self, recording: Recording, inputs: dict[str, Tensor], expected: Step, shapes: str) -> None:
+        """Replay the batch of `expected`; what gradients a batch before it has left there stay."""
         before = [(g, g.clone()) for p, g in zip(self.params, self.grads, strict=True) if _share(p.grad, g)]
         self.serial += 1  # what was replayed before has no backward any more
-        recording.forward()
-        recording.factor.fill_(1.0)
-        recording.backward()
-        used = set(recording.used)
-        found = Step(recording.loss, recording.logged, [g if i in used else None for i, g in enumerate(self.grads)])
-        refuse_another(found, expected, [name for name, _ in _trained(self.model)], shapes)
-        for g, values in before:
-            g.copy_(values)
+        try:
+            for name, t in inputs.items():
+                recording.inputs[name].copy_(t)
+            recording.forward()
+            recording.factor.fill_(expected.factor)
+            recording.backward()
+            grads = [g if i in recording.used else None for i, g in enumerate(self.grads)]
+            found = Step(recording.loss, recording.logged, grads, expected.factor)
+            refuse_another(found, expected, [name for name, _ in _trained(self.model)], shapes)
+        finally:
+            for g, values in before:
+                g.copy_(values)
 
     def backward(self, recording: Recording, factor: Tensor, serial: int) -> None:
         """Add the gradients of `factor` · loss to those of the parameters."""
@@ -289,6 +321,15 @@ def _share(a: Tensor | None, b: Tensor) -> bool:
     return a is not None and a.data_ptr() == b.data_ptr()
 
 
+def _first(error: BaseException) -> BaseException:
+    """What failed first: to end a recording that has failed is an error of its own."""
+    while error.__context__ is not None and not error.__suppress_context__:
+        error = error.__context__
+    return error
+
+
+# of the gradients that are compared; in half precision those of a loss that is not scaled down may not be finite
+_FACTORS = (1.0, 2.0**-8, 2.0**-16)
 _PLAIN = (Tensor, str, int, float)  # what a batch may consist of, so that a key tells it from others
 
 

@@ -10,6 +10,7 @@ Triton, and the sources of the kernels. The same by hand, with all that was foun
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
@@ -24,6 +25,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from macaron.ops._triton import DTYPES
 
 SECONDS = 120  # for all of it, compilation included
 DIRECTORY = "MACARON_CACHE"  # environment variable: where verdicts are kept
@@ -244,16 +247,35 @@ def _dropout(op: str, x: Tensor) -> str:
     return "" if abs(share - 0.5) < 6 * spread else f"dropout of a half keeps {share:.3f}"
 
 
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m macaron.ops._selfcheck",
+        description="Run the kernels of an operation once, forward and backward, and compare them with float64.",
+    )
+    p.add_argument("op", choices=list(CASES))
+    p.add_argument("device", help="such as cuda or cuda:1")
+    p.add_argument("dtype", choices=[str(dtype).removeprefix("torch.") for dtype in DTYPES])
+    p.add_argument("--json", action="store_true", help="the verdict alone, as `auto` reads it")
+    return p
+
+
 def main(arguments: Sequence[str]) -> int:
-    op, device, dtype, *more = arguments
+    """0 where all is well, 1 where something is wrong; 0 with any verdict as JSON."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.device.startswith("cuda") and not torch.cuda.is_available() and not args.json:
+        parser.error(f"device {args.device}: torch {torch.__version__} finds no GPU here; there is nothing to check")
     try:
-        wrong = try_kernels(op, device, getattr(torch, dtype))
+        wrong = try_kernels(args.op, args.device, getattr(torch, args.dtype))
     except Exception as error:  # whatever a compiler, a driver or a kernel may raise
-        if "--json" not in more:
+        if not args.json:
             raise
         wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    print(json.dumps({"wrong": wrong}) if "--json" in more else wrong or f"{op} on {device} in {dtype}: all is well")
-    return 0
+    if args.json:
+        print(json.dumps({"wrong": wrong}))
+        return 0
+    print(wrong or f"{args.op} on {args.device} in {args.dtype}: all is well")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -73,11 +73,20 @@ def read(path: Path) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
-            raise RecipeError(f"{path}: its columns are not those of this benchmark; name another file with --out")
-        return list(reader)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read()
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        heads, rows = tuple(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}); name another file with --out") from error
+    if heads != FIELDS:
+        raise RecipeError(f"{path}: its columns are not those of this benchmark; name another file with --out")
+    for number, row in enumerate(rows, 1):
+        cut = number == len(rows) and not text.endswith("\n")  # and the next row would become a part of it
+        if cut or None in row or None in row.values():
+            raise RecipeError(f"{path}: row {number} is not whole, it was cut off or edited; delete it")
+    return rows
 
 
 def aligned(rows: list[dict[str, Any]]) -> str:

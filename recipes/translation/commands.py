@@ -30,6 +30,7 @@ USER_DIR = Path(macaron.__file__).parent
 
 # fairseq drops a last batch whose size is no multiple of this (default 8), sentences of the test set too.
 KEEP_LAST_BATCH = ("--required-batch-size-multiple", 1)
+BATCH = 128  # sentences that fairseq-generate translates at a time; the check of a release counts on it
 
 
 def quiet() -> None:

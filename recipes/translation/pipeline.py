@@ -244,7 +244,7 @@ class Pipeline:
         return commands.fairseq(
             "generate", self.data_bin, "--user-dir", commands.USER_DIR, "--path", self.model,
             "--source-lang", self.source, "--target-lang", self.target, "--gen-subset", "test",
-            *options, "--batch-size", 128, "--results-path", self.folder / "generate", *cpu,
+            *options, "--batch-size", commands.BATCH, "--results-path", self.folder / "generate", *cpu,
             *commands.KEEP_LAST_BATCH,
         )  # fmt: skip
 
@@ -349,7 +349,7 @@ class Pipeline:
         return commands.fairseq(
             "interactive", self.data_bin, "--user-dir", commands.USER_DIR, "--path", self.model,
             "--source-lang", self.source, "--target-lang", self.target, "--input", pieces,
-            *options, "--batch-size", 128, "--buffer-size", 4096, *cpu,
+            *options, "--batch-size", commands.BATCH, "--buffer-size", 4096, *cpu,
         )  # fmt: skip
 
     def report(self) -> Made:

@@ -159,24 +159,22 @@ def model_only(state: dict[str, Any]) -> dict[str, Any]:
 
 # --- the check --------------------------------------------------------------------------------------------------
 
-# In a process of its own, outside the repository: as a user has it. Sentences of one length at a time, since
-# `max_len_a` is of the longest sentence of a batch.
+# In a process of its own, outside the repository: as a user has it, but with the greatest lengths of the run.
 _TRANSLATE = """
 import json, math, sys
 from macaron import MacaronModel
 model = MacaronModel.from_pretrained(sys.argv[1])
-sentences = json.load(sys.stdin)
-encoded = [model.encode(sentence) for sentence in sentences]
+sentences, limits = json.load(sys.stdin)
 answer = {
     "pieces": [model.apply_bpe(model.tokenize(sentence)) for sentence in sentences],
-    "lengths": [len(tokens) for tokens in encoded],
     "translations": [""] * len(sentences),
     "bits": [0.0] * len(sentences),
 }
-for length in set(answer["lengths"]):
-    places = [i for i, tokens in enumerate(encoded) if len(tokens) == length]
-    texts = model.translate([sentences[i] for i in places])
-    found = model.generate([encoded[i] for i in places], **model.generation)
+for limit in sorted(set(limits)):
+    places = [i for i, own in enumerate(limits) if own == limit]
+    options = {**model.generation, "max_len_a": 0, "max_len_b": limit, "match_source_len": False}
+    texts = model.translate([sentences[i] for i in places], **options)
+    found = model.generate([model.encode(sentences[i]) for i in places], **options)
     for i, text, best in zip(places, texts, found):
         answer["translations"][i] = text
         answer["bits"][i] = float(best[0]["score"]) / math.log(2)
@@ -189,28 +187,36 @@ def check_release(run: Path, folder: Path, sentences: int | None, precision: str
 
     Where the raw sentence gives the very pieces that the run translated, the translation must be the same. (Raw
     sentences that were made from tokens by detokenising may tokenise differently; the scores of both are recorded.)
-    A translation that the run did not end before the greatest length for its own sentence is left out where it is
-    another: fairseq takes that length by a batch's longest sentence, so the batch may have decided. Fewer bits than the
-    run's may choose other words; then the scores say what that costs.
+    Each has the greatest length that it had in the run. Fewer bits than the run's may choose other words; then the
+    scores say what that costs.
+
+    Raises:
+        RecipeError: the folder does not translate as the run did, or files of the run do not belong to each other.
     """
     from . import scoring
 
     settings = read_json(run / "settings.json")
     source, target = settings["text.source"], settings["text.target"]
     fewer = precision != "fp32"
-    raw = read_lines(run / "raw" / f"test.{source}")[: sentences or (None if fewer else SENTENCES)]
-    found = translate_alone(folder, raw)
-    known = read_lines(run / "bpe" / f"test.{source}")[: len(raw)]
-    recorded = read_lines(run / "hyp" / f"test.{target}")[: len(raw)]
-    best = [one for _, one in sorted(commands.hypotheses(run / "generate" / "generate-test.txt").items())]
+    texts = {
+        path: read_lines(run / path)
+        for path in (f"raw/test.{source}", f"raw/test.{target}", f"bpe/test.{source}", f"hyp/test.{target}")
+    }
+    raw, reference, known, recorded = texts.values()
+    best = commands.hypotheses(run / "generate" / "generate-test.txt")
+    sizes = {path: len(lines) for path, lines in texts.items()} | {"generate/generate-test.txt": len(best)}
+    if sorted(best) != list(range(len(raw))) or len(set(sizes.values())) > 1:
+        raise RecipeError(
+            f"{run}: {', '.join(f'{path} has {size:,}' for path, size in sizes.items())} of the test sentences; one "
+            f"was edited or cut off; delete it and make it anew: python -m {module('<name>')} score --out {run}"
+        )
+    limits = greatest_lengths([len(pieces.split()) + 1 for pieces in known], list(best), settings)
+    raw = raw[: sentences or (None if fewer else SENTENCES)]
+    found = translate_alone(folder, raw, limits[: len(raw)])
+    reference, recorded = reference[: len(raw)], recorded[: len(raw)]
     same = [i for i, pieces in enumerate(found["pieces"]) if pieces == known[i]]
     differing = [i for i in same if found["translations"][i] != recorded[i]]
-    slope, most = settings.get("generation.max_len_a", 0), settings.get("generation.max_len_b", 200)
-    own = [int(slope * length + most) for length in found["lengths"]]
-    cut = [i for i in differing if slope and len(best[i].pieces.split()) >= own[i]]
-    wrong = [i for i in differing if i not in cut and abs(found["bits"][i] - best[i].score) > TIE]
-    if fewer:
-        cut, wrong = [], []
+    wrong = [] if fewer else [i for i in differing if abs(found["bits"][i] - best[i].score) > TIE]
     if not same:
         raise RecipeError(
             f"{folder}: none of {len(raw)} raw test sentences becomes the pieces that the model was tested with, such "
@@ -222,13 +228,6 @@ def check_release(run: Path, folder: Path, sentences: int | None, precision: str
             f"{folder}: translates {len(wrong)} of {len(same)} test sentences otherwise than the run did, such as "
             f"{found['translations'][i]!r} instead of {recorded[i]!r} for {raw[i]!r}; the folder is not released"
         )
-    if len(cut) == len(same):
-        raise RecipeError(
-            f"{folder}: nothing to compare: the run ended none of {len(same)} translations before the greatest length "
-            f"({slope:g} times that of the source + {most}), such as {recorded[same[0]]!r}; train for longer with "
-            f"--max-update, or take a length that is the same for all sentences: --set generation.max_len_a=0"
-        )
-    reference = read_lines(run / "raw" / f"test.{target}")[: len(raw)]
     metrics = scoring.metric_set(settings["metrics"], TextSettings.read(run / "data-bin" / "text.json"))
     scores = {
         name: {metric: entry["score"] for metric, entry in scoring.score(lines, reference, None, None, metrics).items()}
@@ -241,25 +240,41 @@ def check_release(run: Path, folder: Path, sentences: int | None, precision: str
             f"{scores['release'][metric]:.2f}, by more than {LOSS}; the folder is not released, take another precision"
         )
     name = "of these with another translation" + ("" if fewer else " of equal score")
-    ends = {"of these cut off at another length": len(cut)} if cut else {}
     return {
         "sentences": len(raw),
         "with the pieces of the run": len(same),
-        name: len(differing) - len(cut),
-        **ends,
+        name: len(differing),
         "precision": precision,
         "scores": scores,
     }
 
 
-def translate_alone(folder: Path, sentences: Sequence[str]) -> dict[str, list[Any]]:
+def greatest_lengths(lengths: Sequence[int], order: Sequence[int], settings: dict[str, Any]) -> list[int]:
+    """Of each translation in the run: fairseq takes it by the longest sentence of a batch.
+
+    Args:
+        lengths: of the sources, their ends included.
+        order: of the sentences in fairseq's output, which is batch by batch.
+    """
+    slope, most = settings.get("generation.max_len_a", 0), settings.get("generation.max_len_b", 200)
+    limits = [0] * len(lengths)
+    for start in range(0, len(order), commands.BATCH):
+        batch = order[start : start + commands.BATCH]
+        longest = max(lengths[i] for i in batch)
+        limit = longest if settings.get("generation.match_source_len") else int(slope * longest + most)
+        for i in batch:
+            limits[i] = limit
+    return limits
+
+
+def translate_alone(folder: Path, sentences: Sequence[str], limits: Sequence[int]) -> dict[str, list[Any]]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as elsewhere:
         answer = Path(elsewhere) / "answer.json"
         done = subprocess.run(
             [sys.executable, "-c", _TRANSLATE, str(folder.resolve()), str(answer)],
-            input=json.dumps(list(sentences)), text=True, cwd=elsewhere, env=ENVIRONMENT,
+            input=json.dumps([list(sentences), list(limits)]), text=True, cwd=elsewhere, env=ENVIRONMENT,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -305,8 +320,6 @@ def model_card(run: Path, folder: Path, check: dict[str, Any]) -> str:
         for name, count in check.items()
         if name.startswith("of these")
     )
-    ends = check.get("of these cut off at another length")
-    otherwise += f" ({ends} more, which the run did not end, were cut off at another length)" if ends else ""
     bits = _BITS.get(check["precision"], "")
     lower = " Text is lower-cased." if settings["text.lowercase"] else ""
     return f"""---
@@ -346,7 +359,8 @@ parameters, seed {settings["common.seed"]}; {training.get("updates", 0):,} updat
 
 {two_step_section(folder, scheme)}## Checked
 
-This folder, alone in a clean process, translated the first {check["sentences"]} raw test sentences: \
+This folder, alone in a clean process, translated the first {check["sentences"]} raw test sentences, each under the \
+greatest length that it had in the run: \
 {check["with the pieces of the run"]} became the very pieces of the run, and of these \
 {otherwise}. On these sentences: \
 {"; ".join(f"{name} {score:.2f} (run: {released['run'][name]:.2f})" for name, score in released["release"].items())}.

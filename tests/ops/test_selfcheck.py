@@ -240,3 +240,25 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], monk
     assert json.loads(capsys.readouterr().out) == {"wrong": "RuntimeError: PTX"}
     with pytest.raises(RuntimeError, match="assembler"):
         _selfcheck.main(["euler_step", "cpu", "float32"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: op, device, dtype"),
+        (["nope", "cuda", "float16"], "argument op: invalid choice: 'nope'"),
+        (["euler_step", "cuda", "float64"], "argument dtype: invalid choice: 'float64'"),
+        (["euler_step", "cuda:3", "float16"], "device cuda:3: torch .* finds no GPU here; there is nothing to check"),
+    ],
+)
+def test_the_command_tells_what_cannot_be_checked(arguments, said, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        _selfcheck.main(arguments)
+    assert ended.value.code == 2 and re.search(said, capsys.readouterr().err)
+
+
+def test_the_command_ends_with_a_status_of_its_own_where_something_is_wrong(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(_selfcheck, "try_kernels", lambda *arguments: "result 0 is not finite")
+    assert _selfcheck.main(["euler_step", "cpu", "float32"]) == 1
+    assert capsys.readouterr().out == "result 0 is not finite\n"

@@ -369,6 +369,31 @@ def test_bad_uses_are_refused(toy_task, monkeypatch):
         recorded(toy_task)(built, sample(6, 3))
 
 
+def test_a_step_that_fails_by_itself_says_so_itself(toy_task):
+    """Which has nothing to do with a recording."""
+    built, made = model(toy_task), recorded(toy_task)
+
+    def body(batch):
+        raise RuntimeError("index out of range in self")
+
+    assert made.graphs(built, sample(6, 3), body) is None
+    with pytest.raises(RuntimeError, match=r"^index out of range in self$"):
+        made.graphs(built, sample(6, 3), body)
+
+
+def test_a_step_that_reads_more_of_a_batch_is_refused(toy_task):
+    """In each replay it would be that of the batch that was recorded."""
+    built, made = model(toy_task), recorded(toy_task)
+
+    def body(batch):
+        loss, logged = made._losses(built, batch, True)
+        return loss / batch["ntokens"], logged
+
+    assert made.graphs(built, sample(6, 3), body) is None
+    with pytest.raises(ValueError, match=r"this step cannot be recorded \(KeyError: 'ntokens'\); leave it out"):
+        made.graphs(built, sample(6, 3), body)
+
+
 class Cuda:
     """What `record` asks of torch.cuda, without a GPU: what runs in `graph` is noted, and runs."""
 
@@ -413,7 +438,10 @@ def test_what_cannot_be_recorded_says_why(toy_task):
     built, made = model(toy_task), recorded(toy_task)
 
     def fails(*arguments):
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:  # as torch.cuda.graph leaves it
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     made.graphs.recorder = fails
     made(built, sample(6, 3))
@@ -434,7 +462,7 @@ class Wrong(StandIn):
     def __call__(self, body, inputs, params, grads, pool) -> Recording:
         made = super().__call__(body, inputs, params, grads, pool)
         forward, backward, (first, second) = made.forward, made.backward, self.spoils
-        made.used = self.used(made.used)
+        made.used, made.first = self.used(made.used), made.loss.clone()
         made.forward = lambda: (forward(), first(made))
         made.backward = lambda: (backward(), second([grads[i] for i in made.used]))
         return made
@@ -452,6 +480,7 @@ WRONG = {
     "stale": (Wrong(backward=lambda grads: last_of(grads).zero_()), r"is off by 1 of its norm"),
     "gradient nan": (Wrong(backward=lambda grads: last_of(grads).view(-1)[0].fill_(torch.nan)), "is off by nan"),
     "one missing": (Wrong(used=lambda used: used[1:]), "has a gradient in one of them alone"),
+    "another batch": (Wrong(forward=lambda made: made.loss.copy_(made.first)), r"loss is [\d.]+, not [\d.]+"),
 }
 
 
@@ -490,6 +519,69 @@ def test_a_later_recording_that_is_another_step_is_left_alone(toy_task, caplog):
     before, batch = right.replayed, sample(6, 3)
     check(step(made, built, [batch]), step(theirs, built, [batch]))
     assert right.replayed == before + 1
+
+
+@pytest.mark.parametrize("fault", ["another step", "no memory"])
+def test_a_comparison_that_fails_leaves_gradients_of_before_alone(toy_task, fault, monkeypatch):
+    """A batch of an update of several, whose gradients lie where the next shape's replay leaves its own."""
+    built, made, theirs = model(toy_task), recorded(toy_task), criterion(toy_task)
+    for _ in range(2):
+        step(made, built, [sample(6, 3)])
+    step(made, built, [sample(4, 4)])
+    made.graphs.recorder = Wrong(backward=lambda grads: torch._foreach_mul_(grads, 3.0))
+    if fault == "no memory":
+
+        def refuse(*arguments):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(graphs, "refuse_another", refuse)
+    batches = [sample(6, 3), sample(4, 4)]
+    check(step(made, built, batches), step(theirs, built, batches))
+    assert made.graphs.recorder.replayed == 1 and made.graphs.limit == 1
+
+
+def test_a_wrong_recording_ends_no_training_that_recordings_have_served(toy_task, caplog):
+    """Not even where they are made anew, since the model's tensors have changed."""
+    built, batch, made, theirs = model(toy_task), sample(6, 3), recorded(toy_task), criterion(toy_task)
+    for _ in range(2):
+        step(made, built, [batch])
+    built.encoder.embed_positions.weights = built.encoder.embed_positions.weights * 2
+    made.graphs.recorder = Wrong(forward=lambda recording: recording.loss.mul_(1.01))
+    for _ in range(3):
+        check(step(made, built, [batch]), step(theirs, built, [batch]))
+    assert made.graphs.limit == 0 and not made.graphs.grads and "No more are recorded" in caplog.text
+
+
+class Counts(torch.nn.Module):
+    """A buffer that each forward changes, in its place or not, as running means are."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.inplace:
+            self.calls += 1
+        else:
+            self.calls = self.calls + 1
+        return x
+
+
+def test_a_recording_leaves_buffers_that_the_forward_changes_alone(toy_task):
+    built, batch, made = model(toy_task), sample(6, 3), recorded(toy_task)
+    built.encoder.dropout_module = Counts(inplace=True)
+    for _ in range(4):
+        step(made, built, [batch])
+    assert made.graphs.recorder.recorded == 1 and float(built.encoder.dropout_module.calls) == 4
+
+
+def test_a_forward_that_replaces_what_the_model_holds_is_refused(toy_task):
+    built, made = model(toy_task), recorded(toy_task)
+    built.encoder.dropout_module = Counts(inplace=False)
+    made(built, sample(6, 3))
+    with pytest.raises(ValueError, match=r"cannot be recorded \(its forward puts other tensors, modules or r"):
+        made(built, sample(6, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -540,6 +632,34 @@ def test_a_step_that_is_not_finite_is_not_recorded(toy_task):
         weight.copy_(before)
     check(step(made, built, [batch]), step(criterion(toy_task), built, [batch]))
     assert made.graphs.recorder.recorded == 1
+
+
+def test_a_step_that_is_never_finite_is_tried_less_and_less_often(toy_task, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger=graphs.__name__)
+    built, batch, made, tries = model(toy_task), sample(6, 3), recorded(toy_task), []
+    with torch.no_grad():
+        built.decoder.output_projection.weight[5, 0] = torch.inf
+    expected = made.graphs._expected
+    monkeypatch.setattr(made.graphs, "_expected", lambda *a: tries.append(made.graphs.seen.total()) or expected(*a))
+    for _ in range(19):
+        step(made, built, [batch])
+    assert sorted(set(tries)) == [2, 4, 8, 16]
+    (told,) = [message for message in caplog.messages if "CUDA graphs" in message]
+    assert "since its loss or its gradients are not finite; it is tried anew later" in told
+
+
+def test_gradients_in_half_that_need_a_loss_scale_below_one_are_compared_under_one(toy_task):
+    built, made = model(toy_task).half(), recorded(toy_task)
+
+    def body(batch):
+        loss, logged = made._losses(built, batch, True)
+        return loss * 2.0**20, logged
+
+    for _ in range(3):
+        found = made.graphs(built, sample(6, 3), body)
+    (found[0] * 2.0**-20).backward()
+    assert made.graphs.recorder.recorded == 1
+    assert all(p.grad is None or p.grad.isfinite().all() for p in built.parameters())
 
 
 # --- on a GPU -----------------------------------------------------------------------------------------------------

@@ -362,3 +362,19 @@ def test_wrong_requests_are_refused(tmp_path, capsys):
 
 def test_the_record_that_is_kept_can_be_read():
     assert record.read(record.RESULTS)
+
+
+def test_a_record_that_is_damaged_is_told(tmp_path):
+    whole = record.RESULTS.read_bytes().splitlines(keepends=True)[:3]
+    for name, content, said in (
+        ("cut.csv", b"".join(whole)[:-1], "row 2 is not whole, it was cut off or edited; delete it"),
+        ("fewer.csv", whole[0] + b"2026,1\n" + whole[1], "row 1 is not whole"),
+        ("more.csv", whole[0] + whole[1].rstrip() + b",1\n" + whole[2], "row 1 is not whole"),
+        ("bytes.csv", whole[0] + b"\xff\xfe", r"bytes.csv: cannot be read \('utf-8' codec"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RecipeError, match=said):
+            record.read(tmp_path / name)
+    with pytest.raises(RecipeError, match=r"cannot be read .*; name another file with --out"):
+        record.read(tmp_path)
+    assert record.read(tmp_path / "none.csv") == []

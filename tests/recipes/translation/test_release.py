@@ -16,8 +16,9 @@ import macaron
 from macaron import MacaronModel
 from recipes.common.errors import RecipeError
 from recipes.common.workspace import read_json, read_lines, write_json
-from recipes.translation import release
+from recipes.translation import commands, release
 from recipes.translation.recipe import load
+from recipes.translation.text import Codec
 
 
 @pytest.fixture(scope="module")
@@ -88,45 +89,70 @@ def test_a_folder_that_translates_otherwise_is_not_released(finished, tmp_path: 
     assert not (tmp_path / "released").exists()
 
 
-SLIGHT = 1e-6  # so that the lengths are those of the run, which has none
-
-
-@pytest.mark.parametrize(
-    ("places", "slope", "refused"),
-    [
-        ((1, 5, 6), SLIGHT, None),
-        (
-            range(12),
-            SLIGHT,
-            r"nothing to compare: the run ended none of 12 translations before .*\(1e-06 times .* \+ 10\)",
-        ),
-        ((1, 5, 6), 0, "translates 3 of 12 test sentences otherwise than the run did"),
-    ],
-    ids=["some", "all", "one length for all"],
-)
-def test_what_the_run_did_not_end_is_not_compared(finished, tmp_path: Path, places, slope, refused) -> None:
-    """Where a batch's longest sentence says how long a translation becomes, one of another batch may be another."""
+@pytest.fixture
+def cut_short(finished, tmp_path: Path, fairseq_cli, monkeypatch) -> Path:
+    """A run whose translations end where the longest sentence of their batch says; seven in a batch."""
     run = tmp_path / "run"
     shutil.copytree(finished.folder, run)
-    changed = [f"{line} on" if i in places else line for i, line in enumerate(read_lines(run / "hyp" / "test.en"))]
-    (run / "hyp" / "test.en").write_text("".join(f"{line}\n" for line in changed), encoding="utf-8")
-    settings = read_json(run / "settings.json")
-    write_json(run / "settings.json", settings | {"generation.max_len_a": slope, "generation.max_len_b": 10})
-    output = run / "generate" / "generate-test.txt"
-    unended = {f"H-{i}" for i in places}
-    found = [line.split("\t") for line in read_lines(output)]
-    rows = [[row[0], "-99.0", "on " * 99] if row[0] in unended else row for row in found]
-    output.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
-    if refused is None:
-        check = release.export(run, tmp_path / "released")
-        assert check["of these cut off at another length"] == 3
-        assert check["of these with another translation of equal score"] == 0
-        card = (tmp_path / "released" / "README.md").read_text(encoding="utf-8")
-        assert "(3 more, which the run did not end, were cut off at another length)" in card
-        return
-    with pytest.raises(RecipeError, match=refused):
+    monkeypatch.setattr(commands, "BATCH", 7)
+    settings = read_json(run / "settings.json") | {"generation.max_len_a": 0.2, "generation.max_len_b": 1}
+    write_json(run / "settings.json", settings)
+    options = [(f"--{key.removeprefix('generation.').replace('_', '-')}", value) for key, value in settings.items()
+               if key.startswith("generation.")]  # fmt: skip
+    fairseq_cli(
+        "fairseq-generate", run / "data-bin", "--user-dir", commands.USER_DIR, "--path", run / "average.pt",
+        "--source-lang", "de", "--target-lang", "en", "--batch-size", 7, "--results-path", run / "generate", "--cpu",
+        *(word for option in options for word in option), *commands.KEEP_LAST_BATCH, cwd=tmp_path,
+    )  # fmt: skip
+    codec, best = Codec.open(run / "data-bin"), commands.hypotheses(run / "generate" / "generate-test.txt")
+    (run / "hyp" / "test.en").write_text(
+        "".join(codec.text(best[i].pieces) + "\n" for i in range(12)), encoding="utf-8"
+    )
+    return run
+
+
+def test_translations_are_compared_that_a_batch_cut_short(cut_short: Path, tmp_path: Path) -> None:
+    """Alone, a sentence would have another greatest length than in its batch."""
+    check = release.export(cut_short, tmp_path / "released")
+    assert check["of these with another translation of equal score"] == 0
+    model = MacaronModel.from_pretrained(tmp_path / "released")
+    alone = [model.translate(line) for line in read_lines(cut_short / "raw" / "test.de")]
+    assert alone != read_lines(cut_short / "hyp" / "test.en"), "or nothing is tested"
+    lines = read_lines(cut_short / "hyp" / "test.en")
+    (cut_short / "hyp" / "test.en").write_text("".join(f"{line} on\n" for line in lines), encoding="utf-8")
+    output = cut_short / "generate" / "generate-test.txt"
+    output.write_text(output.read_text(encoding="utf-8").replace("\t-", "\t-9"), encoding="utf-8")
+    with pytest.raises(RecipeError, match="translates 12 of 12 test sentences otherwise than the run did"):
+        release.export(cut_short, tmp_path / "other")
+
+
+def test_greatest_lengths_are_those_of_batches(monkeypatch) -> None:
+    monkeypatch.setattr(commands, "BATCH", 2)
+    lengths, order = [3, 9, 5, 4, 8], [1, 4, 2, 3, 0]
+    slope = {"generation.max_len_a": 1.5, "generation.max_len_b": 10}
+    assert release.greatest_lengths(lengths, order, slope) == [14, 23, 17, 17, 23]
+    assert release.greatest_lengths(lengths, order, {}) == [200] * 5
+    assert release.greatest_lengths(lengths, order, {"generation.match_source_len": True}) == [3, 9, 5, 5, 9]
+
+
+@pytest.mark.parametrize("name", ["generate/generate-test.txt", "hyp/test.en", "bpe/test.de"])
+def test_files_that_are_cut_off_are_told(finished, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    lines = read_lines(run / name)
+    (run / name).write_text("".join(f"{line}\n" for line in lines[: len(lines) // 2]), encoding="utf-8")
+    told = rf"{name} has [56].* of the test sentences; one was edited or cut off; delete it .* score"
+    with pytest.raises(RecipeError, match=told):
         release.export(run, tmp_path / "released")
     assert not (tmp_path / "released").exists()
+
+
+def test_an_option_of_the_search_that_makes_no_sense_is_told(finished, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.folder, run)
+    write_json(run / "settings.json", read_json(run / "settings.json") | {"generation.max_len_a": "1.2"})
+    with pytest.raises(RecipeError, match=r"cannot be released .*generation: max_len_a '1\.2' must be a finite number"):
+        release.export(run, tmp_path / "released")
 
 
 @pytest.mark.parametrize(("precision", "share"), [("bf16", 0.6), ("int8", 0.4)])
