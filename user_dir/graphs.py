@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode
 
-from macaron.ops._backend import free_launches
+from macaron.ops._backend import free_launches, on_accelerator
 
 from .graph_checks import AnotherStep, Step, refuse_another, refuse_what_cannot_be_recorded
 
@@ -52,15 +52,22 @@ class Recording:
 
 
 class _TakePadding(TorchFunctionMode):
-    """Answers "yes" where fairseq asks whether a batch has padding: the host cannot wait for the GPU while it records,
-    and a mask that hides nothing changes nothing."""
+    """Answers "yes" where fairseq asks whether a batch has any padding: the host cannot wait for the GPU while it
+    records, and a mask that hides nothing changes nothing. Other questions are not answered so, and end a recording."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is Tensor.__bool__ and args[0].is_cuda:
+        if func is Tensor.__bool__ and any(args[0] is t for t in self.asked):
             return True
-        return func(*args, **(kwargs or {}))
+        found = func(*args, **(kwargs or {}))
+        if func in (Tensor.any, torch.any) and on_accelerator(found):
+            self.asked.append(found)
+        return found
 
 
 @contextlib.contextmanager

@@ -394,6 +394,22 @@ def test_a_step_that_reads_more_of_a_batch_is_refused(toy_task):
         made.graphs(built, sample(6, 3), body)
 
 
+def test_whether_there_is_any_padding_is_the_only_question_answered_without_looking(toy_task, monkeypatch):
+    monkeypatch.setattr(graphs, "on_accelerator", lambda t: True)
+    none = torch.zeros(3, dtype=torch.bool)
+    with graphs._TakePadding():
+        assert none.any() and torch.any(none) and bool(none.any())
+        assert not none[0] and not none.sum() and not none.all() and not none.any().clone()
+    assert not none.any()
+    # fairseq's encoder asks so, and a mask that hides nothing changes nothing
+    built, batch = model(toy_task), sample(5, 5)
+    expected = criterion(toy_task)(built, batch)[0]
+    with graphs._TakePadding() as mode:
+        found = criterion(toy_task)(built, batch)[0]
+    assert mode.asked
+    torch.testing.assert_close(found, expected)
+
+
 class Cuda:
     """What `record` asks of torch.cuda, without a GPU: what runs in `graph` is noted, and runs."""
 
