@@ -153,7 +153,7 @@ CHILD = """
 import os, signal, sys, time
 if {deaf}: signal.signal(signal.SIGTERM, signal.SIG_IGN)
 worker = os.fork()
-print("worker" if worker == 0 else "command", os.getpid(), flush=True)
+os.write(1, f"{{'worker' if worker == 0 else 'command'}} {{os.getpid()}}\\n".encode())  # at once: two write here
 time.sleep(600)
 """
 
