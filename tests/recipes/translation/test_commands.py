@@ -232,8 +232,9 @@ def lockable(file: IO[Any]) -> bool:
 
 @pytest.mark.parametrize("apart", ["pass", "os.setsid()"])  # as torchrun starts its workers
 def test_workers_that_a_command_left_behind_are_ended(tmp_path: Path, apart: str) -> None:
-    code = f"import os, time\nif os.fork() == 0:\n  {apart}; print(os.getpid(), flush=True); time.sleep(600)\n"
-    run_code(tmp_path, code + "time.sleep(0.5)")
+    child = f"{apart}; print(os.getpid(), flush=True); os.write(said, b'.'); time.sleep(600)"
+    code = f"import os, time\nheard, said = os.pipe()\nif os.fork() == 0:\n  {child}\nos.read(heard, 1)"
+    run_code(tmp_path, code)
     wait_until(lambda: not alive(int((tmp_path / "log").read_text())), "the worker is still there")
 
 
