@@ -7,7 +7,8 @@
 
 PYTHON  ?= python3
 # Where fairseq's wheel is not built for a GPU, the torch release this project is tested with.
-TORCH   ?= torch==2.13.0
+TESTED  := torch==2.13.0
+TORCH   ?= $(TESTED)
 FAIRSEQ := fairseq-fixed==0.12.3.1
 CORPUS  ?= numbers
 # More arguments: make test ARGS="-k splitting -x", make demo CORPUS=multi30k ARGS="--data-dir FOLDER"
@@ -80,7 +81,7 @@ TORCH := $(or $(shell cat $(STAMP)/asked 2>/dev/null),$(TORCH))
 else
 $(STAMP)/asked: FORCE
 	@case "$(TORCH)" in *torch*) ;; *) \
-	  echo "make: TORCH=$(TORCH) is not what pip installs as torch; say it like TORCH=torch==2.13.0"; exit 1;; esac
+	  echo "make: TORCH=$(TORCH) is not what pip installs as torch; say it like TORCH=$(TESTED)"; exit 1;; esac
 	@mkdir -p $(@D) && { echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@; }
 $(STAMP)/torch: $(STAMP)/asked
 endif
@@ -91,7 +92,9 @@ $(STAMP)/torch: $(wildcard $(STAMP)/asked)
 # which source distributions among the dependencies may use.
 $(STAMP)/torch: $(STAMP)/venv
 	@echo "[2/5] installing $(TORCH) and the build requirements"
-	@$(PIP) install "$(TORCH)" "numpy>=1.26,<3" "setuptools>=77,<82" "wheel<1" "cython>=3,<4"
+	@$(PIP) install "$(TORCH)" "numpy>=1.26,<3" "setuptools>=77,<82" "wheel<1" "cython>=3,<4" || \
+	  { echo "make: $(TORCH) and the build requirements were not installed, and the next command tries again; if it is"; \
+	    echo "      this torch that cannot be had, name another: make install TORCH=$(TESTED)"; exit 1; }
 	@touch $@
 
 # Without isolation, since pip would fetch a whole second torch to build against, and without dependencies, since

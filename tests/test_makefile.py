@@ -56,9 +56,12 @@ def test_a_torch_whose_installation_was_interrupted_is_gone_on_with(clone: Clone
         clone.make("install", *before)
     with pytest.raises(subprocess.CalledProcessError):
         clone.make("install", "TORCH=torch==9.0")
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(subprocess.CalledProcessError) as error:
         clone.make("test")
     assert "torch==9.0" in clone.log.read_text()
+    said = error.value.stdout.decode()
+    assert "make: torch==9.0 and the build requirements were not installed" in said
+    assert "name another: make install TORCH=torch==2.13.0" in said
     assert clone.make("test", "TORCH=torch==2.13.0")[0] == "torch==2.13.0"
     assert clone.make("test") == []
 
